@@ -34,7 +34,7 @@ class AudioSection(Section):
     encoder: Literal["cnn14", "resnet38", "small"] = Field("resnet38", description="PANNs Cnn14 or ResNet38, or `small`")
     weights: str | None = Field(None, description="the PANNs authors' .pth file for the encoder; null starts from scratch")
     hop: Positive = Field(320, description="samples between frames; PANNs encoders are defined at 320")
-    channels: tuple[Positive, ...] = Field((24, 48, 96, 192), description="block widths of `small`")
+    channels: tuple[Positive, ...] = Field((32, 64, 128, 256), min_length=1, description="block widths of `small`")
     dropout: Fraction = Field(0.2, description="dropout after each block of the encoder while it trains")
     spec_augment: bool = Field(True, description="mask two time and two mel stripes of every training clip (SpecAugment)")
     time_stripe: Positive = Field(64, description="longest time stripe, frames")
@@ -70,7 +70,8 @@ class PretrainSection(Section):
 
     epochs: Positive = 50
     batch_size: Annotated[int, Field(ge=2)] = Field(32, description="items a batch; 32 for AudioCaps and 24 for Clotho in the paper")
-    items: Literal["pairs", "clips"] = Field("pairs", description="an epoch visits every (clip, caption) pair, or every clip with one random caption")
+    items: Literal["pairs", "clips"] = Field("pairs", description="an epoch visits every (clip, caption) pair, or every clip with random captions")
+    captions_per_clip: Positive = Field(1, description="with items `clips`: captions drawn for each clip of a batch, all of them positives")
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: Rate = Field(1e-4, description="(peak) learning rate")
     schedule: Literal["step", "onecycle", "constant"] = Field("step", description="`step` multiplies by lr_decay every lr_step epochs")
@@ -78,7 +79,7 @@ class PretrainSection(Section):
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Rate = Field(2.0, description="gradient norm above which gradients are scaled down")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs forward passes under autocast")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 runs forward passes under autocast; `auto` does where the device multiplies bf16 natively")
     checkpoint_minutes: Rate = Field(10.0, description="a resumable checkpoint is written at every epoch's end and this often between")
 
 

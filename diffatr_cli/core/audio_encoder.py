@@ -1,0 +1,103 @@
+"""What all audio encoders share: the log-mel front end, the normalisation of mel bins, the pooling; and the small encoder.
+
+B batch, S samples at 32 kHz, T frames of the log-mel, M mels, T' frames after the encoder's own pooling, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .logmel import N_MELS, LogMel, spec_augment
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm and ReLU: (B, C_in, T, M) -> (B, C_out, T, M). Source: PANNs' CNN14."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu_(self.bn1(self.conv1(x)))
+        return functional.relu_(self.bn2(self.conv2(x)))
+
+
+def pool_frames(frames: Tensor) -> Tensor:
+    """Max over time plus mean over time: (B, T', F) -> (B, F). Source: PANNs."""
+    return frames.amax(1) + frames.mean(1)
+
+
+class AudioEncoder(nn.Module):
+    """Base of the audio encoders. A subclass sets `features` and turns normalised log-mels into a feature map.
+
+    Args:
+        features: F, the size of the pooled output.
+        hop: samples between log-mel frames.
+        dropout: probability, used by subclasses while training.
+        stripes: (time, mel) widths of SpecAugment while training, or None for no augmentation.
+    """
+
+    def __init__(self, features: int, hop: int = 320, dropout: float = 0.2, stripes: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        self.features = features
+        self.hop = hop
+        self.dropout = dropout
+        self.stripes = stripes
+        self.log_mel = LogMel(hop)
+        self.bn0 = nn.BatchNorm2d(N_MELS)
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Normalised log-mels (B, 1, T, M) -> (B, F, T', M'), before any pooling over what is left of frequency and time."""
+        raise NotImplementedError
+
+    def frames(self, logmel: Tensor) -> Tensor:
+        """Log-mels (B, T, M) in dB -> frame features (B, T', F)."""
+        x = self.bn0(logmel.unsqueeze(1).transpose(1, 3)).transpose(1, 3)
+        if self.training and self.stripes is not None:
+            x = spec_augment(x.squeeze(1), *self.stripes).unsqueeze(1)
+        return self.feature_map(x).mean(3).transpose(1, 2)
+
+    def pooled(self, logmel: Tensor) -> Tensor:
+        """Log-mels (B, T, M) in dB -> pooled features (B, F)."""
+        return self.drop(pool_frames(self.frames(logmel)))
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Waveform (B, S) at 32 kHz, S > 512 -> pooled features (B, F)."""
+        return self.pooled(self.log_mel(waveform))
+
+    def drop(self, x: Tensor) -> Tensor:
+        """Dropout at the encoder's rate while it trains."""
+        return functional.dropout(x, self.dropout, self.training)
+
+
+class SmallCnn(AudioEncoder):
+    """A slim CNN of the PANNs family for machines without a GPU: a strided convolution, then ConvBlocks with halvings between.
+
+    (B, 1, T, M) -> (B, F, T / 2^n, M / 2^n), F the last width, n blocks. At full resolution the first block of PANNs would
+    cost more than all the others together, hence the stride.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        hop: int = 640,
+        dropout: float = 0.2,
+        stripes: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(channels[-1], hop, dropout, stripes)
+        self.stem = nn.Conv2d(1, channels[0], 3, stride=2, padding=1, bias=False)
+        self.bn_stem = nn.BatchNorm2d(channels[0])
+        self.blocks = nn.ModuleList(ConvBlock(a, b) for a, b in zip((channels[0], *channels[:-1]), channels, strict=True))
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        x = functional.relu_(self.bn_stem(self.stem(x.contiguous(memory_format=torch.channels_last))))
+        for i, block in enumerate(self.blocks):
+            x = block(functional.avg_pool2d(x, 2) if i else x)
+        return x
