@@ -1,0 +1,152 @@
+"""Retrieval metrics with a stated tie rule, for any number of relevant candidates a query, at any size.
+
+The rules, for one query:
+
+rank    The rank of the best relevant candidate: 1 + the candidates that score higher + half the irrelevant ones that score
+        the same, which is the mean of the best and the worst rank that the tie allows it. Ranks may end in .5.
+R@k     1 if a relevant candidate is among the first k. Where a tie spans rank k, the probability of it when ties are broken
+        at random, so that a constant scorer gets exactly chance.
+AP@10   1 / min(R, 10) times the sum, over the relevant candidates among the first 10, of the precision at their rank, R
+        being the number of relevant candidates. Under ties the expectation when they are broken at random.
+
+With several relevant candidates (audio-to-text, five captions a clip) rank and R@k count the best of them, as the paper
+does; AP@10 counts all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Scores = Tensor | NDArray[np.floating]
+Relevant = Tensor | NDArray[np.bool_] | Sequence[Sequence[int]]
+
+CUTOFFS = (1, 5, 10)
+AP_CUTOFF = 10
+FEW = 32  # relevant candidates up to which counting is faster than sorting the row
+
+
+class MetricAccumulator:
+    """Metrics over blocks of queries, so that the (Q, C) matrix of scores need never exist as a whole."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[float, ...]] = []  # of each query: rank, R@1, R@5, R@10, AP@10
+
+    def update(self, scores: Scores, relevant: Relevant) -> None:
+        """Count some queries.
+
+        Args:
+            scores: (B, C), higher is better, any floating type.
+            relevant: (B, C) booleans, or for each query the indices of its relevant candidates.
+
+        Raises:
+            ValueError: NaN among the scores, a query without a relevant candidate, an index or shape that does not fit.
+        """
+        rows = _as_array(scores)
+        if rows.ndim != 2 or len(rows) != len(relevant):
+            raise ValueError(f"scores are (queries, candidates), with relevance for each query; got {rows.shape} and {len(relevant)}")
+        self._rows += [_query(row, indices) for row, indices in zip(rows, _as_indices(relevant, rows.shape), strict=True)]
+
+    @property
+    def ranks(self) -> NDArray[np.float64]:
+        """Rank of the best relevant candidate of each query so far, (Q,), from 1, by the module's tie rule."""
+        return np.array([row[0] for row in self._rows])
+
+    def result(self) -> dict[str, float]:
+        """r1, r5, r10 and map10 in percent, medr and meanr in ranks.
+
+        Raises:
+            ValueError: no query was counted.
+        """
+        if not self._rows:
+            raise ValueError("there is no query to measure")
+        table = np.array(self._rows)
+        r1, r5, r10, map10 = (100 * table[:, 1:].mean(0)).tolist()
+        return {
+            "r1": r1,
+            "r5": r5,
+            "r10": r10,
+            "map10": map10,
+            "medr": float(np.median(table[:, 0])),
+            "meanr": float(table[:, 0].mean()),
+        }
+
+
+def retrieval_metrics(scores: Scores, relevant: Relevant) -> dict[str, float]:
+    """R@1, R@5, R@10, mAP@10 (percent), median and mean rank; see the module for the rules.
+
+    Args:
+        scores: (Q, C), higher is better.
+        relevant: (Q, C) booleans, or for each query the indices of its relevant candidates.
+
+    Returns:
+        A dict with keys r1, r5, r10, map10, medr, meanr.
+
+    Raises:
+        ValueError: NaN among the scores, no query, a query without a relevant candidate, shapes that disagree.
+    """
+    accumulator = MetricAccumulator()
+    accumulator.update(scores, relevant)
+    return accumulator.result()
+
+
+def _as_array(scores: Scores) -> NDArray[np.floating]:
+    if isinstance(scores, Tensor):
+        scores = scores.detach().cpu()
+        return np.asarray(scores.to(torch.promote_types(scores.dtype, torch.float32)).numpy())
+    return np.asarray(scores)
+
+
+def _as_indices(relevant: Relevant, shape: tuple[int, ...]) -> list[NDArray[np.intp]]:
+    """Sorted, distinct indices of each query's relevant candidates."""
+    if isinstance(relevant, Tensor):
+        relevant = relevant.cpu().numpy()
+    if isinstance(relevant, np.ndarray):
+        if relevant.dtype != np.bool_ or relevant.shape != shape:
+            raise ValueError(f"a relevance matrix for scores {shape} is boolean of that shape, got {relevant.dtype} {relevant.shape}")
+        indices = [np.flatnonzero(row) for row in relevant]
+    else:
+        indices = [np.unique(np.asarray(row, np.intp)) for row in relevant]
+    for i, row in enumerate(indices):
+        if not row.size:
+            raise ValueError(f"query {i} of the block has no relevant candidate")
+        if row[0] < 0 or row[-1] >= shape[1]:
+            raise ValueError(f"query {i} of the block: relevant candidate {row[-1] if row[0] >= 0 else row[0]} of {shape[1]}")
+    return indices
+
+
+def _query(row: NDArray[np.floating], relevant: NDArray[np.intp]) -> tuple[float, ...]:
+    """Rank, R@k for each cutoff and AP@10 of one query with scores (C,) and sorted indices of its relevant candidates."""
+    if np.isnan(row.max()):
+        raise ValueError("NaN among the scores")
+    values, hits = np.unique(row[relevant], return_counts=True)
+    if len(values) <= FEW:
+        above = [np.count_nonzero(row > value) for value in values]
+        size = [np.count_nonzero(row == value) for value in values]
+    else:
+        ascending = np.sort(row)
+        left, right = np.searchsorted(ascending, values, "left"), np.searchsorted(ascending, values, "right")
+        above, size = (len(row) - right).tolist(), (right - left).tolist()
+    # Groups of equal score that hold a relevant candidate, best first: candidates above, candidates within, relevant within.
+    groups = list(zip(above[::-1], size[::-1], hits[::-1].tolist(), strict=True))
+
+    best, tied, good = groups[0]
+    recalls = []
+    for k in CUTOFFS:
+        places = min(max(k - best, 0), tied)  # places of this tie among the first k
+        orders = comb(tied, places)
+        recalls.append((orders - comb(tied - good, places)) / orders)
+
+    precision_sum, found = 0.0, 0
+    for first, members, wanted in groups:
+        for place in range(min(members, AP_CUTOFF - first)):
+            # P(this place is relevant) x E(relevant ones up to here | it is) / rank
+            before = place * (wanted - 1) / (members - 1) if members > 1 else 0.0
+            precision_sum += wanted / members * (found + 1 + before) / (first + place + 1)
+        found += wanted
+    return best + 1 + (tied - good) / 2, *recalls, precision_sum / min(len(relevant), AP_CUTOFF)
