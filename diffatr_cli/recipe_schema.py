@@ -16,71 +16,93 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown fields are errors, values are not coerced, instances do not change."""
+    """Base of all sections: unknown fields are errors, values are not coerced, instances do not change.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    A validator's message opens with the field at fault, `section.field: problem`, and names every other field it read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataSection(Section):
     """Which prepared data set to learn from, and how much of a clip one training item holds."""
 
-    name: str = Field("clotho", min_length=1, description="folder under --data that `diffatr prepare` wrote")
-    seconds: Rate = Field(10.0, description="training clips are cut at random to this length, or padded up to it")
+    name: str = Field(default="clotho", min_length=1, description="folder under --data that `diffatr prepare` wrote")
+    seconds: Rate = Field(default=10.0, description="training clips are cut at random to this length, or padded up to it")
 
 
 class AudioSection(Section):
     """The audio encoder and its log-mel front end (32 kHz, window 1024, 64 mels, 50-14000 Hz)."""
 
-    encoder: Literal["cnn14", "resnet38", "small"] = Field("resnet38", description="PANNs Cnn14 or ResNet38, or `small`")
-    weights: str | None = Field(None, description="the PANNs authors' .pth file for the encoder; null starts from scratch")
-    hop: Positive = Field(320, description="samples between frames; PANNs encoders are defined at 320")
-    channels: tuple[Positive, ...] = Field((32, 64, 128, 256), min_length=1, description="block widths of `small`")
-    dropout: Fraction = Field(0.2, description="dropout after each block of the encoder while it trains")
-    spec_augment: bool = Field(True, description="mask two time and two mel stripes of every training clip (SpecAugment)")
-    time_stripe: Positive = Field(64, description="longest time stripe, frames")
-    mel_stripe: Positive = Field(8, description="widest mel stripe, bins")
+    encoder: Literal["cnn14", "resnet38", "small"] = Field(default="resnet38", description="PANNs Cnn14 or ResNet38, or `small`")
+    weights: str | None = Field(
+        default=None, description="the PANNs authors' .pth file for the encoder; null starts from scratch"
+    )
+    hop: Positive = Field(default=320, description="samples between frames; PANNs encoders are defined at 320")
+    channels: tuple[Positive, ...] = Field(default=(32, 64, 128, 256), min_length=1, description="block widths of `small`")
+    dropout: Fraction = Field(default=0.2, description="dropout after each block of the encoder while it trains")
+    spec_augment: bool = Field(default=True, description="mask two time and two mel stripes of every training clip (SpecAugment)")
+    time_stripe: Positive = Field(default=64, description="longest time stripe, frames")
+    mel_stripe: Positive = Field(default=8, description="widest mel stripe, bins")
 
     @model_validator(mode="after")
     def _panns_front_end(self) -> Self:
         if self.encoder != "small" and self.hop != 320:
-            raise ValueError(f"audio.hop: {self.encoder} is defined at hop 320, not {self.hop}")
+            raise ValueError(f"audio.hop: audio.encoder {self.encoder} is defined at hop 320, not {self.hop}")
         return self
 
 
 class TextSection(Section):
     """The caption encoder: a BERT and how its token states become one vector."""
 
-    encoder: str = Field("bert-base-uncased", min_length=1, description="a hub name, a local folder, or `minilm` (extra `small`)")
-    pooling: Literal["cls", "mean"] = Field("cls", description="the [CLS] state, or the mean over the caption's tokens")
-    finetune: bool = Field(True, description="train the BERT too; false embeds every caption once and caches it")
-    max_tokens: Positive = Field(64, description="captions are cut after this many tokens")
+    encoder: str = Field(
+        default="bert-base-uncased", min_length=1, description="a hub name, a local folder, or `minilm` (extra `small`)"
+    )
+    pooling: Literal["cls", "mean"] = Field(default="cls", description="the [CLS] state, or the mean over the caption's tokens")
+    finetune: bool = Field(default=True, description="train the BERT too; false embeds every caption once and caches it")
+    max_tokens: Positive = Field(default=64, description="captions are cut after this many tokens")
 
 
 class ModelSection(Section):
     """The shared embedding space and the training strategy of Table 5."""
 
-    dim: Positive = Field(512, description="D, the size of the shared embedding")
-    dropout: Fraction = Field(0.0, description="dropout inside the projection heads")
-    temperature: Rate = Field(0.07, description="tau of Eq. 1 and Eq. 8")
-    strategy: Literal["gen-dis", "gen", "dis"] = Field("gen-dis", description="both phases, L_G alone, or phase one alone (Table 5)")
+    dim: Positive = Field(default=512, description="D, the size of the shared embedding")
+    dropout: Fraction = Field(default=0.0, description="dropout inside the projection heads")
+    temperature: Rate = Field(default=0.07, description="tau of Eq. 1 and Eq. 8")
+    strategy: Literal["gen-dis", "gen", "dis"] = Field(
+        default="gen-dis", description="both phases, L_G alone, or phase one alone (Table 5)"
+    )
 
 
 class PretrainSection(Section):
     """Phase one: the encoders under the contrastive loss of Eq. 8."""
 
     epochs: Positive = 50
-    batch_size: Annotated[int, Field(ge=2)] = Field(32, description="items a batch; 32 for AudioCaps and 24 for Clotho in the paper")
-    items: Literal["pairs", "clips"] = Field("pairs", description="an epoch visits every (clip, caption) pair, or every clip with random captions")
-    captions_per_clip: Positive = Field(1, description="with items `clips`: captions drawn for each clip of a batch, all of them positives")
+    batch_size: Annotated[int, Field(ge=2)] = Field(
+        default=32, description="items a batch; 32 for AudioCaps and 24 for Clotho in the paper"
+    )
+    items: Literal["pairs", "clips"] = Field(
+        default="pairs", description="an epoch visits every (clip, caption) pair, or every clip with random captions"
+    )
+    captions_per_clip: Positive = Field(
+        default=1, description="with items `clips`: captions drawn for each clip of a batch, all of them positives"
+    )
     optimizer: Literal["adam", "adamw"] = "adam"
-    lr: Rate = Field(1e-4, description="(peak) learning rate")
-    schedule: Literal["step", "onecycle", "constant"] = Field("step", description="`step` multiplies by lr_decay every lr_step epochs")
+    lr: Rate = Field(default=1e-4, description="(peak) learning rate")
+    schedule: Literal["step", "onecycle", "constant"] = Field(
+        default="step", description="`step` multiplies by lr_decay every lr_step epochs"
+    )
     lr_step: Positive = 20
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip_norm: Rate = Field(2.0, description="gradient norm above which gradients are scaled down")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="bf16 runs forward passes under autocast; `auto` does where the device multiplies bf16 natively")
-    checkpoint_minutes: Rate = Field(10.0, description="a resumable checkpoint is written at every epoch's end and this often between")
+    clip_norm: Rate = Field(default=2.0, description="gradient norm above which gradients are scaled down")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto",
+        description="bf16 runs forward passes under autocast; `auto` does where the device multiplies bf16 natively",
+    )
+    checkpoint_minutes: Rate = Field(
+        default=10.0, description="a resumable checkpoint is written at every epoch's end and this often between"
+    )
 
 
 class DiffusionSection(Section):
@@ -91,29 +113,43 @@ class DiffusionSection(Section):
     lr: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Rate = 2.0
-    steps: Positive = Field(50, description="K, the length of the Markov chain (Table 6)")
-    schedule: Literal["cosine", "linear"] = Field("cosine", description="the noise schedule beta_1..beta_K")
-    hidden: Positive = Field(512, description="H, the width of the denoising decoder")
-    init: Literal["similarity", "random"] = Field("similarity", description="start Q K^T at cosine / temperature, or at random")
-    attention_scale: Literal["none", "sqrt_dim"] = Field("none", description="divide Q K^T by sqrt(D), or not as printed")
-    input_scale: Literal["sqrt_dim", "none"] = Field("sqrt_dim", description="unit embeddings enter the denoiser times sqrt(D), or as they are")
-    output: Literal["decoder", "add_weight", "add_logit"] = Field("decoder", description="add the attention weight or logit to the decoder's output")
-    x0: Literal["softmax", "clip"] = Field("softmax", description="how logits become x0_hat while sampling")
-    candidates: Literal["batch"] | Annotated[int, Field(ge=2)] = Field("batch", description="the batch's items, as the paper, or this many a query")
-    negatives: Literal["nearest", "bank"] = Field("nearest", description="with a number of candidates: the nearest by cosine, or drawn from the whole training split")
-    views: Positive = Field(4, description="embeddings of each training clip under augmentation that the cache holds")
-    jitter: Annotated[float, Field(ge=0)] = Field(0.0, description="noise of this norm added to unit training embeddings")
+    steps: Positive = Field(default=50, description="K, the length of the Markov chain (Table 6)")
+    schedule: Literal["cosine", "linear"] = Field(default="cosine", description="the noise schedule beta_1..beta_K")
+    hidden: Positive = Field(default=512, description="H, the width of the denoising decoder")
+    init: Literal["similarity", "random"] = Field(
+        default="similarity", description="start Q K^T at cosine / temperature, or at random"
+    )
+    attention_scale: Literal["none", "sqrt_dim"] = Field(default="none", description="divide Q K^T by sqrt(D), or not as printed")
+    input_scale: Literal["sqrt_dim", "none"] = Field(
+        default="sqrt_dim", description="unit embeddings enter the denoiser times sqrt(D), or as they are"
+    )
+    output: Literal["decoder", "add_weight", "add_logit"] = Field(
+        default="decoder", description="add the attention weight or logit to the decoder's output"
+    )
+    x0: Literal["softmax", "clip"] = Field(default="softmax", description="how logits become x0_hat while sampling")
+    candidates: Literal["batch"] | Annotated[int, Field(ge=2)] = Field(
+        default="batch", description="the batch's items, as the paper, or this many a query"
+    )
+    negatives: Literal["nearest", "bank"] = Field(
+        default="nearest",
+        description="with a number of candidates: the nearest by cosine, or drawn from the whole training split",
+    )
+    views: Positive = Field(default=4, description="embeddings of each training clip under augmentation that the cache holds")
+    jitter: Annotated[float, Field(ge=0)] = Field(default=0.0, description="noise of this norm added to unit training embeddings")
 
 
 class EvaluationSection(Section):
     """How scores are made at test time. `evaluate`'s options override it."""
 
-    steps: Positive | None = Field(None, description="DDIM steps; null uses all K")
-    eta: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="0 is deterministic DDIM, 1 ancestral sampling")
-    shortlist: Annotated[int, Field(ge=2)] | None = Field(None, description="re-rank only this many best by cosine; null re-ranks all")
-    draws: Positive = Field(1, description="noise draws whose x0_hat are averaged")
+    steps: Positive | None = Field(default=None, description="DDIM steps; null uses all K")
+    eta: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, description="0 is deterministic DDIM, 1 ancestral sampling")
+    shortlist: Annotated[int, Field(ge=2)] | None = Field(
+        default=None, description="re-rank only this many best by cosine; null re-ranks all"
+    )
+    draws: Positive = Field(default=1, description="noise draws whose x0_hat are averaged")
     fusion_weights: tuple[Annotated[float, Field(ge=0)], ...] = Field(
-        (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0), description="weights of x0_hat beside the cosine that validation chooses from"
+        default=(0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
+        description="weights of x0_hat beside the cosine that validation chooses from",
     )
 
 
@@ -132,5 +168,5 @@ class Recipe(Section):
     def _steps_within_chain(self) -> Self:
         steps = self.evaluation.steps
         if steps is not None and steps > self.diffusion.steps:
-            raise ValueError(f"evaluation.steps: {steps} sampling steps do not fit in a chain of diffusion.steps = {self.diffusion.steps}")
+            raise ValueError(f"evaluation.steps: {steps} do not fit in a chain of diffusion.steps = {self.diffusion.steps}")
         return self

@@ -1,0 +1,398 @@
+"""Recipes from YAML files and `section.field=value` overrides, with every problem reported at once and at its place.
+
+A recipe may extend another (`extends: base`) and states only what differs. Plain scalars follow YAML 1.2: `3e-4` is a
+number, `yes` and `1:30` are text. Values are never coerced, except that whole numbers serve as floats.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from .errors import UsageError
+from .recipe_schema import Recipe
+
+SECTIONS = {name: tuple(type(info.default).model_fields) for name, info in Recipe.model_fields.items()}
+"""Section name to its field names, in the schema's order."""
+
+_FIELDS = [f"{section}.{name}" for section, names in SECTIONS.items() for name in names]
+_SUFFIXES = (".yaml", ".yml")
+
+
+class RecipeError(UsageError):
+    """One or more problems in a recipe; `problems` holds a line for each, `file:line: field: problem`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+# --- finding ---------------------------------------------------------------------------------------------------------
+
+
+def list_recipes() -> dict[str, Path]:
+    """The recipes that can be named: those in `./recipes`, then those that ship with the package and are not shadowed."""
+    return {path.stem: path for folder in reversed(_recipe_folders()) for path in sorted(folder.glob("*.yaml")) if path.is_file()}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe named by path or by bare name.
+
+    Raises:
+        RecipeError: no such file or name; the known names are listed.
+    """
+    if _is_bare(name) and (found := list_recipes().get(name)):
+        return found
+    if Path(name).is_file():
+        return Path(name)
+    known = list_recipes()
+    near = get_close_matches(Path(name).stem, known, n=1)
+    problem = f"no recipe named '{name}'" if _is_bare(name) else "no such recipe file"
+    raise RecipeError([f"{name}: {problem}{_did_you_mean(near)}; the known recipes are {', '.join(sorted(known)) or 'none'}"])
+
+
+def _recipe_folders() -> list[Path]:
+    package = Path(__file__).parent
+    shipped = package / "recipes"  # in a wheel; in a checkout they lie beside the package
+    return [Path("recipes"), shipped if shipped.is_dir() else package.parent / "recipes"]
+
+
+def _is_bare(name: str) -> bool:
+    return not name.endswith(_SUFFIXES) and "/" not in name and os.sep not in name
+
+
+def _did_you_mean(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+_STRING_TAG = "tag:yaml.org,2002:str"
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads plain scalars by YAML 1.2's core rules."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (the base class's own form)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or 1.2 would read as something else than text, and keeps lists on one line."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe as YAML that loads back equal: what a run folder keeps."""
+    return yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a value was given; `order` sorts problems: the recipe's own file, its bases, then the command line."""
+
+    order: int
+    name: str
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.line}" if self.line else self.name
+
+
+@dataclass
+class _Reading:
+    """What has been read so far: each field's value and place, and the problems met.
+
+    `complete` is False when a file could not be read: then problems between fields may be only apparent.
+    """
+
+    values: dict[tuple[str, str], tuple[Any, _Place]] = field(default_factory=dict)
+    problems: list[tuple[_Place, str]] = field(default_factory=list)
+    complete: bool = True
+
+    def add(self, place: _Place, name: str, problem: str) -> None:
+        self.problems.append((place, f"{place}: {name}: {problem}" if name else f"{place}: {problem}"))
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, all that it extends, and the overrides (`pretrain.epochs=2`, the later one winning).
+
+    Raises:
+        RecipeError: every problem of every file and override at once.
+    """
+    path = find_recipe(str(name_or_path))
+    reading = _Reading()
+    _read_file(path, reading, chain=())
+    for override in overrides:
+        _read_override(override, reading)
+    recipe = _validate(reading, _Place(0, _shown(path)))
+    if reading.problems or recipe is None:
+        raise RecipeError([text for _, text in sorted(reading.problems, key=lambda p: (p[0].order, p[0].line))])
+    return recipe
+
+
+def _shown(path: Path) -> str:
+    relative = os.path.relpath(path) if path.anchor in ("", Path.cwd().anchor) else str(path)
+    return str(path.absolute()) if relative.startswith("..") else relative
+
+
+def _read_file(path: Path, reading: _Reading, chain: tuple[Path, ...]) -> None:
+    """Add the file's values over those of the recipe that it extends; `chain` holds the files that led here."""
+    chain = (*chain, path.resolve())
+    place = _Place(len(chain) - 1, _shown(path))
+    root = _compose(path, place, reading)
+    if root is None:
+        return
+    sections: list[tuple[str, yaml.Node, _Place]] = []
+    for name, node, at in _items(root, place, "", reading):
+        if name == "extends":
+            _read_base(node, path, at, reading, chain)
+        elif name in SECTIONS:
+            sections.append((name, node, at))
+        else:
+            near = get_close_matches(name, [*SECTIONS, "extends"], n=1)
+            reading.add(at, name, f"unknown section{_did_you_mean(near)}; the sections are {', '.join(SECTIONS)}")
+    for section, node, at in sections:
+        for name, value_node, at_field in _items(node, at, section, reading):
+            full = f"{section}.{name}"
+            if name not in SECTIONS[section]:
+                reading.add(at_field, full, f"unknown field{_did_you_mean(_near_fields(section, name))}")
+                continue
+            try:
+                reading.values[section, name] = (_value(value_node), at_field)
+            except ValueError as error:
+                reading.add(at_field, full, str(error))
+
+
+def _compose(path: Path, place: _Place, reading: _Reading) -> yaml.Node | None:
+    """The file's node tree; None when it is empty or, with a problem noted, cannot be read."""
+    line, problem, text = 0, "", ""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        root: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+        return root
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError as error:
+        line, problem = error.object.count(b"\n", 0, error.start) + 1, "not UTF-8 text; save the file as UTF-8"
+    except RecursionError:
+        problem = "nested too deeply"
+    except yaml.reader.ReaderError as error:
+        line, problem = text.count("\n", 0, error.position) + 1, f"a character that YAML does not allow, #x{error.character:04x}"
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 0
+        problem = f"not YAML: {error.problem or error.context}"
+        if "'\\t'" in problem:
+            problem = "not YAML: a tab; indent with spaces"
+    reading.complete = False
+    reading.add(_Place(place.order, place.name, line), "", problem)
+    return None
+
+
+def _items(node: yaml.Node, place: _Place, section: str, reading: _Reading) -> Iterator[tuple[str, yaml.Node, _Place]]:
+    """The keys of a mapping with their value nodes and places; noted as problems: duplicates, keys or nodes of other kinds."""
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
+        return  # a section whose fields are all commented out
+    if not isinstance(node, yaml.MappingNode):
+        expected = "fields, each `name: value`" if section else f"sections ({', '.join(SECTIONS)})"
+        reading.add(_Place(place.order, place.name, place.line or node.start_mark.line + 1), section, f"expected {expected}")
+        return
+    first: dict[str, int] = {}
+    for key, value in node.value:
+        at = _Place(place.order, place.name, key.start_mark.line + 1)
+        full = f"{section}.{key.value}" if section else str(key.value)
+        if not isinstance(key, yaml.ScalarNode):
+            reading.add(at, section, "a name must be a single word")
+        elif key.value == "<<":
+            reading.add(at, full, "merge keys are not read; use `extends`")
+        elif key.value in first:
+            reading.add(at, full, f"given twice, first on line {first[key.value]}")
+        else:
+            first[key.value] = at.line
+            yield key.value, value, at
+
+
+def _read_base(node: yaml.Node, path: Path, at: _Place, reading: _Reading, chain: tuple[Path, ...]) -> None:
+    if not isinstance(node, yaml.ScalarNode) or node.tag != _STRING_TAG:
+        reading.complete = False
+        reading.add(at, "extends", "expected one recipe, as a bare name or a path relative to this file")
+        return
+    beside = path.parent / (f"{node.value}.yaml" if _is_bare(node.value) else node.value)
+    if beside.is_file():
+        base = beside
+    elif _is_bare(node.value) and node.value in list_recipes():
+        base = list_recipes()[node.value]
+    else:
+        known = sorted({*list_recipes(), *(p.stem for p in path.parent.glob("*.yaml"))} - {path.stem})
+        near = get_close_matches(Path(node.value).stem, known, n=1)
+        reading.complete = False
+        reading.add(at, "extends", f"no recipe '{node.value}'{_did_you_mean(near)}; the known recipes are {', '.join(known)}")
+        return
+    if base.resolve() in chain:
+        circle = [*chain[chain.index(base.resolve()) :], base.resolve()]
+        reading.complete = False
+        reading.add(at, "extends", f"goes in a circle: {' -> '.join(p.name for p in circle)}")
+        return
+    _read_file(base, reading, chain)
+
+
+def _value(node: yaml.Node) -> Any:
+    """A scalar, or a flat list as a tuple; no field holds more, so nothing recurses.
+
+    Raises:
+        ValueError: another kind of node, or a scalar that its tag does not fit.
+    """
+    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+        if not all(isinstance(item, yaml.ScalarNode) for item in node.value):
+            raise ValueError("expected a list of single values")
+        return tuple(_value(item) for item in node.value)
+    if not isinstance(node, yaml.ScalarNode):
+        raise ValueError("expected a single value or a list")
+    try:
+        return _Loader("").construct_object(node)
+    except yaml.YAMLError:
+        raise ValueError(f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is not allowed here") from None
+    except (ValueError, KeyError):
+        raise ValueError(f"'{node.value[:40]}' cannot be read as {node.tag.replace('tag:yaml.org,2002:', '')}") from None
+
+
+def _near_fields(section: str, name: str) -> list[str]:
+    """The likeliest meant fields: of the same section by spelling, else of the same name in other sections, else any."""
+    near = get_close_matches(name, SECTIONS.get(section, ()), n=1)
+    if near:
+        return [f"{section}.{near[0]}"]
+    same = [full for full in _FIELDS if full.split(".")[1] == name]
+    return same or get_close_matches(f"{section}.{name}", _FIELDS, n=1)
+
+
+def _read_override(override: str, reading: _Reading) -> None:
+    place = _Place(10**6, "command line")
+    full, equals, text = override.partition("=")
+    full, text = full.strip(), text.strip()
+    section, _, name = full.partition(".")
+    if not equals:
+        reading.add(place, override, "expected an override such as pretrain.epochs=2")
+        return
+    if name not in SECTIONS.get(section, ()):
+        near = _near_fields(section, name) if name else _near_fields("", section)
+        reading.add(place, full, f"unknown field{_did_you_mean(near)}")
+        return
+    try:
+        # Quotes and brackets are YAML; anything else is one plain scalar, so that a path may hold `: ` or ` #`.
+        node: Any = yaml.compose(text, Loader=_Loader) if text.startswith(("[", "'", '"')) else _plain(text)
+        reading.values[section, name] = (_value(node), place)
+    except yaml.YAMLError as error:
+        reading.add(place, full, f"'{text}' is not YAML: {getattr(error, 'problem', None) or error}")
+    except (ValueError, RecursionError) as error:
+        reading.add(place, full, str(error))
+
+
+def _plain(text: str) -> yaml.ScalarNode:
+    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
+    return yaml.ScalarNode(tag, text)
+
+
+# --- validating ------------------------------------------------------------------------------------------------------
+
+
+def _validate(reading: _Reading, recipe_file: _Place) -> Recipe | None:
+    """The recipe, or None with problems noted.
+
+    The schema checks fields first and how they fit together only when they are all right. So a field at fault is noted
+    and left out, and the rest is validated again; what the schema then says about a field left out is no news.
+    """
+    values = dict(reading.values)
+    left_out: set[str] = set()
+    while True:
+        document: dict[str, dict[str, Any]] = {}
+        for (section, name), (value, _) in values.items():
+            document.setdefault(section, {})[name] = value
+        try:
+            return Recipe.model_validate(document)
+        except ValidationError as error:
+            problems = _by_field(error.errors(include_url=False))
+        before = len(left_out)
+        for full, (problem, between_fields) in problems.items():
+            section, _, name = full.partition(".")
+            known_wrong = any(re.search(rf"\b{re.escape(out)}\b", f"{full}: {problem}") for out in left_out)
+            if not between_fields or (reading.complete and not known_wrong):
+                _, place = values.get((section, name), (None, recipe_file))
+                reading.add(place, full, problem)
+            values.pop((section, name), None)
+            left_out.add(full)
+        if len(left_out) == before:
+            return None
+
+
+def _by_field(errors: Sequence[ErrorDetails]) -> dict[str, tuple[str, bool]]:
+    """`section.field` to its problem, and whether that lies between fields: the schema's validators name the field first."""
+    grouped: dict[str, list[ErrorDetails]] = {}
+    found: dict[str, tuple[str, bool]] = {}
+    for error in errors:
+        if error["type"] == "value_error":
+            full, _, problem = str(error["ctx"]["error"]).partition(": ")
+            found[full] = (problem, True)
+        else:
+            grouped.setdefault(".".join(map(str, error["loc"][:2])), []).append(error)
+    return found | {full: (_explain(details), False) for full, details in grouped.items()}
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "finite_number": "a finite number",
+    "string_too_short": "text that is not empty",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than": "a number below {lt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "literal_error": "{expected}",
+}
+
+
+def _explain(errors: Sequence[ErrorDetails]) -> str:
+    """One phrase for what the schema says about one field; a union of types says one thing for each of them."""
+    in_range = [error for error in errors if error["type"].startswith(("greater_", "less_"))]
+    chosen = in_range or errors
+    expected = [
+        _EXPECTED[error["type"]].format_map(error.get("ctx", {})) if error["type"] in _EXPECTED else error["msg"]
+        for error in chosen
+    ]
+    index = chosen[0]["loc"][2] if len(chosen[0]["loc"]) > 2 else None
+    item = f"item {index + 1}: " if isinstance(index, int) else ""
+    return f"{item}expected {' or '.join(dict.fromkeys(expected))}, got {_told(chosen[0]['input'])}"
+
+
+def _told(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple):
+        return f"the list [{', '.join(map(_told, value))}]"
+    return f"the text '{value}'" if isinstance(value, str) else str(value)
