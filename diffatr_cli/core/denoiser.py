@@ -58,7 +58,7 @@ class AttentionDenoiser(nn.Module):
         dim: D of the embeddings.
         hidden: H of the decoder.
         temperature: tau of phase one, where the `similarity` start puts the attention.
-        init: `similarity` starts W_Q and W_K as the same multiple of I, so that Q K^T is the cosine / temperature; `random` does not.
+        init: `similarity` starts W_Q = W_K as the multiple of I that makes Q K^T the cosine / temperature; or `random`.
         attention_scale: `sqrt_dim` divides Q K^T by sqrt(D); the paper prints no division.
         output: `add_weight` adds the attention weights, `add_logit` what they are the softmax of, to the decoder's output.
         input_scale: `sqrt_dim` multiplies the unit embeddings by sqrt(D), so that their entries are of order one.

@@ -78,6 +78,5 @@ def generation_loss(logits: Tensor, target: Tensor) -> Tensor:
         return functional.cross_entropy(logits, target)
     if target.shape == logits.shape and target.is_floating_point():
         return functional.kl_div(logits.log_softmax(1), target.to(logits.dtype), reduction="batchmean")
-    raise ValueError(
-        f"the target of logits {tuple(logits.shape)} is an index a row or a distribution a row, got {target.dtype} {tuple(target.shape)}"
-    )
+    got = f"{target.dtype} {tuple(target.shape)}"
+    raise ValueError(f"the target of logits {tuple(logits.shape)} is an index or a distribution a row, got {got}")

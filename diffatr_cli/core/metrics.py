@@ -49,7 +49,9 @@ class MetricAccumulator:
         """
         rows = _as_array(scores)
         if rows.ndim != 2 or len(rows) != len(relevant):
-            raise ValueError(f"scores are (queries, candidates), with relevance for each query; got {rows.shape} and {len(relevant)}")
+            raise ValueError(
+                f"scores are (queries, candidates) with relevance for each query, got {rows.shape} and {len(relevant)}"
+            )
         self._rows += [_query(row, indices) for row, indices in zip(rows, _as_indices(relevant, rows.shape), strict=True)]
 
     @property
@@ -108,7 +110,9 @@ def _as_indices(relevant: Relevant, shape: tuple[int, ...]) -> list[NDArray[np.i
         relevant = relevant.cpu().numpy()
     if isinstance(relevant, np.ndarray):
         if relevant.dtype != np.bool_ or relevant.shape != shape:
-            raise ValueError(f"a relevance matrix for scores {shape} is boolean of that shape, got {relevant.dtype} {relevant.shape}")
+            raise ValueError(
+                f"the relevance matrix of scores {shape} is boolean and so shaped, got {relevant.dtype} {relevant.shape}"
+            )
         indices = [np.flatnonzero(row) for row in relevant]
     else:
         indices = [np.unique(np.asarray(row, np.intp)) for row in relevant]
@@ -126,12 +130,12 @@ def _query(row: NDArray[np.floating], relevant: NDArray[np.intp]) -> tuple[float
         raise ValueError("NaN among the scores")
     values, hits = np.unique(row[relevant], return_counts=True)
     if len(values) <= FEW:
-        above = [np.count_nonzero(row > value) for value in values]
-        size = [np.count_nonzero(row == value) for value in values]
+        above = [int(np.count_nonzero(row > value)) for value in values]
+        size = [int(np.count_nonzero(row == value)) for value in values]
     else:
         ascending = np.sort(row)
-        left, right = np.searchsorted(ascending, values, "left"), np.searchsorted(ascending, values, "right")
-        above, size = (len(row) - right).tolist(), (right - left).tolist()
+        above = [len(row) - int(np.searchsorted(ascending, value, "right")) for value in values]
+        size = [len(row) - int(np.searchsorted(ascending, v, "left")) - n for v, n in zip(values, above, strict=True)]
     # Groups of equal score that hold a relevant candidate, best first: candidates above, candidates within, relevant within.
     groups = list(zip(above[::-1], size[::-1], hits[::-1].tolist(), strict=True))
 
@@ -143,10 +147,10 @@ def _query(row: NDArray[np.floating], relevant: NDArray[np.intp]) -> tuple[float
         recalls.append((orders - comb(tied - good, places)) / orders)
 
     precision_sum, found = 0.0, 0
-    for first, members, wanted in groups:
-        for place in range(min(members, AP_CUTOFF - first)):
+    for start, members, wanted in groups:
+        for place in range(min(members, AP_CUTOFF - start)):
             # P(this place is relevant) x E(relevant ones up to here | it is) / rank
             before = place * (wanted - 1) / (members - 1) if members > 1 else 0.0
-            precision_sum += wanted / members * (found + 1 + before) / (first + place + 1)
+            precision_sum += wanted / members * (found + 1 + before) / (start + place + 1)
         found += wanted
     return best + 1 + (tied - good) / 2, *recalls, precision_sum / min(len(relevant), AP_CUTOFF)

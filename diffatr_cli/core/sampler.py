@@ -49,7 +49,10 @@ def ddim_coefficients(schedule: NoiseSchedule, level: int, following: int, eta: 
     return acp_next**0.5 - kept * acp**0.5, kept, sigma
 
 
-def _noise_source(noise: Noise | None, generator: torch.Generator | None, like: Tensor, candidates: Tensor) -> Callable[[int], Tensor]:
+def _noise_source(
+    noise: Noise | None, generator: torch.Generator | None, like: Tensor, candidates: Tensor
+) -> Callable[[int], Tensor]:
+    """The noise of step i, (B, N) in the type and on the device of the queries `like`."""
     shape = (len(like), candidates.shape[-2])
 
     def draw(i: int) -> Tensor:
