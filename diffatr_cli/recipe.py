@@ -155,8 +155,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
 
 
 def _shown(path: Path) -> str:
-    relative = os.path.relpath(path) if path.anchor in ("", Path.cwd().anchor) else str(path)
-    return str(path.absolute()) if relative.startswith("..") else relative
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _read_file(path: Path, reading: _Reading, chain: tuple[Path, ...]) -> None:
@@ -203,9 +202,10 @@ def _compose(path: Path, place: _Place, reading: _Reading) -> yaml.Node | None:
     except yaml.reader.ReaderError as error:
         line, problem = text.count("\n", 0, error.position) + 1, f"a character that YAML does not allow, #x{error.character:04x}"
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        at_end = "end of stream" in (error.problem or "")  # what was left open is the place to look at
+        mark = error.context_mark if at_end and error.context_mark else error.problem_mark
         line = mark.line + 1 if mark else 0
-        problem = f"not YAML: {error.problem or error.context}"
+        problem = f"not YAML: {' '.join(filter(None, (error.context, error.problem)))}"
         if "'\\t'" in problem:
             problem = "not YAML: a tab; indent with spaces"
     reading.complete = False
@@ -281,11 +281,10 @@ def _value(node: yaml.Node) -> Any:
 
 
 def _near_fields(section: str, name: str) -> list[str]:
-    """The likeliest meant fields: of the same section by spelling, else of the same name in other sections, else any."""
-    near = get_close_matches(name, SECTIONS.get(section, ()), n=1)
-    if near:
+    """The likeliest meant fields: of that section by spelling, else of that name in any section, else any by spelling."""
+    if near := get_close_matches(name, SECTIONS.get(section, ()), n=1):
         return [f"{section}.{near[0]}"]
-    same = [full for full in _FIELDS if full.split(".")[1] == name]
+    same = [full for full in _FIELDS if full.partition(".")[2] == name]
     return same or get_close_matches(f"{section}.{name}", _FIELDS, n=1)
 
 
@@ -294,11 +293,11 @@ def _read_override(override: str, reading: _Reading) -> None:
     full, equals, text = override.partition("=")
     full, text = full.strip(), text.strip()
     section, _, name = full.partition(".")
-    if not equals:
+    if not equals or not full:
         reading.add(place, override, "expected an override such as pretrain.epochs=2")
         return
     if name not in SECTIONS.get(section, ()):
-        near = _near_fields(section, name) if name else _near_fields("", section)
+        near = _near_fields(section, name) if name else _near_fields("", full)
         reading.add(place, full, f"unknown field{_did_you_mean(near)}")
         return
     try:
@@ -395,4 +394,5 @@ def _told(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple):
         return f"the list [{', '.join(map(_told, value))}]"
-    return f"the text '{value}'" if isinstance(value, str) else str(value)
+    text = str(value) if len(str(value)) <= 60 else f"{str(value)[:57]}..."
+    return f"the text '{text}'" if isinstance(value, str) else text

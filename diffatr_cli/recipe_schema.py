@@ -168,5 +168,5 @@ class Recipe(Section):
     def _steps_within_chain(self) -> Self:
         steps = self.evaluation.steps
         if steps is not None and steps > self.diffusion.steps:
-            raise ValueError(f"evaluation.steps: {steps} do not fit in a chain of diffusion.steps = {self.diffusion.steps}")
+            raise ValueError(f"evaluation.steps: {steps} steps do not fit in the chain, diffusion.steps = {self.diffusion.steps}")
         return self
