@@ -1,0 +1,139 @@
+"""Results as tables for a terminal. Pure: each function takes a result and returns a rich Table; the commands print it.
+
+Whatever comes from outside (paths, queries, names) goes in as Text, so that brackets in it are not read as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from .paper import TEST_SETS, Direction, PaperValue, System
+from .results import METRICS, EvaluationResult, QueryResult, SystemResult
+
+METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map10": "mAP@10", "medr": "MedR", "meanr": "MeanR"}
+DIRECTION_NAMES: dict[Direction, str] = {"t2a": "Text-to-Audio", "a2t": "Audio-to-Text"}
+SYSTEM_NAMES: dict[System, str] = {"baseline": "baseline", "diff": "Diff"}
+MODEL_NAMES = {"resnet38": "ResNet38", "cnn14": "CNN14"}
+_RECALLS = METRICS[:3]
+
+
+def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str | None = None) -> Table:
+    """Any rows under any heads; columns whose cells are all numbers are set to the right, with thousands apart."""
+    body = [list(row) for row in rows]
+    table = _table(title, caption)
+    for i, name in enumerate(columns):
+        numeric = bool(body) and all(isinstance(row[i], (int, float)) for row in body)
+        table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
+    for row in body:
+        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, (int, float)) else str(cell)) for cell in row))
+    return table
+
+
+def evaluation_table(result: EvaluationResult) -> Table:
+    """Systems by directions with every metric, mean ± std over seeds; below each the paper's number where it has one."""
+    table = _table(f"{result.source} → {result.target}, {_model(result)}", evaluation_caption(result))
+    table.add_column("")
+    for metric in METRICS:
+        table.add_column(METRIC_NAMES[metric], justify="right", no_wrap=True)
+    for direction, name in DIRECTION_NAMES.items():
+        of_direction = [system for system in result.systems if system.direction == direction]
+        if not of_direction:
+            continue
+        table.add_section()
+        table.add_row(Text(name, style="bold"))
+        for system in of_direction:
+            table.add_row(SYSTEM_NAMES[system.system], *(_own(system, metric) for metric in METRICS))
+            if paper := result.paper(system.system, direction):
+                table.add_row("  the paper", *(_papers(paper, metric) for metric in METRICS), style="dim")
+    return table
+
+
+def evaluation_caption(result: EvaluationResult) -> str:
+    """What the figures were computed on and how, in plain words."""
+    counts = f"{result.clips:,} clips and {result.captions:,} captions"
+    if paper := TEST_SETS.get(result.target):
+        counts += f" (the paper: {paper.clips:,} and {paper.captions:,})"
+    seeds = ", ".join(map(str, result.seeds))
+    spread = "mean ± sample standard deviation over seeds" if len(result.seeds) > 1 else "seed"
+    parts = [f"{result.recipe}: {counts}; {spread} {seeds}; a2t ranks by the best of a clip's captions"]
+    if any(system.system == "diff" for system in result.systems):
+        among = "all candidates" if result.shortlist is None else f"the {result.shortlist:,} best by cosine"
+        parts.append(f"Diff takes {result.steps} steps in a chain of {result.chain} over {among}")
+    if result.fusion_weights:
+        weights = (f"{direction} {', '.join(f'{w:g}' for w in each)}" for direction, each in result.fusion_weights.items())
+        parts.append(f"Weight of x0_hat beside the cosine: {'; '.join(weights)}")
+    return ". ".join(parts) + "."
+
+
+def cross_domain_tables(results: Sequence[EvaluationResult]) -> list[Table]:
+    """One table for each source and target, in the layout of the paper's Tables 3 and 4: models by recalls, both directions."""
+    tables = []
+    for source, target in dict.fromkeys((result.source, result.target) for result in results):
+        group = [result for result in results if (result.source, result.target) == (source, target)]
+        table = _table(f"{source} → {target}", "\n".join(map(evaluation_caption, group)))
+        table.add_column("")
+        for direction in DIRECTION_NAMES:
+            for metric in _RECALLS:
+                table.add_column(f"{direction} {METRIC_NAMES[metric]}", justify="right")
+        for system, name in SYSTEM_NAMES.items():
+            for result in group:
+                row = [(d, result.get(system, d), result.paper(system, d)) for d in DIRECTION_NAMES]
+                if not any(own for _, own, _ in row):
+                    continue
+                table.add_row(Text(f"{_model(result)} ({name})"), *(_own(own, m) for _, own, _ in row for m in _RECALLS))
+                if any(paper for _, _, paper in row):
+                    table.add_row("  the paper", *(_papers(paper, m) for _, _, paper in row for m in _RECALLS), style="dim")
+        tables.append(table)
+    return tables
+
+
+def query_table(result: QueryResult) -> Table:
+    """The hits of a query: rank, score, place in the recording, path."""
+    table = _table(result.query, None)
+    table.add_column("#", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("place", no_wrap=True)
+    table.add_column("file", overflow="fold")
+    for hit in result.hits:
+        place = f"{clock(hit.start)}-{clock(hit.end)}"
+        table.add_row(str(hit.rank), f"{hit.score:.3f}", place, Text(hit.path))
+    return table
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 03:20, or 1:03:20 from an hour on, rounded to the nearest second."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
+def _table(title: str, caption: str | None) -> Table:
+    return Table(
+        title=Text(title, style="bold"),
+        caption=Text(caption, style="dim") if caption else None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+        padding=(0, 1, 0, 0),
+    )
+
+
+def _model(result: EvaluationResult) -> str:
+    return MODEL_NAMES.get(result.model, result.model)
+
+
+def _own(result: SystemResult | None, metric: str) -> str:
+    return _cell(result.mean(metric), result.std(metric)) if result else "–"
+
+
+def _papers(values: dict[str, PaperValue] | None, metric: str) -> str:
+    return _cell(*values[metric]) if values and metric in values else "–"
+
+
+def _cell(mean: float, std: float | None) -> str:
+    return f"{mean:.1f}" if std is None else f"{mean:.1f}±{std:.1f}"
