@@ -202,7 +202,7 @@ def _compose(path: Path, place: _Place, reading: _Reading) -> yaml.Node | None:
     except yaml.reader.ReaderError as error:
         line, problem = text.count("\n", 0, error.position) + 1, f"a character that YAML does not allow, #x{error.character:04x}"
     except yaml.MarkedYAMLError as error:
-        at_end = "end of stream" in (error.problem or "")  # what was left open is the place to look at
+        at_end = re.search("end of stream|<stream end>", error.problem or "")  # what was left open is the place to look at
         mark = error.context_mark if at_end and error.context_mark else error.problem_mark
         line = mark.line + 1 if mark else 0
         problem = f"not YAML: {' '.join(filter(None, (error.context, error.problem)))}"
