@@ -1,0 +1,95 @@
+"""A split as embeddings: what both phases validate on and what evaluation ranks.
+
+n clips, m captions, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .core.losses import cosine_similarity
+from .core.metrics import retrieval_metrics
+from .core.towers import TwoTowers
+from .data.logmels import LogMels
+from .data.manifest import Clip
+from .model import DIRECTIONS, Direction
+
+MAX_FRAMES = 64_000  # log-mel frames of one batch while embedding: bounds memory for clips of any length
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The captions of a split, flat, and which clip each belongs to."""
+
+    texts: list[str]
+    owner: np.ndarray
+    """(m,) index of the caption's clip."""
+    first: np.ndarray
+    """(n + 1,): captions first[i]..first[i + 1] are clip i's."""
+
+    @classmethod
+    def of(cls, clips: Sequence[Clip]) -> Captions:
+        """The captions of these clips in their order."""
+        counts = [len(clip.captions) for clip in clips]
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
+        return cls([caption for clip in clips for caption in clip.captions], np.repeat(np.arange(len(clips)), counts), first)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Unit vectors of a split: audio (n, D), text (m, D), and owner (m,), the clip of each caption."""
+
+    audio: Tensor
+    text: Tensor
+    owner: np.ndarray
+
+    def task(self, direction: Direction) -> tuple[Tensor, Tensor, list[np.ndarray]]:
+        """Queries, candidates, and for each query the indices of its relevant candidates.
+
+        Every caption is a query for its one clip; every clip is a query for all of its captions.
+        """
+        if direction == "t2a":
+            return self.text, self.audio, list(self.owner[:, None])
+        order = np.argsort(self.owner, kind="stable")
+        bounds = np.searchsorted(self.owner[order], np.arange(len(self.audio) + 1))
+        return self.audio, self.text, [order[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+
+
+def recall_sum(metrics: dict[str, float]) -> float:
+    """R@1 + R@5 + R@10, the figure by which validation chooses (Mei et al. 2022)."""
+    return metrics["r1"] + metrics["r5"] + metrics["r10"]
+
+
+def cosine_metrics(gallery: Gallery) -> dict[Direction, dict[str, float]]:
+    """Metrics of ranking a small gallery by cosine, by direction."""
+    result: dict[Direction, dict[str, float]] = {}
+    for direction in DIRECTIONS:
+        queries, candidates, relevant = gallery.task(direction)
+        result[direction] = retrieval_metrics(cosine_similarity(queries, candidates), relevant)
+    return result
+
+
+@torch.inference_mode()
+def embed_logmels(towers: TwoTowers, logmels: LogMels, device: torch.device, bf16: bool = False) -> Tensor:
+    """Every clip of a split, whole, in evaluation mode -> unit vectors (n, D) on the CPU.
+
+    Clips are batched with others of exactly their length, so that no vector depends on padding or on its batch.
+    """
+    towers.eval()
+    out: list[Tensor | None] = [None] * len(logmels)
+    by_length = sorted(range(len(logmels)), key=logmels.frames)
+    for frames, group in groupby(by_length, key=logmels.frames):
+        members, size = list(group), max(1, MAX_FRAMES // frames)
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                pooled = towers.audio.pooled(logmels.whole(part).to(device))
+            for index, vector in zip(part, towers.embed_pooled_audio(pooled.float()).cpu(), strict=True):
+                out[index] = vector
+    return torch.stack([vector for vector in out if vector is not None])

@@ -1,0 +1,486 @@
+"""The remembered embeddings of a folder of recordings: LanceDB tables that follow the folder.
+
+Two kinds of table. `files` says which file holds which content (by hash) or why it cannot be used. `windows` holds the
+vectors of a content, one table a model. Windows are committed before the files that need them, so a kill at any moment
+leaves contents without a file, which the next update uses or removes, never a file that passes for done and is not.
+
+F files, W windows, D embedding size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import filelock
+import lancedb
+import numpy as np
+import pyarrow as pa
+
+from .data.audio import AUDIO_SUFFIXES, PYAV_SUFFIXES, SAMPLE_RATE, AudioError, Samples, load_audio
+from .errors import DiffATRError, UsageError
+from .progress import Progress, silent
+
+if TYPE_CHECKING:
+    from lancedb.db import DBConnection
+    from lancedb.table import Table
+
+    from .model import Retriever
+
+WINDOW = 10 * SAMPLE_RATE
+"""Samples of a window; a recording up to this long is one window, embedded whole."""
+HOP = 5 * SAMPLE_RATE
+"""Samples from one window to the next."""
+FOLDER = ".diffatr"
+"""Where the index lives inside the folder that it remembers."""
+
+_BATCH = 64  # windows embedded in one call
+_COMMIT_WINDOWS = 4096
+_COMMIT_SECONDS = 5.0  # a kill loses about so much work
+_READ_AHEAD = 256 << 20  # bytes of files that are decoded or waiting at a time; decoded mp3 is about 8 times its file
+_KEEP_VERSIONS = timedelta(minutes=10)  # so that a search which began before an update's tidying can end
+
+_FILES = pa.schema(
+    [
+        ("path", pa.binary()),  # below the folder, as the system's bytes, since names need not be valid text
+        ("size", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("hash", pa.string()),
+        ("reason", pa.string()),  # why the content cannot be used; empty when it can
+    ]
+)
+
+
+class CannotUpdate(DiffATRError):
+    """The index cannot be changed now, but what it holds can be searched."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file (or folder) that could not be used, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class IndexReport:
+    """What an update found and did; all but `windows` count files.
+
+    Attributes:
+        files: that can be searched.
+        windows: of those files.
+        embedded: read and embedded by this update.
+        reused: new, renamed or touched files whose content was embedded before.
+        unchanged: left alone.
+        removed: gone from the folder, and from the index.
+        skipped: all that cannot be used, those known from before too.
+        newly_skipped: how many of `skipped` were not known before.
+    """
+
+    files: int = 0
+    windows: int = 0
+    embedded: int = 0
+    reused: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    newly_skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """What a search looks at, in memory: the windows of file f are rows offsets[f]..offsets[f + 1].
+
+    Attributes:
+        paths: F paths below the folder, sorted.
+        offsets: (F + 1,) integers, ascending; every file has at least one window.
+        spans: (W, 2) start and end of each window in its file, seconds.
+        vectors: (W, D) float32 unit vectors.
+    """
+
+    paths: list[str]
+    offsets: np.ndarray
+    spans: np.ndarray
+    vectors: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+class _File(NamedTuple):
+    size: int
+    mtime_ns: int
+    hash: str
+    reason: str
+
+
+class _Examined(NamedTuple):
+    """A new or changed file: `waveform` where it has to be embedded; `row` is None where nothing is to be remembered."""
+
+    path: bytes
+    row: _File | None
+    waveform: Samples | None = None
+    reason: str = ""
+
+
+def spans(samples: int) -> list[tuple[int, int]]:
+    """The windows of a recording, as samples from and to: of 10 s, every 5 s, the last one moved so that it ends with the recording.
+
+    A recording of at most 10 s is one window; one without samples has none.
+    """
+    if samples <= WINDOW:
+        return [(0, samples)] if samples else []
+    starts = [*range(0, samples - WINDOW, HOP), samples - WINDOW]
+    return [(start, start + WINDOW) for start in starts]
+
+
+def scan(corpus: Path, exclude: Path) -> tuple[dict[bytes, os.stat_result], list[Skipped]]:
+    """All sound files below a folder by relative path, in order, and the folders that could not be listed.
+
+    Hidden files and folders and `exclude` are left out. Links are followed; a folder that is reached twice is listed once,
+    under its real place if that is below `corpus`, so loops end.
+    """
+    files: dict[bytes, os.stat_result] = {}
+    unlisted: list[Skipped] = []
+    root = os.fsencode(corpus)
+    seen = {_identity(os.stat(exclude))} if exclude.exists() else set()
+    folders, links = [b""], deque[bytes]()
+    while folders or links:
+        below = folders.pop() if folders else links.popleft()
+        try:
+            identity = _identity(os.stat(os.path.join(root, below)))
+            if below and identity in seen:
+                continue
+            seen.add(identity)
+            with os.scandir(os.path.join(root, below)) as entries:
+                for entry in entries:
+                    if entry.name.startswith(b"."):
+                        continue
+                    path = os.path.join(below, entry.name)
+                    with contextlib.suppress(OSError):  # a link to nothing, or gone meanwhile
+                        if entry.is_dir():
+                            (links if entry.is_symlink() else folders).append(path)
+                        elif os.path.splitext(os.fsdecode(entry.name))[1].lower() in AUDIO_SUFFIXES and entry.is_file():
+                            files[path] = entry.stat()
+        except OSError as error:
+            unlisted.append(Skipped(os.fsdecode(below) or ".", f"folder cannot be listed ({error.strerror})"))
+    return dict(sorted(files.items())), unlisted
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino
+
+
+class FolderIndex:
+    """The index of one folder.
+
+    Args:
+        corpus: the folder of recordings.
+        folder: where the index lives, `corpus/.diffatr` if None. One such folder may hold the indexes of several corpora.
+
+    Raises:
+        UsageError: `corpus` is no folder.
+    """
+
+    def __init__(self, corpus: Path, folder: Path | None = None) -> None:
+        if not corpus.is_dir():
+            raise UsageError(f"{corpus}: {'not a folder' if corpus.exists() else 'there is no such folder'}. Name a folder of recordings.")
+        self.corpus = corpus
+        self.folder = corpus / FOLDER if folder is None else folder
+        inside = self.folder.resolve() == (corpus / FOLDER).resolve()
+        # Inside, the name does not say which corpus, so that both can be moved together.
+        place = "" if inside else "-" + hashlib.blake2b(os.fsencode(corpus.resolve()), digest_size=8).hexdigest()
+        self._files_name = f"files-v1{place}"
+
+    def update(self, model: Retriever, progress: Progress = silent, workers: int | None = None) -> IndexReport:
+        """Bring the index up to date with the folder: embed new and changed files, forget those that are gone.
+
+        A file whose size and time are as remembered is left alone; one whose content is known, by hash, keeps its vectors.
+        Files that cannot be used are listed, remembered, and tried again when they change.
+
+        Args:
+            model: whose vectors to bring up to date.
+            progress: told of files.
+            workers: threads that read and decode while the model embeds; None takes one a CPU.
+
+        Raises:
+            CannotUpdate: another process is updating the index, or it cannot be written. What was committed stays.
+            DiffATRError: the folder holds no sound files and never did, or the index is damaged.
+        """
+        found, unlisted = scan(self.corpus, self.folder)
+        if not found and not self.folder.exists():
+            raise no_sounds(self.corpus, unlisted)
+        with self._locked():
+            return _Update(self, model).run(found, unlisted, progress, workers or os.cpu_count() or 1)
+
+    def read(self, model_id: str) -> Recordings:
+        """What is remembered for a model, as of the last commit; other processes may be updating meanwhile.
+
+        Raises:
+            DiffATRError: the index is damaged.
+        """
+        with _guarded(self.folder, "read"):
+            names = _table_names(db := lancedb.connect(self.folder)) if self.folder.is_dir() else set()
+            if not {self._files_name, _windows_name(model_id)} <= names:
+                return Recordings([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, 1), np.float32))
+            files = {path: row.hash for path, row in _read_files(db.open_table(self._files_name)).items() if not row.reason}
+            table = db.open_table(_windows_name(model_id)).to_arrow().combine_chunks()
+        start = table["start"].to_numpy()
+        contents = table["hash"].combine_chunks().dictionary_encode()
+        codes = contents.indices.to_numpy()
+        order = np.lexsort((start, codes))  # the windows of a content side by side, from its start to its end
+        bounds = np.searchsorted(codes[order], np.arange(len(contents.dictionary) + 1))
+        rows_of = {content: order[a:b] for content, a, b in zip(contents.dictionary.to_pylist(), bounds, bounds[1:], strict=False)}
+        present = sorted(path for path, content in files.items() if content in rows_of)
+        rows = np.concatenate([np.zeros(0, np.int64), *(rows_of[files[path]] for path in present)])
+        vectors = table["vector"].combine_chunks()
+        return Recordings(
+            [os.fsdecode(path) for path in present],
+            np.cumsum([0, *(len(rows_of[files[path]]) for path in present)]),
+            np.stack([start, table["end"].to_numpy()], 1)[rows],
+            vectors.flatten().to_numpy().reshape(len(vectors), vectors.type.list_size)[rows].astype(np.float32),
+        )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = filelock.FileLock(self.folder / "lock", timeout=0)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout:
+            raise CannotUpdate(f"{self.folder}: another process is indexing this folder now. Wait for it, then run the command again.") from None
+        except OSError as error:
+            raise CannotUpdate(
+                f"{self.folder}: the index cannot be written there ({error.strerror}). Name a place for it: --index DIR"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+class _Update:
+    """One run of `FolderIndex.update`, under its lock."""
+
+    def __init__(self, index: FolderIndex, model: Retriever) -> None:
+        self.corpus, self.folder, self.model = index.corpus, index.folder, model
+        self.windows_schema = pa.schema(
+            [("hash", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("vector", pa.list_(pa.float16(), model.dim))]
+        )
+        with _guarded(self.folder, "opened"):
+            self.db = lancedb.connect(index.folder)
+            self.files = self.db.create_table(index._files_name, schema=_FILES, exist_ok=True)
+            self.windows = self.db.create_table(_windows_name(model.model_id), schema=self.windows_schema, exist_ok=True)
+            self.known = _read_files(self.files)
+            self.embedded = set(_column(self.windows, "hash"))
+        self.rows: dict[bytes, _File] = {}  # what `files` is to hold in the end
+        self.new_rows: dict[bytes, _File] = {}  # of those, what is to be committed next,
+        self.waiting: list[tuple[str, int, int, Samples]] = []  # with windows to embed
+        self.spans: list[tuple[str, float, float]] = []  # and windows that have
+        self.vectors: list[np.ndarray] = []  # their vectors
+        self.committed = time.monotonic()
+        self.changed = False
+        self.report = IndexReport()
+
+    def run(self, found: dict[bytes, os.stat_result], unlisted: list[Skipped], progress: Progress, workers: int) -> IndexReport:
+        report = self.report
+        report.skipped += unlisted
+        report.newly_skipped += len(unlisted)
+        todo = self._compare(found)
+        for done, file in enumerate(self._examine(todo, workers)):
+            progress(done, len(todo), os.fsdecode(file.path))
+            self._take(file)
+        self._commit()
+        progress(len(todo), len(todo), "")
+        with _guarded(self.folder, "written"):
+            self._forget_gone()
+            self._forget_orphans()
+            if self.changed:
+                for table in (self.files, self.windows):
+                    table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+            report.windows = self.windows.count_rows()
+        report.files = sum(not row.reason for row in self.rows.values())
+        report.skipped += [Skipped(os.fsdecode(path), row.reason) for path, row in self.rows.items() if row.reason]
+        report.skipped.sort(key=lambda skipped: skipped.path)
+        return report
+
+    def _compare(self, found: dict[bytes, os.stat_result]) -> dict[bytes, os.stat_result]:
+        """Keep the rows of files that look as remembered; return the files to look into."""
+        no_pyav = importlib.util.find_spec("av") is None
+        todo = {}
+        for path, stat in found.items():
+            row = self.known.get(path)
+            if row and (row.size, row.mtime_ns) == (stat.st_size, stat.st_mtime_ns) and (row.reason or row.hash in self.embedded):
+                self.rows[path] = row
+                self.report.unchanged += not row.reason
+            elif no_pyav and os.path.splitext(os.fsdecode(path))[1].lower() in PYAV_SUFFIXES:
+                # Not remembered, and news each time: it is the installation that will change, not the file.
+                self._skip(path, "needs the extra `audio`: pip install 'diffatr[audio]'")
+            else:
+                todo[path] = stat
+        return todo
+
+    def _examine(self, todo: dict[bytes, os.stat_result], workers: int) -> Iterator[_Examined]:
+        """Hash and decode files in threads (which libsndfile, soxr and hashlib let run in parallel), in order, within bounds."""
+        waiting = deque(todo.items())
+        ahead: deque[tuple[int, Future[_Examined]]] = deque()
+        pool = ThreadPoolExecutor(workers, "decode")
+        try:
+            while waiting or ahead:
+                while waiting and len(ahead) < 4 * workers:
+                    path, stat = waiting[0]
+                    if ahead and stat.st_size + sum(size for size, _ in ahead) > _READ_AHEAD:
+                        break
+                    waiting.popleft()
+                    ahead.append((stat.st_size, pool.submit(self._look_into, path, stat)))
+                yield ahead[0][1].result()
+                ahead.popleft()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _look_into(self, path: bytes, stat: os.stat_result) -> _Examined:
+        full = self.corpus / os.fsdecode(path)
+        try:
+            with full.open("rb") as stream:
+                content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        except OSError as error:
+            return _Examined(path, None, reason=f"cannot be read ({error.strerror})")
+        before = self.known.get(path)
+        row = _File(stat.st_size, stat.st_mtime_ns, content, before.reason if before and before.hash == content else "")
+        if row.reason or content in self.embedded:
+            return _Examined(path, row)
+        waveform, reason = None, ""
+        try:
+            waveform = load_audio(full)
+            reason = "" if len(waveform) else "no samples"
+        except AudioError as error:
+            reason = error.reason
+        try:
+            after = full.stat()
+        except OSError as error:
+            return _Examined(path, None, reason=f"cannot be read ({error.strerror})")
+        if (after.st_size, after.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
+            return _Examined(path, None, reason="changed while it was read")  # hash and samples may be of different contents
+        return _Examined(path, row._replace(reason=reason), None if reason else waveform)
+
+    def _take(self, file: _Examined) -> None:
+        if file.row is None:
+            self._skip(file.path, file.reason)
+            return
+        self.rows[file.path] = self.new_rows[file.path] = file.row
+        if file.row.reason:
+            before = self.known.get(file.path)
+            self.report.newly_skipped += before is None or before.hash != file.row.hash
+        elif file.waveform is None or file.row.hash in self.embedded:
+            self.report.reused += 1
+        else:
+            self.report.embedded += 1
+            self.embedded.add(file.row.hash)
+            self.waiting += [(file.row.hash, start, end, file.waveform) for start, end in spans(len(file.waveform))]
+        if len(self.waiting) >= _BATCH:
+            self._embed_waiting()
+        if len(self.spans) >= _COMMIT_WINDOWS or time.monotonic() - self.committed > _COMMIT_SECONDS:
+            self._commit()
+
+    def _embed_waiting(self) -> None:
+        for first in range(0, len(self.waiting), _BATCH):
+            batch = self.waiting[first : first + _BATCH]
+            vectors = self.model.embed_audio([waveform[start:end] for _, start, end, waveform in batch])
+            if not np.isfinite(vectors).all():
+                raise DiffATRError(f"model {self.model.model_id}: embeddings are not finite. Its training diverged; use another --run.")
+            self.vectors.append(vectors.astype(np.float16))
+            self.spans += [(content, start / SAMPLE_RATE, end / SAMPLE_RATE) for content, start, end, _ in batch]
+        self.waiting.clear()
+
+    def _commit(self) -> None:
+        self._embed_waiting()
+        with _guarded(self.folder, "written"):
+            if self.spans:
+                values = pa.array(np.concatenate(self.vectors).ravel())
+                columns = [*zip(*self.spans, strict=True), pa.FixedSizeListArray.from_arrays(values, self.model.dim)]
+                self.windows.add(pa.table(columns, schema=self.windows_schema))
+            if self.new_rows:
+                merge = self.files.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
+                merge.execute(_files_table(self.new_rows))
+                self.changed = True
+        self.spans, self.vectors, self.new_rows = [], [], {}
+        self.committed = time.monotonic()
+
+    def _forget_gone(self) -> None:
+        self.report.removed = len(self.known.keys() - self.rows.keys())
+        if self.report.removed:
+            self.files.merge_insert("path").when_not_matched_by_source_delete().execute(_files_table(self.rows))
+            self.changed = True
+
+    def _forget_orphans(self) -> None:
+        """Remove contents that no file of any corpus of this index has; an update that was killed leaves some too."""
+        tables = [self.db.open_table(name) for name in _table_names(self.db) if name.startswith("files-")]
+        live = {content for table in tables for content in _column(table, "hash")}
+        if self.embedded - live:
+            merge = self.windows.merge_insert("hash").when_not_matched_by_source_delete()
+            merge.execute(pa.table([sorted(live)], schema=pa.schema([("hash", pa.string())])))
+            self.changed = True
+
+    def _skip(self, path: bytes, reason: str) -> None:
+        self.report.skipped.append(Skipped(os.fsdecode(path), reason))
+        self.report.newly_skipped += 1
+
+
+def no_sounds(corpus: Path, skipped: list[Skipped]) -> DiffATRError:
+    """The error for a folder in which nothing can be searched, with the first reasons."""
+    if not skipped:
+        return DiffATRError(f"{corpus}: no sound files in it (wav, flac, ogg, opus, mp3 ...; hidden ones do not count).")
+    shown = "; ".join(f"{each.path}: {each.reason}" for each in skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
+    return DiffATRError(f"{corpus}: none of its sound files can be used, {len(skipped)} skipped: {shown}")
+
+
+@contextlib.contextmanager
+def _guarded(folder: Path, what: str) -> Iterator[None]:
+    """Tell a person about the troubles of LanceDB, which come as any of these errors."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
+        if any(words in str(error) for words in ("No space left", "os error 28", "os error 122")):
+            raise CannotUpdate(f"{folder}: the disk is full. Free some space and run the command again; what is indexed is kept.") from error
+        text = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise DiffATRError(f"{folder}: the index could not be {what} ({text}). If this repeats, remove that folder and index again.") from error
+
+
+def _windows_name(model_id: str) -> str:
+    return f"windows-v1-{model_id}"
+
+
+def _table_names(db: DBConnection) -> set[str]:
+    names: set[str] = set()
+    token = None
+    while True:
+        page: Any = db.list_tables(page_token=token)
+        names.update(page.tables)
+        token = page.page_token
+        if not token:
+            return names
+
+
+def _read_files(table: Table) -> dict[bytes, _File]:
+    columns = table.to_arrow().to_pydict()
+    return dict(zip(columns["path"], map(_File, *(columns[name] for name in _File._fields)), strict=True))
+
+
+def _files_table(rows: dict[bytes, _File]) -> pa.Table:
+    return pa.table([list(rows), *([getattr(row, name) for row in rows.values()] for name in _File._fields)], schema=_FILES)
+
+
+def _column(table: Table, name: str) -> list[str]:
+    values: list[str] = table.search().select([name]).to_arrow()[name].to_pylist()
+    return values

@@ -1,0 +1,182 @@
+"""From a recipe to modules, and from a run folder to a model that embeds and scores."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checkpoint import fill, load_weights
+from .core.audio_encoder import AudioEncoder, SmallCnn
+from .core.denoiser import AttentionDenoiser
+from .core.schedule import NoiseSchedule
+from .core.text import TextEncoder
+from .core.towers import TwoTowers
+from .errors import DiffATRError, UsageError
+from .recipe_schema import AudioSection, Recipe
+from .runs import BEST, recipe_of
+
+Direction = Literal["t2a", "a2t"]
+DIRECTIONS: tuple[Direction, ...] = ("t2a", "a2t")
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` or `mps` as a device. Raises UsageError for others."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device: {name} is no device. Use auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device: this machine or this build of torch has no CUDA GPU. Use cpu or auto.")
+    return device
+
+
+def build_audio_encoder(section: AudioSection) -> AudioEncoder:
+    """The audio encoder of a recipe, with the PANNs authors' weights where `audio.weights` names them."""
+    stripes = (section.time_stripe, section.mel_stripe) if section.spec_augment else None
+    if section.encoder == "small":
+        if section.weights is not None:
+            raise UsageError("audio.weights: PANNs weights fit cnn14 and resnet38, not the small encoder")
+        return SmallCnn(section.channels, section.hop, section.dropout, stripes)
+    from .core.panns import Cnn14, ResNet38, load_panns
+
+    encoder = (Cnn14 if section.encoder == "cnn14" else ResNet38)(dropout=section.dropout, stripes=stripes)
+    if section.weights is not None:
+        load_panns(encoder, Path(section.weights).expanduser())
+    return encoder
+
+
+def build_towers(recipe: Recipe, *, pretrained: bool = True) -> TwoTowers:
+    """The two towers of a recipe; `pretrained=False` leaves out the PANNs weights, for a checkpoint that brings its own."""
+    audio = recipe.audio if pretrained else recipe.audio.model_copy(update={"weights": None})
+    text = TextEncoder(recipe.text.encoder, recipe.text.pooling, recipe.text.max_tokens)
+    if not recipe.text.finetune:
+        text.requires_grad_(False)
+    towers = TwoTowers(build_audio_encoder(audio), text, text.features, recipe.model.dim, recipe.model.dropout)
+    towers.audio.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return towers
+
+
+def trained_state(towers: TwoTowers, recipe: Recipe) -> dict[str, Tensor]:
+    """What a checkpoint keeps of the towers: all but a frozen BERT, which is where it came from."""
+    return {k: v for k, v in towers.state_dict().items() if recipe.text.finetune or not k.startswith("text.")}
+
+
+def fill_towers(towers: TwoTowers, tensors: dict[str, Tensor], recipe: Recipe, path: Path) -> None:
+    """Load what `trained_state` kept. Raises DiffATRError if it does not fit."""
+    if not recipe.text.finetune:
+        tensors = {k: v for k, v in towers.state_dict().items() if k.startswith("text.")} | tensors
+    fill(towers, tensors, path)
+
+
+def build_denoiser(recipe: Recipe, generator: torch.Generator | None = None) -> AttentionDenoiser:
+    """One denoiser of the recipe; either direction's."""
+    section = recipe.diffusion
+    return AttentionDenoiser(
+        recipe.model.dim,
+        section.hidden,
+        temperature=recipe.model.temperature,
+        init=section.init,
+        attention_scale=section.attention_scale,
+        output=section.output,
+        input_scale=section.input_scale,
+        generator=generator,
+    )
+
+
+def build_schedule(recipe: Recipe) -> NoiseSchedule:
+    """The noise schedule of the recipe."""
+    make = NoiseSchedule.cosine if recipe.diffusion.schedule == "cosine" else NoiseSchedule.linear
+    return make(recipe.diffusion.steps)
+
+
+class Retriever:
+    """A trained model for inference: embeds sounds and captions as unit vectors, and holds the denoisers to score them.
+
+    Attributes:
+        model_id: hash of the encoders' weights; vectors of different ids do not compare.
+        denoisers: by direction; empty where the run has no phase two.
+        fusion_weights: by direction, chosen on validation.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        towers: TwoTowers,
+        model_id: str,
+        denoisers: dict[Direction, AttentionDenoiser],
+        fusion_weights: dict[Direction, float],
+        device: torch.device,
+    ) -> None:
+        self.recipe = recipe
+        self.towers = towers.to(device).eval()
+        self.model_id = model_id
+        self.denoisers = {direction: denoiser.to(device).eval() for direction, denoiser in denoisers.items()}
+        self.fusion_weights = fusion_weights
+        self.schedule = build_schedule(recipe)
+        self.x0 = recipe.diffusion.x0
+        self.dim = recipe.model.dim
+        self.device = device
+
+    @torch.inference_mode()
+    def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """Mono float32 waveforms at 32 kHz -> (n, D) float32 unit vectors, each whatever else is in the batch."""
+        from .core.inference import pooled_features
+
+        pooled = pooled_features(self.towers.audio, [torch.from_numpy(w) for w in waveforms])
+        return self.towers.embed_pooled_audio(pooled.to(self.device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def embed_text(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions -> (n, D) float32 unit vectors."""
+        assert self.towers.text is not None
+        return self.towers.embed_pooled_text(self.towers.text.encode(captions).to(self.device)).cpu().numpy()
+
+
+def load_retriever(run: Path, device: str = "auto") -> Retriever:
+    """The best model of a seed folder (`runs/RECIPE/seed-N`).
+
+    Raises:
+        DiffATRError: the folder holds no finished epoch of phase one, or checkpoints that do not fit its recipe.
+    """
+    recipe = recipe_of(run)
+    path = run / "pretrain" / BEST
+    tensors, facts = load_weights(path)
+    towers = build_towers(recipe, pretrained=False)
+    fill_towers(towers, {k.removeprefix("towers."): v for k, v in tensors.items() if k.startswith("towers.")}, recipe, path)
+    denoisers, weights = load_denoisers(run, recipe, tensors, facts)
+    return Retriever(recipe, towers, weights_hash(path), denoisers, weights, resolve_device(device))
+
+
+def load_denoisers(
+    run: Path, recipe: Recipe, tensors: dict[str, Tensor], facts: dict[str, Any]
+) -> tuple[dict[Direction, AttentionDenoiser], dict[Direction, float]]:
+    """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds."""
+    path, inside = run / "pretrain" / BEST, "denoisers."
+    if recipe.model.strategy != "gen":
+        path, inside = run / "diffusion" / BEST, ""
+        if not path.is_file():
+            return {}, {}
+        tensors, facts = load_weights(path)
+        if facts["encoders"] != weights_hash(run / "pretrain" / BEST):
+            raise DiffATRError(
+                f"{path}: was trained on other encoders than {run / 'pretrain'} holds now. Run train-diffusion again."
+            )
+    denoisers: dict[Direction, AttentionDenoiser] = {}
+    for direction in DIRECTIONS:
+        denoisers[direction] = build_denoiser(recipe)
+        prefix = f"{inside}{direction}."
+        fill(denoisers[direction], {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, path)
+    return denoisers, facts["fusion_weights"]
+
+
+def weights_hash(path: Path) -> str:
+    """A short hash of a checkpoint file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
