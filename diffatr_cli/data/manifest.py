@@ -1,0 +1,177 @@
+"""Prepared data sets on disk: a Parquet manifest beside its WAV files, and reading pieces of those."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+
+from ..errors import DiffATRError
+from ..files import replacing
+from .audio import SAMPLE_RATE, AudioError, Samples
+
+SPLITS = ("train", "val", "test")
+MANIFEST = "manifest.parquet"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One prepared recording with its captions."""
+
+    clip_id: str
+    """Unique in the data set."""
+    split: str
+    """train, val or test."""
+    path: str
+    """Of the WAV file, relative to the data set's folder."""
+    seconds: float
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `diffatr prepare` made under `root`."""
+
+    name: str
+    root: Path
+    clips: tuple[Clip, ...]
+    info: dict[str, Any]
+    """What the whole set has in common: kind, resampler, a digest of all audio, ..."""
+
+    def split(self, name: str) -> tuple[Clip, ...]:
+        """The clips of one split, in the order of the caption file. Raises DiffATRError when there are none."""
+        clips = tuple(clip for clip in self.clips if clip.split == name)
+        if not clips:
+            raise DiffATRError(f"{self.root}: the data set has no clips in its {name} split")
+        return clips
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes whenever a clip, a caption or a sample of audio does: for caches."""
+        content = [[clip.clip_id, clip.split, clip.path, clip.seconds, clip.captions] for clip in self.clips]
+        return hashlib.sha256(json.dumps([self.info.get("audio_md5"), content]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of the manifest: a clip, prepared or not, and what it was made from."""
+
+    clip_id: str
+    split: str
+    captions: tuple[str, ...]
+    path: str
+    """Of the prepared WAV file, relative to the data set's folder."""
+    source: str | None = None
+    """The file it was made from, or how it was generated; None when there was none."""
+    source_size: int = 0
+    """Bytes."""
+    source_mtime_ns: int = 0
+    frames: int = 0
+    """Samples at 32 kHz."""
+    md5: str | None = None
+    """Of the prepared samples."""
+    license: str | None = None
+    skipped: str | None = None
+    """Why there is no audio; None for a prepared clip."""
+
+
+_SCHEMA = pa.schema(
+    [
+        ("clip_id", pa.string()),
+        ("split", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("path", pa.string()),
+        ("source", pa.string()),
+        ("source_size", pa.int64()),
+        ("source_mtime_ns", pa.int64()),
+        ("frames", pa.int64()),
+        ("md5", pa.string()),
+        ("license", pa.string()),
+        ("skipped", pa.string()),
+    ]
+)
+
+
+def write_manifest(root: Path, records: list[Record], info: dict[str, Any]) -> None:
+    """Replace the manifest under `root`. The same records and info give the same bytes."""
+    digest = hashlib.md5("".join(record.md5 or "-" for record in records).encode()).hexdigest()
+    schema = _SCHEMA.with_metadata({"diffatr": json.dumps({**info, "audio_md5": digest}, sort_keys=True)})
+    with replacing(root / MANIFEST) as temporary:
+        pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=schema), temporary)
+
+
+def read_manifest(root: Path) -> tuple[list[Record], dict[str, Any]]:
+    """All records of the manifest under `root`, skipped ones too, and what the set has in common.
+
+    Raises:
+        DiffATRError: the manifest is damaged or of another program.
+        FileNotFoundError: there is none.
+    """
+    path = root / MANIFEST
+    try:
+        table = pq.read_table(path, partitioning=None)
+        info = json.loads((table.schema.metadata or {})[b"diffatr"])
+        records = [Record(**row) for row in table.to_pylist()]
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise DiffATRError(f"{path}: not a manifest of `diffatr prepare` ({error}). Delete it and prepare again.") from error
+    return [replace(record, captions=tuple(record.captions)) for record in records], info
+
+
+def load_dataset(data_dir: Path, name: str) -> Dataset:
+    """The prepared data set `name` under `data_dir`.
+
+    Raises:
+        DiffATRError: it was not prepared, or holds no clips; the message says which command prepares it.
+    """
+    root = data_dir / name
+    try:
+        records, info = read_manifest(root)
+    except (FileNotFoundError, NotADirectoryError):
+        known = sorted(path.parent.name for path in data_dir.glob(f"*/{MANIFEST}"))
+        there = f" Prepared there: {', '.join(known)}." if known else ""
+        where = "" if data_dir == Path("data") else f" --data {data_dir}"
+        if name in ("clotho", "synthetic"):
+            command = f"diffatr prepare {name}{where}`"
+        elif name == "audiocaps":
+            command = f"diffatr prepare audiocaps --from DIR{where}`"
+        else:
+            command = f"diffatr prepare KIND --from DIR --name {name}{where}` with KIND clotho, audiocaps or folder"
+        raise DiffATRError(f"{root}: no data set {name!r} was prepared here.{there} Make it with `{command}.") from None
+    clips = tuple(
+        Clip(record.clip_id, record.split, record.path, record.frames / SAMPLE_RATE, record.captions)
+        for record in records
+        if record.skipped is None
+    )
+    if not clips:
+        raise DiffATRError(f"{root}: the data set {name!r} holds no clips. Prepare it again.")
+    return Dataset(name, root, clips, info)
+
+
+def read_piece(path: Path | str, start: int = 0, frames: int = -1) -> Samples:
+    """Samples [start, start + frames) of a prepared 32 kHz WAV file as float32 (frames,), full scale +-1.
+
+    Shorter when the file ends before, empty when it starts behind the end; frames = -1 reads to the end.
+
+    Raises:
+        AudioError: the file is missing or damaged.
+    """
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            if file.samplerate != SAMPLE_RATE or file.channels != 1:
+                raise AudioError(path, "not a prepared clip (mono, 32 kHz)")
+            if start >= file.frames:
+                return np.zeros(0, np.float32)
+            file.seek(start)
+            samples: Samples = file.read(frames, dtype="float32")
+            return samples
+    except soundfile.LibsndfileError as error:
+        reason = "damaged" if Path(path).exists() else "missing"
+        raise AudioError(path, f"{reason} ({error.error_string.strip(' .')}); run `diffatr prepare` again") from None
