@@ -1,0 +1,113 @@
+"""One direction of imports, and a command line that starts without the heavy libraries."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "diffatr_cli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+HEAVY = {"torch", "transformers", "numba", "pyarrow", "lancedb", "resampy", "soxr", "soundfile", "scipy", "pandas", "numpy"}
+
+# The rooms, lowest first. `core` is pure; files that any room may use stand beside it.
+FOUNDATION = {"errors", "files", "progress"}
+ROOMS = {"core": 0, "data": 1, "report": 1, "cli": 3}
+JOBS = 2  # every other module at the top of the package
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """The absolute names of all modules that a file imports, at module level or inside functions, with the line."""
+    package = ("diffatr_cli", *path.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            # `from . import x` may import the module x; the name is checked either way.
+            yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def room(parts: tuple[str, ...]) -> int:
+    """How high a module of the package stands, by its name's parts after `diffatr_cli`; -1 is the foundation."""
+    if not parts or parts[0] in FOUNDATION or parts[0].startswith("__version"):
+        return -1
+    if parts[0] in ("__main__", "__init__"):
+        return ROOMS["cli"] if parts[0] == "__main__" else -1
+    return ROOMS.get(parts[0], JOBS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_lower_rooms_never_import_higher_ones(path: Path) -> None:
+    here = path.relative_to(PACKAGE).with_suffix("").parts
+    upward = []
+    for name, line in imported(path):
+        parts = tuple(name.split("."))
+        if parts[0] != "diffatr_cli":
+            continue
+        beside = {here[0], parts[1]} == {"data", "report"}  # of equal height, but nothing to do with each other
+        if room(parts[1:]) > room(here) or beside:
+            upward.append(f"line {line}: {name}")
+    assert not upward
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").rglob("*.py")), ids=lambda path: path.name)
+def test_the_core_knows_no_files_and_no_console(path: Path) -> None:
+    forbidden = {"yaml", "rich", "typer", "click", "soundfile", "pyarrow", "pydantic", "httpx", "lancedb", "resampy"}
+    assert {name.partition(".")[0] for name, _ in imported(path)}.isdisjoint(forbidden)
+
+
+def test_the_walk_sees_every_form_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's own eyes: a file in `core` that looks upward in five ways."""
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
+    (tmp_path / "core").mkdir()
+    path = tmp_path / "core/x.py"
+    path.write_text(
+        "import a.b\nfrom .. import cli\nfrom ..data import y\nfrom .z import w\ndef f():\n    from diffatr_cli.report import t\n"
+    )
+    assert [name for name, _ in imported(path)] == [
+        "a.b",
+        "diffatr_cli.cli",
+        "diffatr_cli.data.y",
+        "diffatr_cli.core.z.w",
+        "diffatr_cli.report.t",
+    ]
+    assert room(("cli",)) > room(("pretrain",)) > room(("data", "audio")) > room(("core", "schedule")) > room(("errors",))
+
+
+def loaded_after(code: str) -> set[str]:
+    """The top-level modules that a fresh process holds after running the code."""
+    report = "print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    script = f"import sys\n{code}\n{report}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("module", ["recipe", "report.tables", "errors"])
+def test_recipes_and_tables_load_nothing_heavy(module: str) -> None:
+    loaded = loaded_after(f"import diffatr_cli.{module}")
+    assert "diffatr_cli" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+HELP = """
+import runpy
+sys.argv = ["diffatr", "--help"]
+try:
+    runpy.run_module("diffatr_cli", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+"""
+
+
+@pytest.mark.skipif(not (PACKAGE / "cli/main.py").is_file(), reason="there is no command line yet")
+def test_help_loads_nothing_heavy() -> None:
+    loaded = loaded_after(HELP)
+    assert "typer" in loaded
+    assert loaded.isdisjoint(HEAVY)
