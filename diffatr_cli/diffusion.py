@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def train_diffusion(
     runs: Path,
     seed: int = 0,
     device: str = "auto",
-    overrides: tuple[str, ...] = (),
+    resume: Sequence[str] = (),
     progress: Progress = silent,
 ) -> TrainingResult:
     """Train the denoisers of a recipe on the encoders that phase one left, resuming where an earlier call was cut off.
@@ -144,9 +144,9 @@ def train_diffusion(
     encoders = run / "pretrain" / BEST
     if not encoders.is_file():
         raise DiffATRError(
-            f"{run}: phase one has not been trained. Run first: {resume_command('pretrain', name, overrides, seed=seed)}"
+            f"{run}: phase one has not been trained. Run first: {resume_command('pretrain', resume or [name], seed=seed)}"
         )
-    command = resume_command("train-diffusion", name, overrides, data=data, runs=runs, seed=seed)
+    command = resume_command("train-diffusion", resume or [name], data=data, runs=runs, seed=seed)
     folder = open_phase(run, "diffusion", recipe, seed, command, f"{dataset.fingerprint} {weights_hash(encoders)}")
     train, val = embedded_splits(run, recipe, dataset, seed, place, progress)
     torch.manual_seed(seed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,20 +48,21 @@ def pretrain(
     runs: Path,
     seed: int = 0,
     device: str = "auto",
-    overrides: tuple[str, ...] = (),
+    resume: Sequence[str] = (),
     progress: Progress = silent,
 ) -> TrainingResult:
     """Train a recipe's encoders, resuming where an earlier call was cut off.
 
     Args:
-        name: the recipe's name, under which the run is kept.
+        name: what the run is kept under, most often the recipe's name.
+        resume: the arguments of the command that does this job, for the record of how to resume it.
     Raises:
         DiffATRError: data are missing, or the loss is no longer a number.
         UsageError: the run folder holds another recipe's run.
     """
     began = time.monotonic()
     dataset = load_dataset(data, recipe.data.name)
-    command = resume_command("pretrain", name, overrides, data=data, runs=runs, seed=seed)
+    command = resume_command("pretrain", resume or [name], data=data, runs=runs, seed=seed)
     folder = open_phase(run_folder(runs, name, seed), "pretrain", recipe, seed, command, dataset.fingerprint)
     torch.manual_seed(seed)
     phase = PhaseOne(recipe, resolve_device(device))
@@ -123,10 +124,7 @@ class PhaseOne(nn.Module):
 
     def read(self, dataset: Dataset, name: str, progress: Progress) -> Split:
         """A split, with everything cached that training does not change. Raises DiffATRError if it has no clips."""
-        clips = dataset.split(name)
-        if not clips:
-            raise DiffATRError(f"{dataset.root}: the data set has no {name} clips, and training needs them.")
-        captions = Captions.of(clips)
+        captions = Captions.of(dataset.split(name))
         vectors = None if self.recipe.text.finetune else self.text.encode(captions.texts)
         return Split(cached_logmels(dataset, name, self.recipe.audio.hop, progress), captions, vectors)
 

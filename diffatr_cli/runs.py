@@ -15,7 +15,7 @@ import json
 import platform
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,10 +116,10 @@ def git_revision() -> str | None:
         return None
 
 
-def resume_command(command: str, recipe: str, overrides: tuple[str, ...], **options: object) -> str:
-    """The command line that continues a run."""
+def resume_command(command: str, arguments: Sequence[str], **options: object) -> str:
+    """The command line that starts or continues a run."""
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return shlex.join(["diffatr", command, recipe, *overrides, *flags])
+    return shlex.join(["diffatr", command, *arguments, *flags])
 
 
 class MetricsLog:

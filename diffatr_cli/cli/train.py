@@ -1,0 +1,102 @@
+"""`diffatr pretrain` and `diffatr train-diffusion`: parse, train, show the epoch that validation chose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .console import Data, Device, Json, Runs, Seed, progress_bar, say, show
+
+if TYPE_CHECKING:
+    from ..runs import TrainingResult
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe by name (audiocaps-resnet38, clotho-cnn14, demo, ...) or a YAML file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as pretrain.epochs=2 diffusion.lr=3e-4.")
+]
+Name = Annotated[str | None, typer.Option("--name", help="Keep the run under this name instead of the recipe's.")]
+
+
+def pretrain(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    data: Data = Path("data"),
+    runs: Runs = Path("runs"),
+    name: Name = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Phase one: train the audio and text encoders with the contrastive loss.
+
+    Continues by itself where an earlier call was cut off. Everything is kept under RUNS/RECIPE/seed-N/pretrain.
+
+    Example: diffatr pretrain clotho-resnet38 --seed 0
+    """
+    from ..pretrain import pretrain as job
+
+    _train(job, recipe, overrides, data, runs, name, seed, device, as_json)
+
+
+def train_diffusion(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    data: Data = Path("data"),
+    runs: Runs = Path("runs"),
+    name: Name = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Phase two: train the diffusion model on the encoders that `pretrain` left, which stay as they are.
+
+    Continues by itself where an earlier call was cut off. Everything is kept under RUNS/RECIPE/seed-N/diffusion.
+
+    Example: diffatr train-diffusion clotho-resnet38 --seed 0
+    """
+    from ..diffusion import train_diffusion as job
+
+    _train(job, recipe, overrides, data, runs, name, seed, device, as_json)
+
+
+def _train(
+    job: Any,
+    recipe: str,
+    overrides: list[str] | None,
+    data: Path,
+    runs: Path,
+    name: str | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    from ..recipe import load_recipe
+
+    changed = tuple(overrides or ())
+    loaded = load_recipe(recipe, changed)
+    resume = (recipe, *changed, *(("--name", name) if name else ()))
+    with progress_bar() as progress:
+        result: TrainingResult = job(
+            name or Path(recipe).stem, loaded, data=data, runs=runs, seed=seed, device=device, resume=resume, progress=progress
+        )
+    say(f"kept in {result.folder}")
+    show_training(result, as_json)
+
+
+def show_training(result: TrainingResult, as_json: bool) -> None:
+    """The chosen epoch of a phase, as a table or as JSON."""
+    from ..report.tables import rows_table
+
+    document = {"folder": str(result.folder), "seconds": result.seconds, "best": result.best}
+    rows = [(key, f"{value:.3f}" if isinstance(value, float) else str(value)) for key, value in result.best.items()]
+    show(document, rows_table("Chosen on the validation split", ("", ""), rows), as_json=as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("pretrain")(pretrain)
+    app.command("train-diffusion")(train_diffusion)

@@ -1,0 +1,160 @@
+"""Phase two: its batches hold what they say, it learns, resumes to the same result, and chooses the weight on validation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Workshop
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from diffatr_cli.core.denoiser import AttentionDenoiser
+from diffatr_cli.core.schedule import NoiseSchedule
+from diffatr_cli.diffusion import DenoiserPair, choose_fusion, denoising_loss, train_diffusion
+from diffatr_cli.embeddings import CandidateBatches, TrainingViews, nearest_others
+from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.gallery import Gallery, cosine_metrics, recall_sum
+from diffatr_cli.model import load_retriever
+from diffatr_cli.pretrain import pretrain
+from diffatr_cli.recipe_schema import DiffusionSection
+
+
+class Killed(Exception):
+    pass
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return functional.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def views(clips: int = 20, per_clip: int = 2, count: int = 3) -> TrainingViews:
+    owner = torch.arange(clips).repeat_interleave(per_clip)
+    return TrainingViews(unit(count, clips, 8), unit(clips * per_clip, 8, seed=1), owner)
+
+
+def section(**fields: object) -> DiffusionSection:
+    return DiffusionSection(batch_size=6, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fields", [{}, {"candidates": 12, "negatives": "bank"}, {"candidates": 5, "negatives": "nearest"}])
+def test_batches_put_the_truth_where_x_0_says(fields: dict[str, object]) -> None:
+    train = views()
+    batches = CandidateBatches(train, section(**fields), seed=0)
+    seen = []
+    for inside in range(len(batches)):
+        for direction, query, candidates, x_0 in batches(0, inside):
+            assert torch.allclose(x_0.sum(1), torch.ones(6))
+            shared = candidates.expand(6, -1, -1) if candidates.ndim == 2 else candidates
+            assert shared.shape[:2] == x_0.shape
+            if fields:
+                assert x_0.shape[1] == fields["candidates"]
+            for row in range(6):
+                clip = owner_of(query[row], train)
+                seen += [clip] if direction == "t2a" else []
+                for i in range(x_0.shape[1]):
+                    assert (owner_of(shared[row, i], train) == clip) == (x_0[row, i] > 0)
+    assert len(seen) == len(batches) * 6
+    assert max(np.bincount(seen)) <= 2  # an epoch visits each of a clip's two captions once at most
+
+
+def owner_of(vector: torch.Tensor, train: TrainingViews) -> int:
+    near_text = (train.text - vector).norm(dim=1)
+    near_audio = (train.audio - vector).norm(dim=2).amin(0)
+    return int(train.owner[near_text.argmin()]) if near_text.min() < near_audio.min() else int(near_audio.argmin())
+
+
+def test_nearest_others_by_brute_force() -> None:
+    queries, candidates = unit(9, 4), unit(14, 4, seed=2)
+    query_clips, candidate_clips = torch.arange(9) % 5, torch.arange(14) % 5
+    found = nearest_others(queries, candidates, query_clips, candidate_clips, 4)
+    for q in range(9):
+        others = [i for i in range(14) if candidate_clips[i] != query_clips[q]]
+        others.sort(key=lambda i: -float(queries[q] @ candidates[i]))
+        assert found[q].tolist() == others[:4]
+
+
+def test_jitter_has_the_norm_it_says() -> None:
+    wide = TrainingViews(unit(1, 30, 256), unit(30, 256, seed=1), torch.arange(30))
+    _, query, _, _ = next(iter(CandidateBatches(wide, section(jitter=0.5), 0)(0, 0)))
+    cosines = (query @ wide.text.T).amax(1)
+    assert torch.allclose(cosines, torch.full((6,), 1 / (1 + 0.5**2) ** 0.5), atol=0.03)  # an orthogonal push of norm 0.5
+
+
+def test_the_loss_of_a_perfect_and_of_an_ignorant_denoiser() -> None:
+    schedule = NoiseSchedule.cosine(10)
+    x_0 = functional.one_hot(torch.tensor([1, 0, 2]), 4).float()
+
+    def ask(logits: torch.Tensor) -> float:
+        perfect = AttentionDenoiser(4, 4)
+        perfect.forward = lambda *_: logits  # type: ignore[method-assign]
+        return float(denoising_loss(perfect, schedule, torch.zeros(3, 4), torch.zeros(4, 4), x_0))
+
+    assert ask(x_0 * 100) < 1e-6
+    assert ask(torch.zeros(3, 4)) == pytest.approx(np.log(4))
+
+
+def test_learns_and_keeps_a_record(trained: Path) -> None:
+    log = [json.loads(line) for line in (trained / "diffusion" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in log] == [1, 2, 3]
+    assert log[-1]["loss"] < log[0]["loss"]
+    retriever = load_retriever(trained, "cpu")
+    assert set(retriever.denoisers) == set(retriever.fusion_weights) == {"t2a", "a2t"}
+
+
+def test_fusion_never_ranks_validation_worse_than_cosine(workshop: Workshop) -> None:
+    torch.manual_seed(0)
+    pair = DenoiserPair(workshop.recipe())
+    owner = np.repeat(np.arange(10), 2)
+    audio = unit(10, 16)
+    gallery = Gallery(audio, functional.normalize(audio[owner] + unit(20, 16, seed=1), dim=1), owner)
+    for direction in ("t2a", "a2t"):
+        weight, metrics = choose_fusion(gallery, direction, pair, seed=0)  # type: ignore[arg-type]
+        assert recall_sum(metrics) >= recall_sum(cosine_metrics(gallery)[direction])  # type: ignore[index]
+        assert weight in pair.recipe.evaluation.fusion_weights
+
+
+def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    recipe = workshop.recipe()
+
+    def run(name: str, die_at: int | None = None) -> Path:
+        runs = tmp_path / name
+        if not runs.exists():
+            (runs / "tiny").mkdir(parents=True)
+            (runs / "tiny" / "seed-0").mkdir()
+            (runs / "tiny" / "seed-0" / "pretrain").symlink_to(trained / "pretrain")
+
+        def progress(done: int, total: int, note: str) -> None:
+            if note.startswith("epoch") and done == die_at:
+                raise Killed
+
+        return train_diffusion("tiny", recipe, data=workshop.data, runs=runs, seed=0, device="cpu", progress=progress).folder
+
+    whole = run("a")
+    with pytest.raises(Killed):
+        run("b", die_at=9)
+    resumed = run("b")
+    assert (whole / "metrics.jsonl").read_text() == (resumed / "metrics.jsonl").read_text()
+    one, other = load_file(whole / "best.safetensors"), load_file(resumed / "best.safetensors")
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_order_and_strategy_are_checked(workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(DiffATRError, match="diffatr pretrain"):
+        train_diffusion("r", workshop.recipe(), data=workshop.data, runs=tmp_path, device="cpu")
+    with pytest.raises(UsageError, match=r"model\.strategy"):
+        train_diffusion("r", workshop.recipe("model.strategy=dis"), data=workshop.data, runs=tmp_path, device="cpu")
+
+
+def test_denoisers_of_other_encoders_are_refused(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    runs = tmp_path / "runs"
+    shutil.copytree(trained.parent, runs / "tiny")
+    shutil.rmtree(runs / "tiny" / "seed-0" / "pretrain")
+    pretrain("tiny", workshop.recipe("pretrain.epochs=1"), data=workshop.data, runs=runs, seed=0, device="cpu")
+    with pytest.raises(DiffATRError, match="train-diffusion again"):
+        load_retriever(runs / "tiny" / "seed-0", "cpu")

@@ -1,0 +1,128 @@
+"""Phase one: it learns, resumes to the same result, and its batches and rates are what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Workshop
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from diffatr_cli.data.manifest import Clip
+from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.gallery import Captions
+from diffatr_cli.pretrain import epoch_batches, learning_rate, pretrain
+from diffatr_cli.recipe_schema import PretrainSection
+
+
+class Killed(Exception):
+    """Stands for a kill: nothing in the code under test catches it."""
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_learns_and_keeps_a_record(workshop: Workshop, trained: Path) -> None:
+    folder = trained / "pretrain"
+    log = rows(folder)
+    assert [row["epoch"] for row in log] == [1, 2, 3, 4]
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert max(row["score"] for row in log) > 200  # chance is about 150 here: R@1 12, R@5 60, R@10 100 both ways, less siblings
+    record = json.loads((folder / "run.json").read_text())
+    assert record["seed"] == 0
+    assert {"torch", "diffatr", "python"} <= set(record["versions"])
+    assert record["resume"].startswith("diffatr pretrain tiny")
+    assert record["recipe"] == workshop.recipe().model_dump(mode="json")
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("overrides", [(), ("text.finetune=true",), ("pretrain.items=clips", "pretrain.captions_per_clip=2"), ("model.strategy=gen",)])
+def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    recipe = workshop.recipe("pretrain.epochs=2", "pretrain.checkpoint_minutes=1e-9", *overrides)
+
+    def run(runs: Path, die_at: int | None = None) -> Path:
+        def progress(done: int, total: int, note: str) -> None:
+            if note.startswith("epoch") and done == die_at:
+                raise Killed
+
+        return pretrain("r", recipe, data=workshop.data, runs=runs, seed=3, device="cpu", progress=progress).folder
+
+    whole = run(tmp_path / "a")
+    for die_at in (2, len(rows(whole)) + 3):
+        with pytest.raises(Killed):
+            run(tmp_path / "b", die_at)
+    resumed = run(tmp_path / "b")
+    assert rows(whole) == rows(resumed)
+    one, other = load_file(whole / "best.safetensors"), load_file(resumed / "best.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    last, again = (torch.load(f / "last.pt", weights_only=True) for f in (whole, resumed))
+    assert all(torch.equal(last["model"][k], again["model"][k]) for k in last["model"])
+    assert run(tmp_path / "b") == resumed  # a finished run finishes at once
+    assert rows(whole) == rows(resumed)
+
+
+def test_seeds_differ_and_a_seed_repeats(workshop: Workshop, tmp_path: Path) -> None:
+    def weights(runs: str, seed: int) -> dict[str, torch.Tensor]:
+        recipe = workshop.recipe("pretrain.epochs=1")
+        return load_file(pretrain("r", recipe, data=workshop.data, runs=tmp_path / runs, seed=seed, device="cpu").folder / "best.safetensors")
+
+    first, again, other = weights("a", 0), weights("b", 0), weights("c", 1)
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+def test_frozen_bert_is_not_in_the_checkpoint(trained: Path) -> None:
+    assert not [k for k in load_file(trained / "pretrain" / "best.safetensors") if ".text." in k]
+
+
+def test_another_recipe_does_not_mix_into_a_run(workshop: Workshop, trained: Path) -> None:
+    with pytest.raises(UsageError, match=r"pretrain\.lr"):
+        pretrain("tiny", workshop.recipe("pretrain.lr=0.5"), data=workshop.data, runs=workshop.runs, seed=0, device="cpu")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(workshop: Workshop, tmp_path: Path) -> None:
+    recipe = workshop.recipe("pretrain.lr=1e30", "pretrain.schedule=constant", "pretrain.epochs=3")
+    with pytest.raises(DiffATRError, match=r"pretrain\.lr"):
+        pretrain("r", recipe, data=workshop.data, runs=tmp_path, seed=0, device="cpu")
+
+
+def test_missing_data_names_the_command(workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(DiffATRError, match="diffatr prepare"):
+        pretrain("r", workshop.recipe(), data=tmp_path, runs=tmp_path, device="cpu")
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=30), st.integers(2, 7), st.integers(1, 4), st.integers(0, 99))
+def test_batches_visit_everything_once(counts: list[int], size: int, per_clip: int, epoch: int) -> None:
+    captions = Captions.of([Clip(str(i), "train", "", 1.0, ("x",) * n) for i, n in enumerate(counts)])
+    pairs = epoch_batches(captions, PretrainSection(items="pairs", batch_size=size), 0, epoch)
+    seen = np.concatenate(pairs)
+    assert len(set(seen)) == len(seen) == max(sum(counts) // size * size, min(sum(counts), size))
+    clips = epoch_batches(captions, PretrainSection(items="clips", batch_size=size, captions_per_clip=per_clip), 0, epoch)
+    owners = [captions.owner[batch] for batch in clips]
+    assert all(len(set(o)) == min(size, len(counts)) for o in owners)
+    assert len({c for o in owners for c in o}) == sum(len(set(o)) for o in owners)
+    for batch, owner in zip(clips, owners, strict=True):
+        assert len(set(batch)) == len(batch)
+        assert all((owner == clip).sum() == min(per_clip, counts[clip]) for clip in set(owner))
+
+
+def test_learning_rates() -> None:
+    step = PretrainSection(lr=1.0, schedule="step", lr_step=20, lr_decay=0.1)
+    assert [learning_rate(step, s, 10) for s in (0, 199, 200, 399, 400)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    cycle = PretrainSection(lr=1.0, schedule="onecycle", epochs=10)
+    torch_cycle = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0), 1.0, total_steps=100, div_factor=25, final_div_factor=400
+    )
+    theirs = []
+    for _ in range(100):
+        theirs.append(torch_cycle.get_last_lr()[0])
+        torch_cycle.optimizer.step()
+        torch_cycle.step() if len(theirs) < 100 else None
+    assert np.allclose([learning_rate(cycle, s, 10) for s in range(100)], theirs, atol=0.02)  # its peak lies one step earlier

@@ -1,0 +1,64 @@
+"""The caption encoder against transformers used directly, and the failures that people meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Workshop
+from transformers import BertModel
+
+from diffatr_cli.core.text import TextEncoder, bert_folder, normalise_caption
+from diffatr_cli.errors import DiffATRError, UsageError
+
+
+def test_captions_are_normalised() -> None:
+    assert normalise_caption("  A Dog's bark,\tthen -- rain!  ") == "a dogs bark then rain"
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_pools_what_transformers_gives(workshop: Workshop, pooling: str) -> None:
+    encoder = TextEncoder(str(workshop.root / "bert"), pooling)  # type: ignore[arg-type]
+    captions = ["A low tone plays.", "hiss", "high sound, first"]
+    vocabulary = (workshop.root / "bert" / "vocab.txt").read_text().split()
+    bert = BertModel.from_pretrained(workshop.root / "bert", add_pooling_layer=False).eval()
+    for caption, vector in zip(captions, encoder.encode(captions, batch_size=2), strict=True):
+        words = normalise_caption(caption).split()
+        ids = torch.tensor([[vocabulary.index(w) for w in ["[CLS]", *words, "[SEP]"]]])
+        states = bert(ids).last_hidden_state[0]
+        assert torch.allclose(vector, states[0] if pooling == "cls" else states.mean(0), atol=1e-5)
+
+
+def test_a_vector_does_not_depend_on_its_batch(workshop: Workshop) -> None:
+    encoder = TextEncoder(str(workshop.root / "bert"), "mean")
+    captions = ["hiss", "a low tone plays first second third sound", "low"]
+    assert torch.allclose(encoder.encode(captions)[0], encoder.encode(captions[:1])[0], atol=1e-6)
+
+
+def test_long_captions_are_cut(workshop: Workshop) -> None:
+    encoder = TextEncoder(str(workshop.root / "bert"), "cls", max_tokens=8)
+    ids, mask = encoder.tokenise(["low " * 100, "low"])
+    assert ids.shape == (2, 8)
+    assert mask.sum(1).tolist() == [8, 3]
+
+
+def test_failures_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"diffatr\[small\]"):
+        bert_folder("minilm")
+    with pytest.raises(DiffATRError, match="tokenizer"):
+        TextEncoder(str(tmp_path))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DiffATRError, match=r"model\.safetensors"):
+        TextEncoder(str(tmp_path))
+
+
+def test_an_unreachable_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(DiffATRError, match="minilm"):
+        bert_folder("nobody/knows-this-bert")
