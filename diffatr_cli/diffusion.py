@@ -195,4 +195,5 @@ def train_diffusion(
         save_state(
             folder / LAST, {"epoch": epoch + 1, "best": best, "model": pair.state_dict(), "optimizer": optimizer.state_dict()}
         )
-    return TrainingResult(folder, best, time.monotonic() - began)
+    chosen = {f"{d}_{key}": value for d in DIRECTIONS for key, value in best[d].items()}
+    return TrainingResult(folder, chosen, time.monotonic() - began)

@@ -40,6 +40,10 @@ class TrainingResult:
     best: dict[str, Any]
     seconds: float
 
+    def to_json(self) -> dict[str, Any]:
+        """The document of `pretrain --json` and `train-diffusion --json`."""
+        return {"folder": str(self.folder), "seconds": self.seconds, "best": self.best}
+
 
 def run_folder(runs: Path, recipe_name: str, seed: int) -> Path:
     """Where the phases of one recipe and seed live."""

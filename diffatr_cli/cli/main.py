@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..errors import DiffATRError
-from . import evaluate, prepare, query, train
+from . import demo, evaluate, prepare, query, train
 from .console import say
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ app.add_typer(prepare.app, name="prepare")
 train.register(app)
 evaluate.register(app)
 query.register(app)
+demo.register(app)
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ import typer
 from .console import Data, Device, Json, Runs, Seed, progress_bar, say, show
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..runs import TrainingResult
 
 RecipeName = Annotated[
@@ -84,16 +86,15 @@ def _train(
             name or Path(recipe).stem, loaded, data=data, runs=runs, seed=seed, device=device, resume=resume, progress=progress
         )
     say(f"kept in {result.folder}")
-    show_training(result, as_json)
+    show(result.to_json(), training_table(result), as_json=as_json)
 
 
-def show_training(result: TrainingResult, as_json: bool) -> None:
-    """The chosen epoch of a phase, as a table or as JSON."""
+def training_table(result: TrainingResult) -> Table:
+    """The epoch of a phase that validation chose."""
     from ..report.tables import rows_table
 
-    document = {"folder": str(result.folder), "seconds": result.seconds, "best": result.best}
     rows = [(key, f"{value:.3f}" if isinstance(value, float) else str(value)) for key, value in result.best.items()]
-    show(document, rows_table("Chosen on the validation split", ("", ""), rows), as_json=as_json)
+    return rows_table("Chosen on the validation split", ("", ""), rows)
 
 
 def register(app: typer.Typer) -> None:

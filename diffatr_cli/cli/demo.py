@@ -1,0 +1,71 @@
+"""`diffatr demo`: everything once, from made-up sounds to an answer, with the command that each step is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from .console import Data, Device, Json, Runs, Seed, progress_bar, say, show
+
+QUERY = "a dog barking"
+
+
+def demo(data: Data = Path("data"), runs: Runs = Path("runs"), seed: Seed = 0, device: Device = "auto", as_json: Json = False) -> None:
+    """Try everything in a few minutes: make sounds, train both phases on them, evaluate, and search.
+
+    Needs no data, no GPU and no network (and the extra `small`, for its text model). Each step says the command that does the
+    same; what it reaches shows that the parts fit, not how good the method is.
+    """
+    from ..data.synthetic import prepare_synthetic
+    from ..diffusion import train_diffusion
+    from ..evaluation import evaluate
+    from ..index import FolderIndex
+    from ..model import load_retriever
+    from ..pretrain import pretrain
+    from ..recipe import load_recipe
+    from ..report.results import QueryHit, QueryResult
+    from ..report.tables import evaluation_table, query_table
+    from ..runs import run_folder
+    from ..search import embed_texts, search
+    from .prepare import report_tables
+    from .train import training_table
+
+    recipe = load_recipe("demo")
+    document: dict[str, Any] = {}
+
+    def step(name: str, command: str, result: Any, *tables: Any) -> None:
+        document[name] = result
+        if not as_json:
+            say(f"$ {command}")
+            show(None, *tables, as_json=False)
+
+    with progress_bar() as progress:
+        report = prepare_synthetic(data / recipe.data.name, progress=progress)
+    step("prepare", "diffatr prepare synthetic", report.to_json(), *report_tables(report))
+    for job, command in ((pretrain, "pretrain"), (train_diffusion, "train-diffusion")):
+        with progress_bar() as progress:
+            trained = job("demo", recipe, data=data, runs=runs, seed=seed, device=device, progress=progress)
+        step(command, f"diffatr {command} demo", trained.to_json(), training_table(trained))
+    with progress_bar() as progress:
+        result = evaluate(
+            "synthetic", "synthetic", data=data, runs=runs, recipe="demo", seeds=(seed,), device=device, progress=progress
+        )
+    command = "diffatr evaluate --source synthetic --target synthetic --recipe demo"
+    step("evaluate", command, result.to_json(), evaluation_table(result))
+    model = load_retriever(run_folder(runs, "demo", seed), device)
+    corpus = data / "synthetic" / "test"
+    folder = FolderIndex(corpus)
+    with progress_bar() as progress:
+        folder.update(model, progress)
+    hits = search(model, folder.read(model.model_id), embed_texts(model, [QUERY]), top=5, seed=seed)[0]
+    found = QueryResult(QUERY, tuple(QueryHit(hit.rank, str(corpus / hit.path), hit.start, hit.end, hit.score) for hit in hits))
+    step("query", f'diffatr query "{QUERY}" --corpus {corpus} --top 5', found.to_json(), query_table(found))
+    if as_json:
+        show(document, as_json=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command("demo")(demo)
