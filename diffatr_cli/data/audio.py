@@ -234,7 +234,8 @@ def warm_up(resampler: Resampler = "auto") -> None:
 
 def to_pcm16(samples: Samples) -> NDArray[np.int16]:
     """float32 of full scale +-1 -> int16, clipped; what `read_piece` returns survives the way there and back unchanged."""
-    return np.clip(np.rint(samples * np.float32(32768)), -32768, 32767).astype(np.int16)
+    pcm: NDArray[np.int16] = np.clip(np.rint(samples * np.float32(32768)), -32768, 32767).astype(np.int16)
+    return pcm
 
 
 def write_wav(path: Path, pcm: NDArray[np.int16]) -> None:

@@ -40,7 +40,7 @@ def prepare_audiocaps(
         tables = {split: _caption_file(source, split) for split in SPLITS}
         if not any(tables.values()):
             raise DiffATRError(
-                f"{source}: no train.csv, val.csv or test.csv here. Get them from the authors' repository, github.com/cdjkim/audiocaps."
+                f"{source}: no train.csv, val.csv or test.csv here. The authors keep them at github.com/cdjkim/audiocaps."
             )
         sounds: dict[str, list[Path]] = defaultdict(list)
         for path in index_files([source, *([audio] if audio else [])], leave_out=out):

@@ -97,6 +97,10 @@ class Report:
     def clips(self) -> int:
         return sum(split.clips for split in self.splits.values())
 
+    @property
+    def listed(self) -> int:
+        return sum(split.listed for split in self.splits.values())
+
     def reasons(self) -> dict[str, dict[str, int]]:
         """Skips counted: split -> reason -> number, most frequent first."""
         return {

@@ -1,0 +1,206 @@
+"""`diffatr prepare clotho|audiocaps|folder|synthetic`: make a data set, show what came of it and what was left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ..errors import DiffATRError, UsageError
+from .console import Data, Json, Seed, progress_bar, say, show
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..data.prepare import Report
+
+app = typer.Typer(
+    help="Make a data set ready for training: 32 kHz mono WAV files and a manifest under data/NAME. "
+    "Whatever is cut off continues with the same command; files that cannot be used are listed and left out.",
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Option("--name", help="Keep the data set under this name.", metavar="NAME")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Processes at work; all cores by default.", min=1, metavar="N")]
+Resampling = Annotated[
+    Literal["auto", "soxr", "resampy"], typer.Option("--resampler", help="auto is soxr where it is installed, else resampy.")
+]
+Source = Annotated[Path, typer.Option("--from", help="Folder with what you have.", metavar="DIR", file_okay=False)]
+Size = Annotated[int, typer.Option(help="Number of clips in this split.", min=0, metavar="N")]
+
+
+@app.command()
+def clotho(
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Folder with what you have of it; nothing is downloaded then.", metavar="DIR", file_okay=False
+        ),
+    ] = None,
+    data: Data = Path("data"),
+    name: Name = "clotho",
+    mirror: Annotated[
+        str | None, typer.Option("--mirror", help="Download from this address instead of Zenodo.", metavar="URL")
+    ] = None,
+    resampler: Resampling = "auto",
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Clotho v2.1: 5929 clips of 15 to 30 seconds with five captions each.
+
+    Downloads 6 GB and more from Zenodo (needs the extra `data`), or takes what is in --from DIR: the clotho_captions_*.csv, and
+    the archives clotho_audio_*.7z or the folders development, validation and evaluation, at any depth.
+
+    Example: diffatr prepare clotho --from ~/Downloads/clotho
+    """
+    from ..data.clotho import HOME, prepare_clotho
+
+    root = _root(data, name)
+    with progress_bar() as progress:
+        report = prepare_clotho(root, source, resampler, workers, progress, base=(mirror or HOME).rstrip("/"))
+    _finish(report, as_json)
+
+
+@app.command()
+def audiocaps(
+    source: Source,
+    audio: Annotated[
+        Path | None, typer.Option("--audio", help="Folder of clips, when they are elsewhere.", metavar="DIR", file_okay=False)
+    ] = None,
+    data: Data = Path("data"),
+    name: Name = "audiocaps",
+    resampler: Resampling = "auto",
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """AudioCaps: ten-second clips of videos; you bring the audio.
+
+    --from DIR holds train.csv, val.csv and test.csv as the authors publish them, and the clips anywhere below it (or in --audio
+    DIR), named YOUTUBEID_START, YYOUTUBEID (a Y before the id) or AUDIOCAPID, in any audio format. Clips that you lack are
+    counted and left out.
+
+    Example: diffatr prepare audiocaps --from ~/audiocaps
+    """
+    from ..data.audiocaps import prepare_audiocaps
+
+    root = _root(data, name)
+    with progress_bar() as progress:
+        report = prepare_audiocaps(root, source, audio, resampler, workers, progress)
+    _finish(report, as_json)
+
+
+@app.command()
+def folder(
+    source: Source,
+    captions: Annotated[
+        Path | None,
+        typer.Option("--captions", help="The CSV or JSONL file; by default the only one in DIR.", metavar="FILE", dir_okay=False),
+    ] = None,
+    data: Data = Path("data"),
+    name: Annotated[
+        str | None, typer.Option("--name", help="Keep the data set under this name; by default the folder's.")
+    ] = None,
+    resampler: Resampling = "auto",
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Your own sounds: any folder with a CSV or JSONL file of files and captions.
+
+    The caption file has a column `file` (or file_name, path, audio), and `caption`, `captions` or `caption_1`, `caption_2`, ...;
+    a file may stand in several rows. A column `split` says train, val or test; without one, files are dealt out by their names.
+
+    Example: diffatr prepare folder --from ./recordings --name recordings
+    """
+    from ..data.folder import prepare_folder
+
+    root = _root(data, name or source.resolve().name)
+    with progress_bar() as progress:
+        report = prepare_folder(root, source, captions, resampler, workers, progress)
+    _finish(report, as_json)
+
+
+@app.command()
+def synthetic(
+    data: Data = Path("data"),
+    name: Name = "synthetic",
+    train: Size = 400,
+    val: Size = 60,
+    test: Size = 80,
+    seed: Seed = 0,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """A small set of generated sounds, to try everything without any download.
+
+    Dogs, sirens, rain, bells and some forty other kinds, alone or two together, five seconds a clip, with captions.
+
+    Example: diffatr prepare synthetic --train 200
+    """
+    from ..data.synthetic import prepare_synthetic
+
+    root = _root(data, name)
+    with progress_bar() as progress:
+        report = prepare_synthetic(root, train, val, test, seed, workers, progress)
+    _finish(report, as_json)
+
+
+def _root(data: Path, name: str) -> Path:
+    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
+        raise UsageError(f"--name: {name!r} cannot be the name of a folder")
+    return data / name
+
+
+def _finish(report: Report, as_json: bool) -> None:
+    shown = 5
+    for note in report.notes[:shown]:
+        say(f"note: {note}")
+    if len(report.notes) > shown:
+        say(f"note: and {len(report.notes) - shown} more like these; --json lists all")
+    if as_json:
+        show(report.to_json(), as_json=True)
+    else:
+        show(None, _counts(report), *([_skips(report)] if report.skipped else []), as_json=False)
+    if report.clips == 0:
+        raise DiffATRError(f"{report.root}: nothing was prepared; not one of {report.listed} listed clips can be used.")
+
+
+def _counts(report: Report) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{report.name}: prepared", caption=_caption(report))
+    official = any(split.official for split in report.splits.values())
+    for column in (
+        "split",
+        "clips",
+        "captions",
+        "hours",
+        "listed",
+        *(["official clips", "official captions"] if official else []),
+    ):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, split in report.splits.items():
+        numbers = [f"{split.clips}", f"{split.captions}", f"{split.hours:.2f}", f"{split.listed}"]
+        table.add_row(name, *numbers, *(map(str, split.official) if split.official else []))
+    return table
+
+
+def _caption(report: Report) -> str:
+    made = f"{report.converted} clips made now" + (f", {report.kept} finished before" if report.kept else "")
+    faster = "" if report.resampler == "soxr" else " (pip install 'diffatr[soxr]' makes it many times faster)"
+    return f"{made}, in {report.root}; resampler: {report.resampler}{faster}"
+
+
+def _skips(report: Report) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="skipped")
+    for column in ("split", "why", "number", "such as"):
+        table.add_column(column, justify="right" if column == "number" else "left", overflow="fold")
+    for split, reasons in report.reasons().items():
+        for reason, number in reasons.items():
+            some = [skip.what for skip in report.skipped if (skip.split, skip.reason) == (split, reason)][:3]
+            # As plain text: names may hold brackets, which rich would take for styles.
+            table.add_row(split, Text(reason), str(number), Text(", ".join(some) + (", ..." if number > len(some) else "")))
+    return table
