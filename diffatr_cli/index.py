@@ -48,6 +48,8 @@ _BATCH = 64  # windows embedded in one call
 _COMMIT_WINDOWS = 4096
 _COMMIT_SECONDS = 5.0  # a kill loses about so much work
 _READ_AHEAD = 256 << 20  # bytes of files that are decoded or waiting at a time; decoded mp3 is about 8 times its file
+_LOUDEST = 1e9  # full scale is 1; the power of louder samples overflows float32 and would make the embedding NaN
+_NEEDS_PYAV = "needs the extra `audio`: pip install 'diffatr[audio]'"
 _KEEP_VERSIONS = timedelta(minutes=10)  # so that a search which began before an update's tidying can end
 
 _FILES = pa.schema(
@@ -135,7 +137,7 @@ class _Examined(NamedTuple):
 
 
 def spans(samples: int) -> list[tuple[int, int]]:
-    """The windows of a recording, as samples from and to: of 10 s, every 5 s, the last one moved so that it ends with the recording.
+    """The windows of a recording, as first sample and end: 10 s, every 5 s, the last one moved to end with the recording.
 
     A recording of at most 10 s is one window; one without samples has none.
     """
@@ -195,7 +197,9 @@ class FolderIndex:
 
     def __init__(self, corpus: Path, folder: Path | None = None) -> None:
         if not corpus.is_dir():
-            raise UsageError(f"{corpus}: {'not a folder' if corpus.exists() else 'there is no such folder'}. Name a folder of recordings.")
+            raise UsageError(
+                f"{corpus}: {'not a folder' if corpus.exists() else 'there is no such folder'}. Name a folder of recordings."
+            )
         self.corpus = corpus
         self.folder = corpus / FOLDER if folder is None else folder
         inside = self.folder.resolve() == (corpus / FOLDER).resolve()
@@ -241,7 +245,9 @@ class FolderIndex:
         codes = contents.indices.to_numpy()
         order = np.lexsort((start, codes))  # the windows of a content side by side, from its start to its end
         bounds = np.searchsorted(codes[order], np.arange(len(contents.dictionary) + 1))
-        rows_of = {content: order[a:b] for content, a, b in zip(contents.dictionary.to_pylist(), bounds, bounds[1:], strict=False)}
+        rows_of = {
+            content: order[a:b] for content, a, b in zip(contents.dictionary.to_pylist(), bounds, bounds[1:], strict=False)
+        }
         present = sorted(path for path, content in files.items() if content in rows_of)
         rows = np.concatenate([np.zeros(0, np.int64), *(rows_of[files[path]] for path in present)])
         vectors = table["vector"].combine_chunks()
@@ -259,7 +265,9 @@ class FolderIndex:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except filelock.Timeout:
-            raise CannotUpdate(f"{self.folder}: another process is indexing this folder now. Wait for it, then run the command again.") from None
+            raise CannotUpdate(
+                f"{self.folder}: another process is indexing this folder now. Wait for it, then run the command again."
+            ) from None
         except OSError as error:
             raise CannotUpdate(
                 f"{self.folder}: the index cannot be written there ({error.strerror}). Name a place for it: --index DIR"
@@ -284,6 +292,7 @@ class _Update:
             self.windows = self.db.create_table(_windows_name(model.model_id), schema=self.windows_schema, exist_ok=True)
             self.known = _read_files(self.files)
             self.embedded = set(_column(self.windows, "hash"))
+        self.no_pyav = importlib.util.find_spec("av") is None
         self.rows: dict[bytes, _File] = {}  # what `files` is to hold in the end
         self.new_rows: dict[bytes, _File] = {}  # of those, what is to be committed next,
         self.waiting: list[tuple[str, int, int, Samples]] = []  # with windows to embed
@@ -299,10 +308,10 @@ class _Update:
         report.newly_skipped += len(unlisted)
         todo = self._compare(found)
         for done, file in enumerate(self._examine(todo, workers)):
-            progress(done, len(todo), os.fsdecode(file.path))
+            progress(done, len(todo), "indexing")
             self._take(file)
         self._commit()
-        progress(len(todo), len(todo), "")
+        progress(len(todo), len(todo), "indexing")
         with _guarded(self.folder, "written"):
             self._forget_gone()
             self._forget_orphans()
@@ -317,16 +326,13 @@ class _Update:
 
     def _compare(self, found: dict[bytes, os.stat_result]) -> dict[bytes, os.stat_result]:
         """Keep the rows of files that look as remembered; return the files to look into."""
-        no_pyav = importlib.util.find_spec("av") is None
         todo = {}
         for path, stat in found.items():
             row = self.known.get(path)
-            if row and (row.size, row.mtime_ns) == (stat.st_size, stat.st_mtime_ns) and (row.reason or row.hash in self.embedded):
+            same = row is not None and (row.size, row.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+            if row and same and (row.hash in self.embedded or (row.reason and (row.reason != _NEEDS_PYAV or self.no_pyav))):
                 self.rows[path] = row
                 self.report.unchanged += not row.reason
-            elif no_pyav and os.path.splitext(os.fsdecode(path))[1].lower() in PYAV_SUFFIXES:
-                # Not remembered, and news each time: it is the installation that will change, not the file.
-                self._skip(path, "needs the extra `audio`: pip install 'diffatr[audio]'")
             else:
                 todo[path] = stat
         return todo
@@ -351,6 +357,8 @@ class _Update:
 
     def _look_into(self, path: bytes, stat: os.stat_result) -> _Examined:
         full = self.corpus / os.fsdecode(path)
+        if self.no_pyav and full.suffix.lower() in PYAV_SUFFIXES:
+            return _Examined(path, _File(stat.st_size, stat.st_mtime_ns, "", _NEEDS_PYAV))
         try:
             with full.open("rb") as stream:
                 content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -363,7 +371,10 @@ class _Update:
         waveform, reason = None, ""
         try:
             waveform = load_audio(full)
-            reason = "" if len(waveform) else "no samples"
+            if not len(waveform):
+                reason = "no samples"
+            elif np.abs(waveform).max() > _LOUDEST:
+                reason = "samples beyond any scale"
         except AudioError as error:
             reason = error.reason
         try:
@@ -381,7 +392,7 @@ class _Update:
         self.rows[file.path] = self.new_rows[file.path] = file.row
         if file.row.reason:
             before = self.known.get(file.path)
-            self.report.newly_skipped += before is None or before.hash != file.row.hash
+            self.report.newly_skipped += before is None or (before.hash, before.reason) != (file.row.hash, file.row.reason)
         elif file.waveform is None or file.row.hash in self.embedded:
             self.report.reused += 1
         else:
@@ -398,7 +409,9 @@ class _Update:
             batch = self.waiting[first : first + _BATCH]
             vectors = self.model.embed_audio([waveform[start:end] for _, start, end, waveform in batch])
             if not np.isfinite(vectors).all():
-                raise DiffATRError(f"model {self.model.model_id}: embeddings are not finite. Its training diverged; use another --run.")
+                raise DiffATRError(
+                    f"model {self.model.model_id}: embeddings are not finite. Its training diverged; use another --run."
+                )
             self.vectors.append(vectors.astype(np.float16))
             self.spans += [(content, start / SAMPLE_RATE, end / SAMPLE_RATE) for content, start, end, _ in batch]
         self.waiting.clear()
@@ -452,9 +465,13 @@ def _guarded(folder: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
         if any(words in str(error) for words in ("No space left", "os error 28", "os error 122")):
-            raise CannotUpdate(f"{folder}: the disk is full. Free some space and run the command again; what is indexed is kept.") from error
+            raise CannotUpdate(
+                f"{folder}: the disk is full. Free some space and run the command again; what is indexed is kept."
+            ) from error
         text = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise DiffATRError(f"{folder}: the index could not be {what} ({text}). If this repeats, remove that folder and index again.") from error
+        raise DiffATRError(
+            f"{folder}: the index could not be {what} ({text}). If this repeats, remove that folder and index again."
+        ) from error
 
 
 def _windows_name(model_id: str) -> str:

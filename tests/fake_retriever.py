@@ -1,0 +1,95 @@
+"""A retriever without training: sounds by their spectrum, and texts such as "440 Hz" as the tone that they name."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+RATE = 32000
+DIM = 16
+
+
+def tone(hz, seconds, seed=0):
+    """A sine with a little noise, which makes the content of each seed its own; 32 kHz float32."""
+    t = np.arange(round(seconds * RATE)) / RATE
+    noise = np.random.default_rng(seed).normal(0, 0.01, len(t))
+    return (0.5 * np.sin(2 * np.pi * hz * t) + noise).astype(np.float32)
+
+
+def write_tone(path, hz, seconds, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # As bytes: soundfile takes text names for UTF-8 only.
+    soundfile.write(os.fsencode(path), tone(hz, seconds, seed), RATE, format=path.suffix[1:].upper())
+
+
+class FakeRetriever:
+    """Has what `model.Retriever` has; counts the windows it embeds."""
+
+    device = "cpu"
+    x0 = "softmax"
+
+    def __init__(self, model_id="model-a", dim=DIM, phase_two=False):
+        self.model_id, self.dim, self.embedded = model_id, dim, 0
+        self.projection = np.random.default_rng(len(model_id)).normal(size=(40, dim))
+        self.denoisers, self.fusion_weights = {}, {}
+        if phase_two:
+            import torch
+
+            from diffatr_cli.core.denoiser import AttentionDenoiser
+            from diffatr_cli.core.schedule import NoiseSchedule
+
+            self.schedule = NoiseSchedule.cosine(10)
+            self.denoisers["t2a"] = AttentionDenoiser(dim, 24, steps=10, generator=torch.Generator().manual_seed(0)).eval()
+            self.fusion_weights["t2a"] = 0.7
+
+    def _embed(self, waveform):
+        if len(waveform) < 1024:
+            waveform = np.pad(waveform, (0, 1024 - len(waveform)))
+        frames = waveform[: len(waveform) // 1024 * 1024].reshape(-1, 1024)
+        power = (np.abs(np.fft.rfft(frames * np.hanning(1024))) ** 2).mean(0)
+        edges = np.geomspace(1, 513, 41)
+        bands = np.array([power[int(a) : max(int(b), int(a) + 1)].mean() for a, b in zip(edges, edges[1:], strict=False)])
+        vector = np.sqrt(bands + 1e-6) @ self.projection
+        return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+    def embed_audio(self, waveforms):
+        self.embedded += len(waveforms)
+        return np.stack([self._embed(waveform) for waveform in waveforms])
+
+    def embed_text(self, captions):
+        return np.stack([self._embed(tone(float(caption.split()[0]), 1)) for caption in captions])
+
+
+def contents(index):
+    """Everything an index holds, row by row, in an order that does not depend on its history."""
+    import lancedb
+
+    db = lancedb.connect(index.folder)
+    tables = {name: db.open_table(name).to_arrow().to_pylist() for name in db.list_tables().tables}
+    for rows in tables.values():
+        for row in rows:
+            if "vector" in row:
+                row["vector"] = hashlib.sha256(np.array(row["vector"], np.float16).tobytes()).hexdigest()
+    return {name: sorted(map(str, rows)) for name, rows in tables.items()}
+
+
+if __name__ == "__main__":  # a process for the tests to kill: python fake_retriever.py CORPUS INDEX
+    import sys
+    import time
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from diffatr_cli import index as module
+
+    class Slow(FakeRetriever):
+        def embed_audio(self, waveforms):
+            time.sleep(0.005)
+            return super().embed_audio(waveforms)
+
+    module._COMMIT_SECONDS, module._BATCH = 0.0, 1
+    corpus, folder = map(Path, sys.argv[1:])
+    folder_index = module.FolderIndex(corpus, folder)
+    print("ready", flush=True)
+    folder_index.update(Slow())
+    print("done", flush=True)
