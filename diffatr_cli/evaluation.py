@@ -67,6 +67,8 @@ def evaluate(
     for seed in chosen:
         run = run_folder(runs, folder.name, seed)
         retriever = load_retriever(run, device)
+        if steps is not None and steps > len(retriever.schedule):
+            raise UsageError(f"--steps: {steps} do not fit in this model's chain of {len(retriever.schedule)}")
         gallery = embedded_gallery(retriever, run, dataset, split, progress)
         for direction in DIRECTIONS:
             results = rank(retriever, gallery, direction, steps, shortlist, noise_seed, progress)
@@ -123,7 +125,20 @@ def rank(
             by_cosine.update(cosine_similarity(queries[rows], candidates), relevant[rows])
         return {"baseline": by_cosine.result()}
     alone = retriever.recipe.model.strategy == "gen"
-    for rows, x0_hat in _x0_blocks(retriever, queries, candidates, direction, steps, shortlist, noise_seed):
+    section = retriever.recipe.evaluation
+    blocks = diffusion_score_blocks(
+        retriever.denoisers[direction],
+        queries.to(retriever.device),
+        candidates.to(retriever.device),
+        retriever.schedule,
+        steps=steps or section.steps,
+        eta=section.eta,
+        seed=noise_seed,
+        shortlist=shortlist or section.shortlist,
+        draws=section.draws,
+        x0=retriever.x0,
+    )
+    for rows, x0_hat in blocks:
         cosine = cosine_similarity(queries[rows], candidates)
         by_cosine.update(cosine, relevant[rows])
         by_diffusion.update(x0_hat if alone else fuse(cosine, x0_hat, retriever.fusion_weights[direction]), relevant[rows])

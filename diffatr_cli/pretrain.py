@@ -180,15 +180,15 @@ def learning_rate(section: PretrainSection, step: int, steps_per_epoch: int) -> 
     """The learning rate of a step (from 0).
 
     `onecycle` rises by a cosine from lr / 25 to lr over the first 30 % of the steps and falls by one to lr / 10000
-    (Smith and Topin 2018); `step` multiplies by lr_decay every lr_step epochs.
+    (Smith and Topin 2018), as torch's OneCycleLR; `step` multiplies by lr_decay every lr_step epochs.
     """
     if section.schedule == "step":
         return section.lr * section.lr_decay ** (step // steps_per_epoch // section.lr_step)
     if section.schedule == "constant":
         return section.lr
-    total = section.epochs * steps_per_epoch
-    peak = max(1, round(0.3 * total))
-    low, place = (section.lr / 25, step / peak) if step < peak else (section.lr / 1e4, 1 - (step - peak) / max(1, total - peak))
+    last = section.epochs * steps_per_epoch - 1
+    peak = 0.3 * (last + 1) - 1
+    low, place = (section.lr / 25, step / peak) if step < peak else (section.lr / 1e4, 1 - (step - peak) / (last - peak))
     return low + (section.lr - low) * (1 - math.cos(math.pi * place)) / 2
 
 
