@@ -147,7 +147,7 @@ class TestTables:
         assert rows[diff[0] + 1] == ["the", "paper", "36.1±0.2", "71.9±0.5", "84.9±0.1", "–", "–", "–"]
         assert rows[diff[1] + 1] == ["the", "paper", "42.6±0.3", "74.4±0.4", "86.6±0.6", "–", "–", "–"]
         text = " ".join(" ".join(lines).split())
-        assert "913 clips and 4,565 captions (the paper: 957 and 4,785)" in text
+        assert "test split, 913 clips and 4,565 captions (the paper: 957 and 4,785)" in text
         assert "over seeds 0, 1, 2" in text
         assert "50 steps in a chain of 50 over all candidates" in text
         assert "t2a 0.5, 0.5, 0.5" in text
@@ -158,6 +158,12 @@ class TestTables:
         assert "±" not in text
         assert "the paper" not in text
         assert "5 steps in a chain of 50 over the 32 best by cosine" in text
+
+    def test_the_papers_numbers_stand_beside_the_test_split_alone(self) -> None:
+        text = "\n".join(printed(evaluation_table(result(split="val"))))
+        assert "val split" in text
+        assert "the paper" not in text
+        assert result(split="val").to_json()["paper"] == {}
 
     def test_cross_domain_has_the_layout_of_tables_3_and_4(self) -> None:
         results = [

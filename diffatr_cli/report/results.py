@@ -42,9 +42,9 @@ class SystemResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """Models of one recipe, one a seed, trained on `source` and tested on `target`.
+    """Models of one recipe, one a seed, trained on `source` and tested on `split` of `target`.
 
-    `clips` and `captions` are counts of the test set as it was ranked. `chain` is K, `steps` the DDIM steps taken,
+    `clips` and `captions` are counts of that split as it was ranked. `chain` is K, `steps` the DDIM steps taken,
     `shortlist` how many candidates diffusion re-ranked (None: all). `fusion_weights` holds the weight of x0_hat beside the
     cosine, one a seed, chosen on the validation split of `source`; it is empty where nothing was fused.
     """
@@ -57,6 +57,7 @@ class EvaluationResult:
     clips: int
     captions: int
     systems: tuple[SystemResult, ...]
+    split: str = "test"
     strategy: str = "gen-dis"
     batch_size: int | None = None
     chain: int = CHAIN
@@ -76,7 +77,9 @@ class EvaluationResult:
         return next((r for r in self.systems if (r.system, r.direction) == (system, direction)), None)
 
     def paper(self, system: System, direction: Direction) -> dict[str, PaperValue] | None:
-        """The paper's numbers for the same setting, or None."""
+        """The paper's numbers for the same setting, or None. They are all of test splits."""
+        if self.split != "test":
+            return None
         return paper_result(
             self.source,
             self.target,
@@ -103,6 +106,7 @@ class EvaluationResult:
         return {
             "source": self.source,
             "target": self.target,
+            "split": self.split,
             "recipe": self.recipe,
             "model": self.model,
             "strategy": self.strategy,

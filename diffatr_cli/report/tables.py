@@ -55,8 +55,8 @@ def evaluation_table(result: EvaluationResult) -> Table:
 
 def evaluation_caption(result: EvaluationResult) -> str:
     """What the figures were computed on and how, in plain words."""
-    counts = f"{result.clips:,} clips and {result.captions:,} captions"
-    if paper := TEST_SETS.get(result.target):
+    counts = f"{result.split} split, {result.clips:,} clips and {result.captions:,} captions"
+    if result.split == "test" and (paper := TEST_SETS.get(result.target)):
         counts += f" (the paper: {paper.clips:,} and {paper.captions:,})"
     seeds = ", ".join(map(str, result.seeds))
     spread = "mean ± sample standard deviation over seeds" if len(result.seeds) > 1 else "seed"
