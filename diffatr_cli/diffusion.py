@@ -49,7 +49,7 @@ def denoising_loss(
     """
     level = torch.randint(len(schedule), (len(query),), generator=generator).to(query.device)
     noise = torch.randn(x_0.shape, generator=generator).to(query.device)
-    logits = denoiser(schedule.q_sample(x_0, level, noise), level, query, candidates)
+    logits = denoiser.multiplied_out(schedule.q_sample(x_0, level, noise), level, query, candidates)
     return generation_loss(logits, x_0)
 
 

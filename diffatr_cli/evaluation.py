@@ -80,6 +80,7 @@ def evaluate(
     return EvaluationResult(
         source=source,
         target=target,
+        split=split,
         recipe=folder.name,
         model=learnt.audio.encoder,
         seeds=chosen,

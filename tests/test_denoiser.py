@@ -94,3 +94,19 @@ def test_every_weight_learns():
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in denoiser.parameters())
     optimizer.step()
     assert generation_loss(denoiser(*args), torch.arange(8)) < loss
+
+
+@pytest.mark.parametrize("output", ["decoder", "add_weight", "add_logit"])
+@pytest.mark.parametrize("attention_scale", ["none", "sqrt_dim"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_multiplied_out_has_the_same_logits_and_gradients(output, attention_scale, shared):
+    denoiser = AttentionDenoiser(6, 5, 0.3, "random", attention_scale, output, generator=torch.Generator().manual_seed(1)).double()
+    candidates = randn(*((4, 6) if shared else (3, 4, 6)), seed=2).double()
+    x_k, level, query = randn(3, 4).double(), torch.tensor([0, 3, 49]), randn(3, 6, seed=1).double()
+    answers = []
+    for run in (denoiser.forward, denoiser.multiplied_out):
+        denoiser.zero_grad()
+        logits = run(x_k, level, query, candidates)
+        generation_loss(logits, torch.tensor([1, 0, 3])).backward()
+        answers.append((logits.detach(), {name: p.grad.clone() for name, p in denoiser.named_parameters()}))
+    torch.testing.assert_close(*answers, atol=1e-12, rtol=1e-9)

@@ -132,3 +132,31 @@ class AttentionDenoiser(nn.Module):
         if self.config.output == "add_logit":
             return logits + attention
         return logits
+
+    def multiplied_out(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor) -> Tensor:
+        """`forward` with its linear layers applied to the terms of their sums: the same logits and gradients, for training.
+
+        W_K (c + e) . Q = (W_K^T Q) . c + Q . W_K e; E = W_V (sum_i w_i c_i + e), since the weights w sum to one; and
+        W1 [c, E] = W1_c c + W1_e E. So the D x D and D x H products are taken once a candidate or once a query, where
+        `forward` takes them for every pair.
+        """
+        query, candidates = query * self.input_scale, candidates * self.input_scale
+        embedding = self.level(level)
+        q = self.w_q(query + embedding)
+        shared = candidates.ndim == 2
+        to_candidates = q @ self.w_k.weight  # (B, D)
+        similarity = to_candidates @ candidates.T if shared else (candidates @ to_candidates[..., None]).squeeze(2)
+        of_level = (to_candidates * embedding).sum(1, keepdim=True)
+        attention = (similarity + of_level) * self.attention_scale + x_k
+        weights = attention.softmax(1)
+        mean = weights @ candidates if shared else (weights[:, None] @ candidates).squeeze(1)
+        first, last = self.decoder[0], self.decoder[2]
+        w_candidate, w_context = first.weight.chunk(2, 1)
+        of_context = functional.linear(self.w_v(mean + embedding), w_context, first.bias)  # (B, H)
+        hidden = torch.relu(functional.linear(candidates, w_candidate) + of_context[:, None])  # (B, N, H)
+        logits: Tensor = last(hidden).squeeze(2)
+        if self.config.output == "add_weight":
+            return logits + weights
+        if self.config.output == "add_logit":
+            return logits + attention
+        return logits
