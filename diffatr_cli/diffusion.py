@@ -71,8 +71,8 @@ class DenoiserPair(nn.Module):
         """L_G of a batch of phase two, mean over what it holds: (direction, query, candidates, x_0) each."""
         device = next(self.parameters()).device
         losses = [
-            denoising_loss(self.of(direction), self.schedule, *(part.to(device) for part in parts), generator)
-            for direction, *parts in batch
+            denoising_loss(self.of(direction), self.schedule, query.to(device), candidates.to(device), x_0.to(device), generator)
+            for direction, query, candidates, x_0 in batch
         ]
         return torch.stack(losses).mean()
 

@@ -86,7 +86,7 @@ def open_phase(folder: Path, phase: Phase, recipe: Recipe, seed: int, command: s
     return path
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _differences(before: Any, now: dict[str, Any]) -> list[str]:
     return [
         f"{section}.{field}"
         for section in now

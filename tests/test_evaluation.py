@@ -68,7 +68,8 @@ def test_seeds_are_averaged_and_missing_ones_named(workshop: Workshop, trained: 
     result = evaluate("tones", "tones", data=workshop.data, runs=tmp_path, device="cpu")
     assert result.seeds == (1, 2)
     singles = [
-        evaluate("tones", "tones", data=workshop.data, runs=tmp_path, seeds=(s,), device="cpu").get("baseline", "t2a") for s in (1, 2)
+        evaluate("tones", "tones", data=workshop.data, runs=tmp_path, seeds=(s,), device="cpu").get("baseline", "t2a")
+        for s in (1, 2)
     ]
     both = result.get("baseline", "t2a")
     assert both is not None

@@ -42,7 +42,9 @@ def test_learns_and_keeps_a_record(workshop: Workshop, trained: Path) -> None:
     assert len((folder / "metrics.csv").read_text().splitlines()) == 5
 
 
-@pytest.mark.parametrize("overrides", [(), ("text.finetune=true",), ("pretrain.items=clips", "pretrain.captions_per_clip=2"), ("model.strategy=gen",)])
+@pytest.mark.parametrize(
+    "overrides", [(), ("text.finetune=true",), ("pretrain.items=clips", "pretrain.captions_per_clip=2"), ("model.strategy=gen",)]
+)
 def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     recipe = workshop.recipe("pretrain.epochs=2", "pretrain.checkpoint_minutes=1e-9", *overrides)
 
@@ -71,7 +73,9 @@ def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, tmp_path: P
 def test_seeds_differ_and_a_seed_repeats(workshop: Workshop, tmp_path: Path) -> None:
     def weights(runs: str, seed: int) -> dict[str, torch.Tensor]:
         recipe = workshop.recipe("pretrain.epochs=1")
-        return load_file(pretrain("r", recipe, data=workshop.data, runs=tmp_path / runs, seed=seed, device="cpu").folder / "best.safetensors")
+        return load_file(
+            pretrain("r", recipe, data=workshop.data, runs=tmp_path / runs, seed=seed, device="cpu").folder / "best.safetensors"
+        )
 
     first, again, other = weights("a", 0), weights("b", 0), weights("c", 1)
     assert all(torch.equal(first[k], again[k]) for k in first)

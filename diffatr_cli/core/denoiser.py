@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ class AttentionDenoiser(nn.Module):
         attention = (similarity + of_level) * self.attention_scale + x_k
         weights = attention.softmax(1)
         mean = weights @ candidates if shared else (weights[:, None] @ candidates).squeeze(1)
-        first, last = self.decoder[0], self.decoder[2]
+        first, last = cast(nn.Linear, self.decoder[0]), cast(nn.Linear, self.decoder[2])
         w_candidate, w_context = first.weight.chunk(2, 1)
         of_context = functional.linear(self.w_v(mean + embedding), w_context, first.bias)  # (B, H)
         hidden = torch.relu(functional.linear(candidates, w_candidate) + of_context[:, None])  # (B, N, H)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Scores = Tensor | NDArray[np.floating]
-Relevant = Tensor | NDArray[np.bool_] | Sequence[Sequence[int]]
+Relevant = Tensor | NDArray[np.bool_] | Sequence[Sequence[int] | NDArray[np.integer]]
 
 CUTOFFS = (1, 5, 10)
 AP_CUTOFF = 10

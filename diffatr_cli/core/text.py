@@ -10,7 +10,7 @@ import importlib.util
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from tokenizers import BertWordPieceTokenizer, Tokenizer
@@ -72,8 +72,8 @@ class TextEncoder(nn.Module):
         self.name = name
         self.pooling = pooling
         self.tokenizer = _load_tokenizer(folder, max_tokens)
-        self.bert = _load_bert(folder)
-        self.features = int(self.bert.config.hidden_size)
+        self.bert: Any = _load_bert(folder)
+        self.features: int = self.bert.config.hidden_size
 
     def tokenise(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions -> token ids (B, L) int64 and mask (B, L) bool, padded to the longest."""
@@ -125,9 +125,12 @@ def _load_bert(folder: Path) -> nn.Module:
     from transformers import BertModel
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # the pooling layer, which nobody uses here, would be reported as unexpected
-    logging.disable_progress_bar()
+    # The pooling layer, which nobody uses here, would be reported as unexpected.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return cast(nn.Module, BertModel.from_pretrained(folder, add_pooling_layer=False, use_safetensors=True))
     except Exception as error:
-        raise DiffATRError(f"{folder}: no BERT could be read from it ({error}). It needs config.json and model.safetensors.") from error
+        raise DiffATRError(
+            f"{folder}: no BERT could be read from it ({error}). It needs config.json and model.safetensors."
+        ) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.logmel import FLOOR, N_MELS, LogMel
@@ -23,6 +24,9 @@ from .manifest import Clip, Dataset, read_piece
 
 STEPS_PER_DB = 200
 SILENCE = 10 * np.log10(FLOOR)  # dB, what zero padding of the waveform would give
+
+
+Indices = Sequence[int] | NDArray[np.integer]
 
 
 class LogMels:
@@ -39,11 +43,11 @@ class LogMels:
         """How many frames clip `index` has."""
         return int(self.offsets[index + 1] - self.offsets[index])
 
-    def whole(self, indices: Sequence[int]) -> Tensor:
+    def whole(self, indices: Indices) -> Tensor:
         """Clips of one length, whole: (B, T, M) dB float32."""
         return torch.from_numpy(np.stack([self.values[self.offsets[i] : self.offsets[i + 1]] for i in indices])).float().div_(STEPS_PER_DB)
 
-    def crop(self, indices: Sequence[int], frames: int, rng: np.random.Generator) -> Tensor:
+    def crop(self, indices: Indices, frames: int, rng: np.random.Generator) -> Tensor:
         """A random stretch of `frames` frames of each clip, padded with silence where the clip is shorter: (B, T, M) dB."""
         out = np.full((len(indices), frames, N_MELS), round(SILENCE * STEPS_PER_DB), np.int16)
         for row, index in enumerate(indices):
