@@ -160,9 +160,14 @@ def _finish(report: Report, as_json: bool) -> None:
     if as_json:
         show(report.to_json(), as_json=True)
     else:
-        show(None, _counts(report), *([_skips(report)] if report.skipped else []), as_json=False)
+        show(None, *report_tables(report), as_json=False)
     if report.clips == 0:
         raise DiffATRError(f"{report.root}: nothing was prepared; not one of {report.listed} listed clips can be used.")
+
+
+def report_tables(report: Report) -> list[Table]:
+    """What was prepared, and what was skipped and why if anything was."""
+    return [_counts(report), *([_skips(report)] if report.skipped else [])]
 
 
 def _counts(report: Report) -> Table:
