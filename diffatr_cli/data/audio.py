@@ -88,7 +88,7 @@ def _decode_soundfile(path: Path) -> tuple[Samples, int]:
         file = soundfile.SoundFile(os.fspath(path) if os.name == "nt" else os.fsencode(path))
     except soundfile.LibsndfileError as error:
         unknown = error.code == 1 or "does not exist" in error.error_string  # so says libsndfile of what is no MP3 after all
-        raise AudioError(path, "not audio" if unknown else f"damaged header ({error.error_string.strip(' .')})") from None
+        raise AudioError(path, "not audio" if unknown else _damaged(error)) from None
     except TypeError:  # a headerless .raw file
         raise AudioError(path, "not audio (raw samples without a header)") from None
     with file:
@@ -97,11 +97,15 @@ def _decode_soundfile(path: Path) -> tuple[Samples, int]:
             while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
                 blocks.append(_mono(block))
         except soundfile.LibsndfileError as error:
-            raise AudioError(path, f"truncated or damaged ({error.error_string.strip(' .')})") from None
+            raise AudioError(path, _damaged(error)) from None
         samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
         if _is_short(path, file, len(samples)):
             raise AudioError(path, "truncated")
         return samples, int(file.samplerate)
+
+
+def _damaged(error: soundfile.LibsndfileError) -> str:
+    return f"truncated or damaged ({error.error_string.strip(' .')})"
 
 
 def _mono(block: Samples) -> Samples:
@@ -214,14 +218,19 @@ def resample(samples: Samples, rate: int, resampler: Resampler = "auto") -> Samp
 
 @cache
 def _sinc_filter(rate: int) -> tuple[NDArray[np.float64], int, float]:
-    """The shortest Kaiser-windowed sinc for resampy that loses less than 0.01 dB in every mel band.
+    """A Kaiser-windowed sinc for resampy, as (right half, entries between zero crossings, rolloff).
 
-    A table of rate / gcd entries between zero crossings holds exactly the phases that occur, so resampy's step through it is
-    a whole number; with a table of any other size resampy cuts the step short, which costs level.
+    Downwards it is the fastest that loses less than 0.01 dB in every mel band (64 bands, 50-14000 Hz): 16 crossings lose at most
+    0.0062 dB (44.1 kHz), 14 lose 0.008 and 12 0.018; `kaiser_best` has 50 and loses 0.005. Measured as the mel energies of 8 s
+    of white noise at 44.1, 48, 96 and 192 kHz beside those of the same noise resampled without error by one FFT. What folds back
+    below 14 kHz is 62 dB down. Upwards the last mel bands reach the source's own limit, and the filter has to be steep:
+    64 crossings lose 0.013 dB there, `kaiser_best` 5 dB.
     """
+    crossings, beta, rolloff = (16, 5.5, 0.985) if rate > SAMPLE_RATE else (64, 8.0, 0.99)
+    # A table of rate / gcd entries between zero crossings holds exactly the phases that occur, so that resampy steps through it
+    # by a whole number; in a table of any other size it cuts the step short, which costs level.
     step = rate // math.gcd(rate, SAMPLE_RATE)
     table = step * math.ceil(64 / step)
-    crossings, beta, rolloff = 16, 5.0, 0.97
     positions = np.linspace(0, crossings, table * crossings + 1)
     taper = np.kaiser(2 * table * crossings + 1, beta)[table * crossings :]
     return taper * rolloff * np.sinc(rolloff * positions), table, rolloff

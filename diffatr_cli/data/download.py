@@ -94,7 +94,7 @@ def _fetch(client: httpx.Client, url: str, part: Path, size: int | None, note: s
             have = 0
         total = size or have + int(response.headers.get("Content-Length", 0))
         with part.open("ab" if resumed else "wb") as out:
-            for block in response.iter_bytes(_BLOCK):
+            for block in response.iter_raw():  # as it comes in: blocks of a set size would lose their beginning to a cut
                 out.write(block)
                 have += len(block)
                 progress(have, max(total, have), note)

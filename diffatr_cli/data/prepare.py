@@ -34,7 +34,8 @@ SHORTEST = 0.1
 """Seconds; anything shorter is no sound to describe."""
 
 _JOURNAL = "prepare.journal"
-_CHUNK = 8  # clips handed to a worker at a time
+_LOCK = ".prepare.lock"
+_FEW = 8  # clips a process; fewer are done sooner than it starts
 
 Produce = Callable[[str], audio.Samples]
 """Makes the samples of a source: decodes a file, or generates. Runs in worker processes."""
@@ -133,8 +134,13 @@ def claim(root: Path, kind: str) -> Iterator[None]:
         raise UsageError(f"{root}: holds a data set of `prepare {there}`; choose another --name.")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".prepare.lock", blocking=False):
-            yield
+        with FileLock(root / _LOCK, blocking=False):
+            try:
+                yield
+            finally:
+                if os.listdir(root) == [_LOCK]:  # nothing came of it
+                    os.unlink(root / _LOCK)
+                    root.rmdir()
     except Timeout:
         raise DiffATRError(f"{root}: another `diffatr prepare` is at work here; wait for it to end.") from None
     except FileExistsError:
@@ -322,10 +328,7 @@ class _Work:
     produce: Produce | None
     resampler: audio.Resampler
 
-    def __call__(self, chunk: list[tuple[int, Record]]) -> list[tuple[int, Record]]:
-        return [(index, self._one(record)) for index, record in chunk]
-
-    def _one(self, record: Record) -> Record:
+    def __call__(self, record: Record) -> Record:
         assert record.source is not None  # items without one never get here
         try:
             if self.produce is None:
@@ -345,27 +348,27 @@ class _Work:
 
 def _run(work: _Work, todo: list[tuple[int, Record]], workers: int | None) -> Iterator[tuple[int, Record]]:
     """Do the work, in this process when it is little, else in a pool; results come as they are ready."""
-    workers = min(workers or os.cpu_count() or 1, -(-len(todo) // _CHUNK))
+    workers = min(workers or os.cpu_count() or 1, len(todo) // _FEW)
     if workers <= 1:
-        for entry in todo:
-            yield from work([entry])
+        for index, record in todo:
+            yield index, work(record)
         return
-    chunks = iter([todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)])
+    rest = iter(todo)
     # Spawned, because forking a process that has threads (Parquet's, numba's) can hang.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (work.resampler, work.produce is None)) as pool:
-        running: dict[Future[list[tuple[int, Record]]], list[tuple[int, Record]]] = {}
+        running: dict[Future[Record], tuple[int, Record]] = {}
         try:
             while True:
-                while len(running) < 3 * workers and (chunk := next(chunks, None)):
-                    running[pool.submit(work, chunk)] = chunk
+                while len(running) < 4 * workers and (entry := next(rest, None)):
+                    running[pool.submit(work, entry[1])] = entry
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield from future.result()
+                    yield running[future][0], future.result()
                     del running[future]
         except BrokenProcessPool:
-            suspects = ", ".join(str(record.source) for chunk in running.values() for _, record in chunk[:1])
+            suspects = ", ".join(str(record.source) for _, record in running.values())
             raise DiffATRError(
                 f"A worker process died, out of memory or on a damaged file, near: {suspects}. Finished clips are kept; "
                 "run the command again, with --workers 1 to see which file it is."

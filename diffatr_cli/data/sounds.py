@@ -33,7 +33,8 @@ def _time(seconds: float) -> Wave:
 def _shaped(wave: Wave, gain: Callable[[Wave], Wave]) -> Wave:
     """The wave with every frequency f (Hz) multiplied by gain(f)."""
     size = _fast_length(len(wave))
-    response = gain(np.arange(size // 2 + 1) * (RATE / size))
+    frequencies: Wave = np.linspace(0, RATE * (size // 2) / size, size // 2 + 1)
+    response = gain(frequencies)
     shaped: Wave = np.fft.irfft(np.fft.rfft(wave, size) * response, size)[: len(wave)]
     return shaped
 
@@ -50,7 +51,7 @@ def _unit(wave: Wave) -> Wave:
 
 
 def _peaks(peaks: Peaks) -> Callable[[Wave], Wave]:
-    return lambda f: sum((g / (1 + ((f - c) / (0.5 * b)) ** 2) for c, b, g in peaks), np.zeros_like(f))
+    return lambda f: sum((g / (1 + ((f - c) / (0.5 * b)) ** 2) for c, b, g in peaks), np.zeros(len(f)))
 
 
 def _lowpass(corner: float, order: int = 2) -> Callable[[Wave], Wave]:
@@ -619,11 +620,11 @@ def _drums(rng: Generator, seconds: float) -> Wave:
     out = np.zeros(_samples(seconds))
     beat = rng.uniform(0.2, 0.3)
     t = _time(0.3)
-    kick = _harmonics(45 + 110 * np.exp(-t / 0.03), [1]) * np.exp(-t / 0.1)
+    kick = _harmonics(rng.uniform(40, 60) + rng.uniform(80, 140) * np.exp(-t / 0.03), [1]) * np.exp(-t / 0.1)
     snare = _noise(rng, 0.3, _band(800, 9000)) * np.exp(-t / 0.06) + 0.6 * np.sin(2 * np.pi * 190 * t) * np.exp(-t / 0.05)
     hat = _noise(rng, 0.3, _band(7000, 14000)) * np.exp(-t / 0.025)
     for number in range(int(seconds / beat)):
-        at = number * beat
+        at = (number + 0.3) * beat
         _place(out, hat, at, 0.25)
         if number % 4 == 2:
             _place(out, snare, at, 0.4)
