@@ -1,8 +1,10 @@
 """A retriever without training: sounds by their spectrum, and texts such as "440 Hz" as the tone that they name."""
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import soundfile
@@ -41,8 +43,11 @@ class FakeRetriever:
             from diffatr_cli.core.schedule import NoiseSchedule
 
             self.schedule = NoiseSchedule.cosine(10)
-            self.denoisers["t2a"] = AttentionDenoiser(dim, 24, steps=10, generator=torch.Generator().manual_seed(0)).eval()
+            self.denoisers["t2a"] = AttentionDenoiser(
+                dim, 24, output="add_logit", generator=torch.Generator().manual_seed(0)
+            ).eval()
             self.fusion_weights["t2a"] = 0.7
+            self.recipe = SimpleNamespace(evaluation=SimpleNamespace(steps=None, eta=0.5, draws=1))
 
     def _embed(self, waveform):
         if len(waveform) < 1024:
@@ -50,7 +55,7 @@ class FakeRetriever:
         frames = waveform[: len(waveform) // 1024 * 1024].reshape(-1, 1024)
         power = (np.abs(np.fft.rfft(frames * np.hanning(1024))) ** 2).mean(0)
         edges = np.geomspace(1, 513, 41)
-        bands = np.array([power[int(a) : max(int(b), int(a) + 1)].mean() for a, b in zip(edges, edges[1:], strict=False)])
+        bands = np.array([power[int(a) : max(int(b), int(a) + 1)].mean() for a, b in itertools.pairwise(edges)])
         vector = np.sqrt(bands + 1e-6) @ self.projection
         return (vector / np.linalg.norm(vector)).astype(np.float32)
 

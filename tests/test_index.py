@@ -1,3 +1,5 @@
+import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -6,11 +8,13 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import lancedb
 import numpy as np
 import pytest
 import soundfile
+from fake_retriever import RATE, FakeRetriever, contents, tone, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +22,6 @@ from diffatr_cli import index as module
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.index import CannotUpdate, FolderIndex, Recordings, spans
-from fake_retriever import RATE, FakeRetriever, contents, tone, write_tone
 
 
 @pytest.fixture
@@ -68,7 +71,7 @@ def test_spans_cover_the_recording(samples):
     pieces = spans(samples)
     assert pieces[0][0] == 0
     assert pieces[-1][1] == samples
-    assert all(0 < b[0] - a[0] <= 5 * RATE for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(0 < b[0] - a[0] <= 5 * RATE for a, b in itertools.pairwise(pieces))
     assert {end - start for start, end in pieces} == {min(samples, 10 * RATE)}
 
 
@@ -245,43 +248,40 @@ def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, 
     shutil.copytree(old, whole)  # keeps times, so that rows can be compared
     FolderIndex(whole).update(model)
     want = contents(FolderIndex(whole))
-    calls, limit, after = 0, 0, False
+    state = SimpleNamespace(calls=0, limit=0, after=False)
 
     def crashing(real):
         def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == limit and not after:
+            state.calls += 1
+            if state.calls == state.limit and not state.after:
                 raise Crash
             result = real(*args, **kwargs)
-            if calls == limit:
+            if state.calls == state.limit:
                 raise Crash
             return result
 
         return call
 
-    for owner, name in (
-        (lancedb.table.LanceTable, "add"),
-        (lancedb.table.LanceTable, "optimize"),
-        (lancedb.merge.LanceMergeInsertBuilder, "execute"),
-    ):
+    table, merge = lancedb.table.LanceTable, lancedb.merge.LanceMergeInsertBuilder
+    for owner, name in ((table, "add"), (table, "optimize"), (merge, "execute")):
         monkeypatch.setattr(owner, name, crashing(getattr(owner, name)))
     crashes = 0
-    for limit in range(1, 100):  # noqa: B007 - read by `call`
-        for after in (False, True):  # noqa: B007
+    for state.limit in range(1, 100):
+        crashed = False
+        for state.after in (False, True):
             work = tmp_path / "work"
             shutil.copytree(old, work)
-            calls = 0
-            try:
+            state.calls = 0
+            with contextlib.suppress(Crash):
                 FolderIndex(work).update(model)
-            except Crash:
+            if state.calls >= state.limit:
+                crashed = True
                 crashes += 1
-                calls = -1000
+                state.calls = state.limit
                 FolderIndex(work).update(model)
             assert contents(FolderIndex(work)) == want
-            finished = calls < limit and calls >= 0
             shutil.rmtree(work)
-        if finished:
+        if not crashed:
             break
     assert crashes >= 12
 

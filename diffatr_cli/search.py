@@ -1,0 +1,135 @@
+"""Finding the sounds of a folder: cosine over every window, then diffusion over the best files.
+
+Q queries, F files, W windows, S files of the shortlist, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from .core.scoring import diffusion_scores, fuse
+from .errors import UsageError
+from .index import Recordings, spans
+
+if TYPE_CHECKING:
+    from .model import Retriever
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found file: `path` below the searched folder, and the window in it that fits best, in seconds."""
+
+    rank: int
+    path: str
+    start: float
+    end: float
+    score: float
+
+
+def embed_sound(retriever: Retriever, waveform: np.ndarray) -> np.ndarray:
+    """A sound as a query, (D,) unit vector: the direction of the mean over its windows. `waveform` is 32 kHz mono, not empty."""
+    mean = retriever.embed_audio([waveform[start:end] for start, end in spans(len(waveform))]).mean(0)
+    return np.asarray(mean / np.linalg.norm(mean))
+
+
+def search(
+    retriever: Retriever,
+    recordings: Recordings,
+    queries: np.ndarray,
+    *,
+    unwanted: np.ndarray | None = None,
+    refine: bool = True,
+    top: int = 10,
+    shortlist: int = 100,
+    steps: int | None = None,
+    min_score: float | None = None,
+    seed: int = 0,
+) -> list[list[Hit]]:
+    """The best files for each query, best first, each with its best window; files of equal score in order of their paths.
+
+    Stage one gives each window its cosine to the query, and each file its best window. Stage two runs the reverse chain over
+    the windows of the `shortlist` best files, one a file, since windows of one recording would share out the probability
+    among themselves; the score becomes cosine + weight * x0_hat, with the weight, eta and draws of the model's validation.
+    Files beyond the shortlist keep their cosine. (A model trained by L_G alone has no weight; its shortlist is ranked by
+    x0_hat, and nothing else is found.)
+
+    With `unwanted`, max(0, cosine to it) is subtracted in stage one, and so from the final score. Only the positive part:
+    sounding unlike speech is no evidence for a dog, and would lift whatever is farthest from speech above the dogs.
+
+    Args:
+        queries: (Q, D) unit vectors, of texts or sounds.
+        unwanted: (D,) unit vector of what the hits should not sound like.
+        refine: run stage two with the text-to-audio denoiser, if the model has it. For queries that are sounds there is none.
+        top: hits a query at most.
+        steps: noise levels that the sampler visits; None takes the recipe's `evaluation.steps`.
+        min_score: leave out hits that score less.
+        seed: of the noise. A query's hits depend on it, but, up to rounding, not on the queries beside it.
+
+    Raises:
+        UsageError: top or shortlist below 1, or steps beyond the model's chain.
+    """
+    if top < 1 or shortlist < 1:
+        raise UsageError(f"top and shortlist must be at least 1, got {top} and {shortlist}")
+    refine = refine and "t2a" in retriever.denoisers
+    if refine and steps is not None and not 1 <= steps <= len(retriever.schedule):
+        raise UsageError(f"steps must lie between 1 and this model's {len(retriever.schedule)}, got {steps}")
+    if not len(recordings):
+        return [[] for _ in queries]
+    cosine = recordings.vectors @ queries.T.astype(np.float32)  # (W, Q)
+    if unwanted is not None:
+        cosine -= np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))[:, None]
+    per_file = np.maximum.reduceat(cosine, recordings.offsets[:-1])  # (F, Q)
+    depth = max(top, shortlist) if refine and "t2a" in retriever.fusion_weights else shortlist if refine else top
+    results = []
+    for query, of_window, of_file in zip(queries, cosine.T, per_file.T, strict=True):
+        order = np.argsort(-of_file, kind="stable")[:depth]
+        bounds = zip(recordings.offsets[order], recordings.offsets[order + 1], strict=True)
+        windows = np.array([a + int(of_window[a:b].argmax()) for a, b in bounds])
+        scores = of_file[order].astype(np.float64)
+        if refine:
+            scores[:shortlist] = _refined(
+                retriever, query, recordings.vectors[windows[:shortlist]], scores[:shortlist], steps, seed
+            )
+        best = sorted(range(len(order)), key=lambda i: (-scores[i], order[i]))[:top]
+        hits = []
+        for rank, i in enumerate(best, 1):
+            if min_score is None or scores[i] >= min_score:
+                start, end = recordings.spans[windows[i]].tolist()
+                hits.append(Hit(rank, recordings.paths[order[i]], start, end, float(scores[i])))
+        results.append(hits)
+    return results
+
+
+def _refined(
+    retriever: Retriever, query: np.ndarray, candidates: np.ndarray, cosine: np.ndarray, steps: int | None, seed: int
+) -> np.ndarray:
+    """Stage two for one query (D,) and S candidates (S, D) whose stage-one scores are `cosine` (S,): their final scores (S,)."""
+    settings = retriever.recipe.evaluation
+    x0_hat = diffusion_scores(
+        retriever.denoisers["t2a"],
+        torch.from_numpy(query[None]).to(retriever.device),
+        torch.from_numpy(candidates).to(retriever.device),
+        retriever.schedule,
+        steps=settings.steps if steps is None else steps,
+        eta=settings.eta,
+        draws=settings.draws,
+        seed=seed,
+        query_ids=[0],
+        x0=retriever.x0,
+    ).cpu()
+    if "t2a" in retriever.fusion_weights:
+        x0_hat = fuse(torch.from_numpy(cosine)[None], x0_hat, retriever.fusion_weights["t2a"])
+    return np.asarray(x0_hat[0])
+
+
+def embed_texts(retriever: Retriever, texts: Sequence[str]) -> np.ndarray:
+    """Texts as queries, (Q, D) unit vectors. Raises UsageError for a text without a letter or digit."""
+    for text in texts:
+        if not any(character.isalnum() for character in text):
+            raise UsageError(f"nothing to search for in the text {text!r}: describe a sound, such as 'dog barking'")
+    return retriever.embed_text(texts)

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+import torch
+from fake_retriever import DIM, RATE, FakeRetriever, tone, write_tone
+
+from diffatr_cli.core.sampler import ddim_sample
+from diffatr_cli.core.scoring import query_noise
+from diffatr_cli.errors import UsageError
+from diffatr_cli.index import FolderIndex, Recordings
+from diffatr_cli.search import Hit, embed_sound, embed_texts, search
+
+
+def unit(rng, *shape):
+    vectors = rng.normal(size=(*shape, DIM))
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def recordings():
+    """40 files of 1 to 4 windows."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 5, 40)
+    starts = np.concatenate([np.arange(n) * 5.0 for n in counts])
+    return Recordings(
+        [f"f{i:02d}.wav" for i in range(40)],
+        np.cumsum([0, *counts]),
+        np.stack([starts, starts + 10], 1),
+        unit(rng, int(counts.sum())),
+    )
+
+
+def best_windows(recordings, query, unwanted=None):
+    """For each file (score, path, row) of its best window, by plain loops, best first."""
+    found = []
+    for i, path in enumerate(recordings.paths):
+        rows = range(recordings.offsets[i], recordings.offsets[i + 1])
+        scores = {row: float(recordings.vectors[row].astype(np.float64) @ query) for row in rows}
+        if unwanted is not None:
+            scores = {
+                row: s - max(0.0, float(recordings.vectors[row].astype(np.float64) @ unwanted)) for row, s in scores.items()
+            }
+        row = max(scores, key=scores.get)
+        found.append((scores[row], path, row))
+    return sorted(found, key=lambda each: (-each[0], each[1]))
+
+
+def assert_hits(hits, expected, recordings):
+    assert [hit.rank for hit in hits] == list(range(1, len(expected) + 1))
+    assert [hit.path for hit in hits] == [path for _, path, _ in expected]
+    assert [[hit.start, hit.end] for hit in hits] == [recordings.spans[row].tolist() for *_, row in expected]
+    np.testing.assert_allclose([hit.score for hit in hits], [score for score, *_ in expected], atol=1e-5)
+
+
+@pytest.mark.parametrize("without", [None, unit(np.random.default_rng(9))])
+def test_cosine_ranks_as_plain_loops_do(recordings, without):
+    queries = unit(np.random.default_rng(1), 3)
+    found = search(FakeRetriever(), recordings, queries, unwanted=without, top=7)
+    for query, hits in zip(queries, found, strict=True):
+        assert_hits(hits, best_windows(recordings, query, without)[:7], recordings)
+
+
+def test_being_unlike_the_unwanted_is_no_merit():
+    vectors = np.zeros((3, DIM), np.float32)
+    vectors[:, :2] = [[0.6, 0.8], [0.6, -0.8], [0.5, 0]]
+    query, unwanted = np.eye(DIM, dtype=np.float32)[:2]
+    spans = np.array([[0.0, 1.0]] * 3)
+    hits = search(
+        FakeRetriever(), Recordings(["like", "opposite", "plain"], np.arange(4), spans, vectors), query[None], unwanted=unwanted
+    )[0]
+    assert [(hit.path, round(hit.score, 6)) for hit in hits] == [("opposite", 0.6), ("plain", 0.5), ("like", -0.2)]
+
+
+def test_equal_scores_come_in_order_of_paths(recordings):
+    same = Recordings(recordings.paths, np.arange(41), recordings.spans[:40], np.tile(unit(np.random.default_rng(2)), (40, 1)))
+    hits = search(FakeRetriever(), same, unit(np.random.default_rng(3), 1), top=5)[0]
+    assert [hit.path for hit in hits] == recordings.paths[:5]
+
+
+@pytest.mark.parametrize("steps", [None, 4])
+def test_diffusion_refines_the_best_windows_of_the_shortlist(recordings, steps):
+    retriever, query = FakeRetriever(phase_two=True), unit(np.random.default_rng(4))
+    ranked = best_windows(recordings, query)
+    vectors = torch.from_numpy(recordings.vectors[[row for *_, row in ranked[:12]]])
+    noise = query_noise(5, [0], 12)
+    x0_hat = ddim_sample(
+        retriever.denoisers["t2a"], torch.from_numpy(query[None]), vectors, retriever.schedule, steps=steps, eta=0.5, noise=noise
+    )[0]
+    refined = [(cosine + 0.7 * float(x), path, row) for (cosine, path, row), x in zip(ranked, x0_hat, strict=False)]
+    expected = sorted([*refined, *ranked[12:]], key=lambda each: -each[0])[:20]
+    hits = search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=5)[0]
+    assert_hits(hits, expected, recordings)
+    other = search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=6)[0]
+    assert [hit.score for hit in hits] != [hit.score for hit in other]
+    assert hits == search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=5)[0]
+
+
+def test_without_a_fusion_weight_the_shortlist_is_ranked_by_x0_hat(recordings):
+    retriever, query = FakeRetriever(phase_two=True), unit(np.random.default_rng(4), 1)
+    cosine = {hit.path: hit.score for hit in search(retriever, recordings, query, top=40, shortlist=12, refine=False)[0]}
+    fused = {hit.path: hit.score for hit in search(retriever, recordings, query, top=40, shortlist=12)[0]}
+    del retriever.fusion_weights["t2a"]
+    alone = search(retriever, recordings, query, top=40, shortlist=12)[0]
+    assert len(alone) == 12
+    np.testing.assert_allclose(
+        [hit.score for hit in alone], [(fused[hit.path] - cosine[hit.path]) / 0.7 for hit in alone], atol=1e-5
+    )
+    assert alone == sorted(alone, key=lambda hit: -hit.score)
+
+
+def test_a_query_does_not_depend_on_the_queries_beside_it(recordings):
+    retriever, queries = FakeRetriever(phase_two=True), unit(np.random.default_rng(6), 3)
+    together = search(retriever, recordings, queries)
+    for query, hits in zip(queries, together, strict=True):
+        for one, beside in zip(search(retriever, recordings, query[None])[0], hits, strict=True):
+            assert (one.rank, one.path, one.start) == (beside.rank, beside.path, beside.start)
+            assert one.score == pytest.approx(beside.score, abs=1e-6)
+
+
+def test_min_score_and_wrong_numbers(recordings):
+    retriever, query = FakeRetriever(phase_two=True), unit(np.random.default_rng(7), 1)
+    everything = search(retriever, recordings, query, top=40)[0]
+    assert search(retriever, recordings, query, top=40, min_score=0.2)[0] == [hit for hit in everything if hit.score >= 0.2]
+    for wrong in ({"top": 0}, {"shortlist": 0}, {"steps": 11}, {"steps": 0}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            search(retriever, recordings, query, **wrong)
+    empty = Recordings([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, 1), np.float32))
+    assert search(retriever, empty, query) == [[]]
+
+
+def test_sounds_and_texts_find_their_like(tmp_path):
+    for hz in (200, 900, 4000):
+        write_tone(tmp_path / f"{hz}.wav", hz, 2)
+    long = np.concatenate([tone(200, 30), tone(2000, 10), tone(200, 20)])
+    import soundfile
+
+    soundfile.write(tmp_path / "long.wav", long, RATE)
+    retriever = FakeRetriever()
+    index = FolderIndex(tmp_path)
+    index.update(retriever)
+    recordings = index.read(retriever.model_id)
+    for hz in (200, 900, 4000):
+        assert search(retriever, recordings, embed_texts(retriever, [f"{hz} Hz"]), top=1)[0][0].path == f"{hz}.wav"
+    hit = search(retriever, recordings, embed_texts(retriever, ["2000 Hz"]), top=1)[0][0]
+    assert (hit.path, hit.start, hit.end) == ("long.wav", 30, 40)
+    hit = search(retriever, recordings, embed_sound(retriever, tone(900, 2))[None], refine=False, top=1)[0][0]
+    assert hit == Hit(1, "900.wav", 0, 2, pytest.approx(1, abs=1e-3))
+
+
+def test_a_long_sound_is_the_mean_of_its_windows():
+    retriever, waveform = FakeRetriever(), np.concatenate([tone(200, 9), tone(2000, 4)])
+    mean = (retriever._embed(waveform[: 10 * RATE]) + retriever._embed(waveform[-10 * RATE :])) / 2
+    np.testing.assert_allclose(embed_sound(retriever, waveform), mean / np.linalg.norm(mean), rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "?!"])
+def test_a_text_needs_words(text):
+    with pytest.raises(UsageError, match="nothing to search for"):
+        embed_texts(FakeRetriever(), [text])
