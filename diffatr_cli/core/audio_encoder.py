@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .logmel import N_MELS, LogMel, spec_augment
+from .logmel import N_MELS, WINDOW, LogMel, spec_augment
 
 
 class ConvBlock(nn.Module):
@@ -37,12 +37,17 @@ def pool_frames(frames: Tensor) -> Tensor:
 class AudioEncoder(nn.Module):
     """Base of the audio encoders. A subclass sets `features` and turns normalised log-mels into a feature map.
 
+    Attributes:
+        reduction: log-mel frames a feature frame stands for; clips of fewer frames leave nothing to pool.
+
     Args:
         features: F, the size of the pooled output.
         hop: samples between log-mel frames.
         dropout: probability, used by subclasses while training.
         stripes: (time, mel) widths of SpecAugment while training, or None for no augmentation.
     """
+
+    reduction: int
 
     def __init__(self, features: int, hop: int = 320, dropout: float = 0.2, stripes: tuple[int, int] | None = None) -> None:
         super().__init__()
@@ -53,6 +58,11 @@ class AudioEncoder(nn.Module):
         self.log_mel = LogMel(hop)
         self.bn0 = nn.BatchNorm2d(N_MELS)
 
+    @property
+    def min_samples(self) -> int:
+        """The shortest clip that gives a feature frame."""
+        return max((self.reduction - 1) * self.hop, WINDOW // 2 + 1)
+
     def feature_map(self, x: Tensor) -> Tensor:
         """Normalised log-mels (B, 1, T, M) -> (B, F, T', M'), before any pooling over what is left of frequency and time."""
         raise NotImplementedError
@@ -62,14 +72,14 @@ class AudioEncoder(nn.Module):
         x = self.bn0(logmel.unsqueeze(1).transpose(1, 3)).transpose(1, 3)
         if self.training and self.stripes is not None:
             x = spec_augment(x.squeeze(1), *self.stripes).unsqueeze(1)
-        return self.feature_map(x).mean(3).transpose(1, 2)
+        return self.feature_map(x).float().mean(3).transpose(1, 2)  # whatever precision the convolutions have
 
     def pooled(self, logmel: Tensor) -> Tensor:
         """Log-mels (B, T, M) in dB -> pooled features (B, F)."""
         return self.drop(pool_frames(self.frames(logmel)))
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Waveform (B, S) at 32 kHz, S > 512 -> pooled features (B, F)."""
+        """Waveform (B, S) at 32 kHz, S >= min_samples -> pooled features (B, F)."""
         return self.pooled(self.log_mel(waveform))
 
     def drop(self, x: Tensor) -> Tensor:
@@ -92,6 +102,7 @@ class SmallCnn(AudioEncoder):
         stripes: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(channels[-1], hop, dropout, stripes)
+        self.reduction = 2 ** len(channels)
         self.stem = nn.Conv2d(1, channels[0], 3, stride=2, padding=1, bias=False)
         self.bn_stem = nn.BatchNorm2d(channels[0])
         self.blocks = nn.ModuleList(ConvBlock(a, b) for a, b in zip((channels[0], *channels[:-1]), channels, strict=True))

@@ -14,6 +14,7 @@ WINDOW = 1024  # samples, 32 ms
 N_MELS = 64
 F_MIN = 50.0  # Hz
 F_MAX = 14000.0  # Hz
+BINS = int(F_MAX * WINDOW / SAMPLE_RATE) + 1  # of the spectrum that any filter takes in
 FLOOR = 1e-10  # power below which the logarithm is cut: -100 dB
 
 
@@ -47,23 +48,33 @@ class LogMel(nn.Module):
         super().__init__()
         self.hop = hop
         self.register_buffer("window", torch.hann_window(WINDOW, periodic=True, dtype=torch.float64).float(), persistent=False)
-        self.register_buffer("filters", torch.from_numpy(mel_filters()).float(), persistent=False)
+        # Each bin's weights twice, for the squares of its real and of its imaginary part.
+        weights = torch.from_numpy(mel_filters()[:BINS]).repeat_interleave(2, 0)
+        self.register_buffer("weights", weights.float(), persistent=False)
 
     window: Tensor
-    filters: Tensor
+    weights: Tensor
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, S) -> (B, S // hop + 1, M) dB. Raises ValueError for clips too short to reflect (S <= WINDOW / 2)."""
         if waveform.shape[-1] <= WINDOW // 2:
             raise ValueError(f"a clip needs more than {WINDOW // 2} samples, this one has {waveform.shape[-1]}")
+        # One clip at a time on the CPU: its spectrum is summed up while it still is in the cache.
+        parts = waveform.split(1) if waveform.device.type == "cpu" else (waveform,)
+        with torch.autocast(waveform.device.type, enabled=False):  # decibels need float32
+            return torch.cat([self._decibels(part) for part in parts])
+
+    def _decibels(self, waveform: Tensor) -> Tensor:
         spectrum = torch.stft(
             waveform, WINDOW, self.hop, window=self.window, center=True, pad_mode="reflect", return_complex=True
         )  # (B, F, T)
-        power = torch.view_as_real(spectrum).square().sum(-1)
-        return 10 * torch.log10((power.transpose(1, 2) @ self.filters).clamp_min(FLOOR))
+        parts = torch.view_as_real(spectrum.transpose(1, 2)[:, :, :BINS])  # (B, T, BINS, 2)
+        return 10 * torch.log10((parts.square().flatten(2) @ self.weights).clamp_min(FLOOR))
 
 
-def spec_augment(logmel: Tensor, time_stripe: int, mel_stripe: int, stripes: int = 2, generator: torch.Generator | None = None) -> Tensor:
+def spec_augment(
+    logmel: Tensor, time_stripe: int, mel_stripe: int, stripes: int = 2, generator: torch.Generator | None = None
+) -> Tensor:
     """Zero `stripes` random stripes of frames and of mels, drawn for each clip of (B, T, M); a new tensor.
 
     Widths are uniform in [0, time_stripe) frames and [0, mel_stripe) bins. Source: Park et al. 2019, as in PANNs.
