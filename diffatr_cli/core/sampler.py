@@ -1,16 +1,20 @@
-"""DDIM sampling of x_0 from noise: Eq. 3, the denoiser in a loop.
+"""DDIM sampling of x_0 from noise (Eq. 3, the denoiser in a loop): the plain loop, and the factored one that equals it.
 
-B batch, N candidates, D embedding size, K chain length.
+B batch, N candidates, D embedding size, H hidden width, K chain length, S sampling steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .denoiser import AttentionDenoiser
+from .factored import FactoredDenoiser, PreparedCandidates
 from .schedule import NoiseSchedule
 
 Denoise = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (x_k, level, query, candidates) -> logits
@@ -34,26 +38,29 @@ def ddim_levels(chain: int, steps: int | None) -> list[int]:
 
 
 def predicted_x0(logits: Tensor, x0: X0) -> Tensor:
-    """x0_hat from logits (B, N): their softmax, a distribution as x_0 is, or the logits clipped to [-1, 1]."""
-    return logits.softmax(1) if x0 == "softmax" else logits.clamp(-1, 1)
+    """x0_hat from logits (..., N): their softmax, a distribution as x_0 is, or the logits clipped to [-1, 1]."""
+    return logits.softmax(-1) if x0 == "softmax" else logits.clamp(-1, 1)
 
 
 def ddim_coefficients(schedule: NoiseSchedule, level: int, following: int, eta: float) -> tuple[float, float, float]:
     """One DDIM step (Song et al. 2020, Eq. 12) from `level` to `following`: x <- a x0_hat + b x + c noise; returns a, b, c.
 
     The noise that x_k holds, (x_k - sqrt(acp_k) x0_hat) / sqrt(1 - acp_k), is put in, which leaves three coefficients.
+
+    Raises:
+        ValueError: eta outside [0, 1].
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie between 0 and 1, got {eta}")
     acp, acp_next = schedule.alphas_cumprod[level].item(), schedule.alphas_cumprod[following].item()
     sigma = eta * ((1 - acp_next) / (1 - acp) * (1 - acp / acp_next)) ** 0.5
     kept = ((1 - acp_next - sigma**2) / (1 - acp)) ** 0.5
     return acp_next**0.5 - kept * acp**0.5, kept, sigma
 
 
-def _noise_source(
-    noise: Noise | None, generator: torch.Generator | None, like: Tensor, candidates: Tensor
-) -> Callable[[int], Tensor]:
+def _noise_source(noise: Noise | None, generator: torch.Generator | None, like: Tensor, n: int) -> Callable[[int], Tensor]:
     """The noise of step i, (B, N) in the type and on the device of the queries `like`."""
-    shape = (len(like), candidates.shape[-2])
+    shape = (len(like), n)
 
     def draw(i: int) -> Tensor:
         if callable(noise):
@@ -104,18 +111,184 @@ def ddim_sample(
     Raises:
         ValueError: steps or eta out of range, or noise of another shape.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie between 0 and 1, got {eta}")
     levels = ddim_levels(len(schedule), steps)
-    draw = _noise_source(noise, generator, query, candidates)
+    coefficients = [ddim_coefficients(schedule, *pair, eta) for pair in pairwise(levels)]
+    draw = _noise_source(noise, generator, query, candidates.shape[-2])
     x = draw(0)
     for i, level in enumerate(levels):
         x0_hat = predicted_x0(denoiser(x, torch.full((len(query),), level, device=query.device), query, candidates), x0)
         if on_step is not None:
             on_step(level, x, x0_hat)
         if i + 1 < len(levels):
-            a, b, c = ddim_coefficients(schedule, level, levels[i + 1], eta)
+            a, b, c = coefficients[i]
             x = a * x0_hat + b * x
             if c > 0:
                 x = x + c * draw(i + 1)
     return x0_hat
+
+
+BLOCK_ENTRIES = 2**20  # of a (queries, candidates) array of the fast sampler: small enough for the caches
+BLOCK_QUERIES = 32  # at least, however many candidates: fewer make matrix products slow
+OWN_ENTRIES = 2**21  # of the (queries, candidates, D) embeddings held at a time where queries have candidates of their own
+ALONE_QUERIES = 4  # at most these are sampled one by one
+ALONE_ENTRIES = 2**27  # and only against tables of at least this many entries, far too large for any cache
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a sampler follows: the levels (S), the DDIM coefficients between them (S - 1), and the caller's wishes."""
+
+    levels: list[int]
+    coefficients: list[tuple[float, float, float]]
+    x0: X0
+    on_step: OnStep | None
+
+    def suits_alone(self, factors: FactoredDenoiser) -> bool:
+        """Whether `_sample_alone` covers this case."""
+        return factors.output == "decoder" and self.x0 == "softmax" and self.on_step is None
+
+
+@torch.no_grad()
+def fast_ddim_sample(
+    denoiser: AttentionDenoiser,
+    query: Tensor,
+    candidates: Tensor | PreparedCandidates,
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    eta: float = 0.0,
+    noise: Noise | None = None,
+    generator: torch.Generator | None = None,
+    x0: X0 = "softmax",
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """`ddim_sample` of an `AttentionDenoiser` by the algebra of `FactoredDenoiser`: the same result up to rounding.
+
+    Queries go through in blocks, so that working memory beside the (B, N) result stays bounded; with eta > 0 or `on_step`
+    all go in one block, since noise is drawn and steps are shown for all of them at once. A few queries against very many
+    candidates go one by one through `_sample_alone`.
+
+    Args:
+        candidates: as in `ddim_sample`, or (N, D) prepared once by `FactoredDenoiser(denoiser).prepare` for many calls, which
+            then take the weights from there.
+
+    The other arguments, the result and the errors are those of `ddim_sample`.
+    """
+    shared: PreparedCandidates | None = None
+    if isinstance(candidates, PreparedCandidates):
+        shared, factors, embeddings = candidates, candidates.factors, candidates.candidates
+    else:
+        factors, embeddings = FactoredDenoiser(denoiser), candidates
+        if candidates.ndim == 2:
+            shared = factors.prepare(candidates)
+    n = embeddings.shape[-2]
+    levels = ddim_levels(len(schedule), steps)
+    chain = Chain(levels, [ddim_coefficients(schedule, *pair, eta) for pair in pairwise(levels)], x0, on_step)
+    query = query.to(factors.dtype)
+    draw = _noise_source(noise, generator, query, n)
+
+    if shared and len(query) <= ALONE_QUERIES and n * query.shape[1] >= ALONE_ENTRIES and chain.suits_alone(factors):
+        drawn = [draw(i) for i in range(len(levels) if eta > 0 else 1)]
+        return torch.stack([_sample_alone(shared, row, [d[i] for d in drawn], chain) for i, row in enumerate(query)])
+
+    start = draw(0)
+    if eta > 0 or on_step is not None:
+        rows = max(1, len(query))
+    else:
+        rows = max(BLOCK_QUERIES, BLOCK_ENTRIES // max(n, 1)) if shared else max(1, OWN_ENTRIES // max(n * query.shape[1], 1))
+    out = torch.empty_like(start)
+    for i in range(0, len(query), rows):
+        part = slice(i, i + rows)
+        if shared:
+            out[part] = _sample_block(shared, query[None, part], start[None, part], chain, draw)[0]
+        else:
+            own = factors.prepare(embeddings[part])
+            out[part] = _sample_block(own, query[part, None], start[part, None], chain, draw)[:, 0]
+    return out
+
+
+def _sample_block(part: PreparedCandidates, query: Tensor, x: Tensor, chain: Chain, draw: Callable[[int], Tensor]) -> Tensor:
+    """The loop of `ddim_sample`, factored: queries (G, T, D) and start noise (G, T, N) -> x0_hat (G, T, N)."""
+    factors, candidates = part.factors, part.candidates
+    embeddings = factors.embed_level(torch.tensor(chain.levels, device=x.device)).to(factors.dtype)
+    query = factors.input_scale * query
+    base = factors.attend(query) @ candidates.mT
+    shifts = factors.attend(embeddings) @ candidates.mT  # (G, S, N)
+    for i, level in enumerate(chain.levels):
+        attention = (base + x).add_(shifts[:, i, None])
+        weights = attention.softmax(2)
+        logits = factors.decode(part.table, factors.hidden(weights @ candidates, embeddings[i]))
+        if factors.output == "add_weight":
+            logits += weights
+        elif factors.output == "add_logit":
+            logits += attention + factors.dropped_logit(query + embeddings[i], embeddings[i])[..., None]
+        x0_hat = predicted_x0(logits, chain.x0)
+        if chain.on_step is not None:
+            chain.on_step(level, x.flatten(0, 1), x0_hat.flatten(0, 1))
+        if i + 1 < len(chain.levels):
+            a, b, c = chain.coefficients[i]
+            x = (b * x).add_(x0_hat, alpha=a)
+            if c > 0:
+                x.add_(draw(i + 1).view_as(x), alpha=c)
+    return x0_hat
+
+
+WINDOW = 16  # steps that share one pass over the candidates
+SIGNIFICANT = 1e-5  # parts of x_k and of the attention's sum smaller than this are left out
+SETTLED = 1e-5  # a decoded step counts as right if its logits would still move by no more than this
+
+
+def _sample_alone(part: PreparedCandidates, query: Tensor, noise: list[Tensor], chain: Chain) -> Tensor:
+    """One query (D,) against so many candidates that reading them is what takes the time: x0_hat (N,).
+
+    x_k is noise, known beforehand, plus a part learned from earlier x0_hat, nearly all of whose entries are negligible. So
+    the attention's sums over the noise are taken for all S steps in one pass over the candidates, and a step corrects them
+    at the entries that matter. The decoder's passes are shared as well: WINDOW steps are decoded together, each from a guess
+    of the x0_hat before it. A step is accepted once the hidden vector that follows from the accepted steps before it agrees
+    with the one it was decoded with; the others are decoded again. The first step of a window is always right, so there are
+    at most S passes; a handful is usual.
+    """
+    factors, candidates, steps = part.factors, part.candidates[0], len(chain.levels)
+    embeddings = factors.embed_level(torch.tensor(chain.levels, device=query.device)).to(factors.dtype)
+    directions = factors.attend(factors.input_scale * query + embeddings)
+    weights = torch.cat([directions @ block.T for block in torch.split(candidates, 4096)], 1)  # (S, N)
+    x = noise[0]
+    for i in range(steps):
+        weights[i] += x
+        if i + 1 < steps:
+            _, b, c = chain.coefficients[i]
+            x = b * x + c * noise[i + 1] if c > 0 else b * x
+    weights.sub_(weights.amax(1, keepdim=True)).exp_()
+    totals, sums = weights.sum(1), weights @ candidates
+
+    def hidden(i: int, learned: Tensor) -> Tensor:
+        """The decoder's hidden vector (H,) at step i, where x_k is the noise plus `learned` (N,)."""
+        where = (learned > SIGNIFICANT).nonzero()[:, 0]
+        extra = weights[i, where] * learned[where].expm1()
+        total = totals[i] + extra.sum()
+        kept = extra > SIGNIFICANT / len(learned) * total
+        return factors.hidden((sums[i] + extra[kept] @ candidates[where[kept]]) / total, embeddings[i])
+
+    accepted, learned = 0, torch.zeros_like(noise[0])
+    decoded: dict[int, tuple[Tensor, Tensor]] = {}  # step: the hidden vector that went in, the x0_hat that came out
+    while True:
+        pending: dict[int, Tensor] = {}
+        guess, x0_hat = learned, torch.zeros_like(learned)
+        for i in range(accepted, steps):
+            if len(pending) == WINDOW:
+                break
+            vector = hidden(i, guess)
+            if i in decoded:
+                used, x0_hat = decoded[i]
+                if not pending and (vector - used).abs() @ factors.weight.abs() <= SETTLED:
+                    accepted = i + 1
+            if accepted == steps:
+                return x0_hat
+            if i + 1 < steps:
+                a, b, _ = chain.coefficients[i]
+                guess = (b * guess).add_(x0_hat, alpha=a)
+            if accepted == i + 1:
+                learned = guess
+            else:
+                pending[i] = vector
+        logits = factors.decode(part.table, torch.stack([*pending.values()])[None])[0]
+        decoded = {i: (used, x0_hat) for (i, used), x0_hat in zip(pending.items(), logits.softmax(1), strict=True)}

@@ -1,0 +1,278 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import normalize
+
+from diffatr_cli.core import kernels, sampler
+from diffatr_cli.core.denoiser import AttentionDenoiser
+from diffatr_cli.core.factored import FactoredDenoiser
+from diffatr_cli.core.sampler import ddim_coefficients, ddim_levels, ddim_sample, fast_ddim_sample
+from diffatr_cli.core.schedule import NoiseSchedule
+from diffatr_cli.core.scoring import query_noise
+
+
+def unit(*shape, seed=0):
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def trained(dim=24, hidden=40, temperature=0.01, gain=8.0, **options):
+    """A denoiser as training leaves it: attention, decoder and level embedding far from their start, x0_hat peaked."""
+    denoiser = AttentionDenoiser(dim, hidden, temperature, generator=torch.Generator().manual_seed(3), **options)
+    with torch.no_grad():
+        denoiser.w_k.weight += 0.1 * denoiser.w_v.weight
+        denoiser.level.outer.weight *= 10
+        denoiser.decoder[0].weight *= gain**0.5
+        denoiser.decoder[2].weight *= gain**0.5
+    return denoiser.requires_grad_(False)
+
+
+# The plain loop
+
+
+@given(st.integers(1, 300).flatmap(lambda chain: st.tuples(st.just(chain), st.integers(1, chain))))
+def test_levels_are_distinct_even_and_begin_at_the_last(chain_and_steps):
+    chain, steps = chain_and_steps
+    levels = ddim_levels(chain, steps)
+    gaps = -np.diff(levels)
+    assert (len(levels), levels[0]) == (steps, chain - 1)
+    assert steps == 1 or levels[-1] == 0
+    assert len(gaps) == 0 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
+    assert ddim_levels(chain, None) == list(range(chain))[::-1]
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+def test_a_step_keeps_the_marginals_of_eq_5(eta):
+    """From x_k = sqrt(acp_k) x_0 + sqrt(1 - acp_k) e a step leads to the mean and variance of the following level."""
+    schedule = NoiseSchedule.cosine(50)
+    acp = schedule.alphas_cumprod
+    for level, following in [(49, 48), (49, 30), (30, 7), (1, 0)]:
+        a, b, c = ddim_coefficients(schedule, level, following, eta)
+        assert a + b * acp[level].sqrt() == pytest.approx(acp[following].sqrt().item())
+        assert b**2 * (1 - acp[level]) + c**2 == pytest.approx(1 - acp[following].item())
+        posterior = (1 - acp[following]) / (1 - acp[level]) * (1 - acp[level] / acp[following])
+        assert c == pytest.approx(eta * posterior.sqrt().item())
+
+
+def test_a_denoiser_that_knows_x0_leaves_a_straight_path():
+    """With x0_hat always the same and eta = 0 every x_k is Eq. 5 with the one noise that the start implies."""
+    schedule, logits = NoiseSchedule.cosine(20), torch.tensor([[2.0, 0.0, -1.0]], dtype=torch.float64)
+    x0, noise, seen = logits.softmax(1), torch.tensor([[0.3, -1.2, 0.8]], dtype=torch.float64), []
+    query = torch.zeros(1, 2, dtype=torch.float64)
+    got = ddim_sample(
+        lambda *_: logits,
+        query,
+        torch.zeros(3, 2),
+        schedule,
+        7,
+        noise=noise,
+        on_step=lambda level, x, x0_hat: seen.append((level, x)),
+    )
+    last = schedule.alphas_cumprod[19]
+    implied = (noise - last.sqrt() * x0) / (1 - last).sqrt()
+    assert [level for level, _ in seen] == ddim_levels(20, 7)
+    for level, x in seen:
+        torch.testing.assert_close(x, schedule.q_sample(x0, torch.tensor([level]), implied))
+    assert torch.equal(got, x0)
+
+
+@pytest.mark.parametrize("sample", [ddim_sample, fast_ddim_sample])
+def test_noise_comes_from_where_it_is_said_to(sample):
+    denoiser, schedule = trained(temperature=0.07, gain=2.0), NoiseSchedule.linear(9)
+    query, candidates = unit(4, 24), unit(6, 24, seed=1)
+
+    def run(rows=slice(None), eta=1.0, **noise):
+        return sample(denoiser, query[rows], candidates, schedule, 5, eta, **noise)
+
+    def by_seed(seed):
+        return run(generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(by_seed(0), by_seed(0))
+    assert not torch.allclose(by_seed(0), by_seed(1))
+    start = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(run(eta=0.0, noise=start), run(eta=0.0, noise=lambda i: {0: start}[i]))
+    whole = run(noise=query_noise(0, range(4), 6))
+    for i in range(4):
+        torch.testing.assert_close(run(slice(i, i + 1), noise=query_noise(0, [i], 6)), whole[i : i + 1])
+
+
+@pytest.mark.parametrize("sample", [ddim_sample, fast_ddim_sample])
+def test_what_is_refused(sample):
+    def run(steps=None, eta=0.0, noise=None):
+        return sample(trained(), unit(2, 24), unit(3, 24), NoiseSchedule.cosine(10), steps, eta, noise)
+
+    for steps in (0, 11, -1):
+        with pytest.raises(ValueError, match=f"between 1 and the chain's length, 10; got {steps}"):
+            run(steps)
+    for eta in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="eta"):
+            run(eta=eta)
+    with pytest.raises(ValueError, match=r"\(2, 3\), got \(2, 4\)"):
+        run(noise=torch.zeros(2, 4))
+
+
+# The factored sampler
+
+
+OUTPUTS = ["decoder", "add_weight", "add_logit"]
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("x0", ["softmax", "clip"])
+@pytest.mark.parametrize("scales", [("none", "sqrt_dim"), ("sqrt_dim", "none")])
+def test_fast_equals_plain_in_float64_to_rounding(output, x0, scales):
+    """The algebra is exact: at double precision nothing but rounding is left, for every variant, shared and own candidates."""
+    denoiser = trained(output=output, attention_scale=scales[0], input_scale=scales[1]).double()
+    query, schedule = unit(5, 24).double(), NoiseSchedule.cosine(12)
+    for candidates in (unit(7, 24, seed=1).double(), unit(5, 7, 24, seed=1).double()):
+        for steps, eta in ((None, 0.0), (4, 0.7), (1, 1.0)):
+            args = denoiser, query, candidates, schedule, steps, eta, query_noise(1, range(5), 7)
+            torch.testing.assert_close(fast_ddim_sample(*args, x0=x0), ddim_sample(*args, x0=x0), rtol=0, atol=1e-10)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 70),
+    st.integers(1, 40),
+    st.integers(1, 70),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 1.0]),
+    st.booleans(),
+    st.sampled_from([0.01, 0.07, 1.0]),
+    st.sampled_from([1.0, 10.0, 60.0]),
+)
+def test_fast_equals_plain_at_any_size_flat_or_peaked(queries, n, dim, hidden, steps, eta, own, temperature, gain):
+    denoiser = trained(dim, hidden, temperature, gain)
+    query, candidates = unit(queries, dim), unit(*((queries, n) if own else (n,)), dim, seed=1)
+    args = denoiser, query, candidates, NoiseSchedule.cosine(12), steps, eta, query_noise(1, range(queries), n)
+    plain, fast = ddim_sample(*args), fast_ddim_sample(*args)
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
+    for a, b in zip(plain, fast, strict=True):  # the same ranking, but where the plain loop itself has a tie up to rounding
+        assert (a[b.argsort(descending=True, stable=True)].diff() <= 2e-5 * a.max()).all()
+
+
+def test_sharply_peaked_at_full_size():
+    """D = H = 512 and temperature 0.01, the embeddings scaled by sqrt(D): one candidate takes nearly all of x0_hat."""
+    denoiser = trained(512, 512, 0.01, 40.0)
+    query = unit(3, 512)
+    candidates = torch.cat(
+        [normalize(query + 0.03 * torch.randn(3, 512, generator=torch.Generator().manual_seed(1))), unit(60, 512)]
+    )
+    args = denoiser, query, candidates, NoiseSchedule.cosine(50), 10, 0.0, query_noise(0, range(3), 63)
+    plain = ddim_sample(*args)
+    assert plain.amax(1).max() > 0.5
+    torch.testing.assert_close(fast_ddim_sample(*args), plain, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_blocks_change_nothing_and_steps_are_shown_alike(own, monkeypatch):
+    denoiser, query, candidates = trained(temperature=0.07), unit(9, 24), unit(*((9, 11) if own else (11,)), 24, seed=1)
+
+    def run(sample, on_step=None):
+        return sample(denoiser, query, candidates, NoiseSchedule.cosine(10), noise=query_noise(0, range(9), 11), on_step=on_step)
+
+    whole = run(fast_ddim_sample)
+    plain_steps, fast_steps = [], []
+    run(ddim_sample, lambda *step: plain_steps.append(step))
+    run(fast_ddim_sample, lambda *step: fast_steps.append(step))
+    for name in ("BLOCK_ENTRIES", "BLOCK_QUERIES", "OWN_ENTRIES"):
+        monkeypatch.setattr(sampler, name, 1)
+    torch.testing.assert_close(run(fast_ddim_sample), whole)
+    assert len(plain_steps) == len(fast_steps) == 10
+    for plain, fast in zip(plain_steps, fast_steps, strict=True):
+        assert plain[0] == fast[0]
+        torch.testing.assert_close(fast[1:], plain[1:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
+@pytest.mark.parametrize("gain", [1.0, 20.0, 400.0])
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_one_query_alone_equals_the_plain_loop(temperature, gain, eta, monkeypatch):
+    """From flat to one-hot x0_hat, with candidates near the query that pull the attention as x0_hat settles on them."""
+    monkeypatch.setattr(sampler, "ALONE_ENTRIES", 0)
+    denoiser, query = trained(24, 40, temperature, gain), unit(2, 24)
+    candidates = unit(300, 24, seed=1)
+    candidates[:4] = normalize(candidates[:4] + query[0])
+    rows = []
+    decode = FactoredDenoiser.decode
+    monkeypatch.setattr(FactoredDenoiser, "decode", lambda self, table, h: rows.append(h.shape[1]) or decode(self, table, h))
+    prepared = FactoredDenoiser(denoiser).prepare(candidates)
+    args = NoiseSchedule.cosine(50), None, eta, query_noise(0, range(2), 300)
+    got = fast_ddim_sample(denoiser, query, prepared, *args)
+    torch.testing.assert_close(got, ddim_sample(denoiser, query, candidates, *args), rtol=0, atol=2e-5)
+    assert max(rows) == sampler.WINDOW  # it went this way
+    assert len(rows) < 50  # two queries of 50 steps, in fewer passes than one of them has steps
+
+
+# The fused decoder term
+
+
+SHAPES = [(1, 1, 1, 1), (1, 5, 7, 33), (3, 1, 19, 17), (2, 6, 130, 64), (1, 4, 300, 512), (4, 3, 0, 8), (1, 0, 5, 8)]
+
+
+def term(groups, queries, n, hidden, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(*shape, generator=generator, dtype=dtype)
+        for shape in ((groups, n, hidden), (groups, queries, hidden), (hidden,))
+    ]
+
+
+def reference(table, floor, weight):
+    a, b, w = (x.double().numpy() for x in (table, floor, weight))
+    return np.einsum("gtnh,h->gtn", np.maximum(a[:, None], b[:, :, None]), w)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_kernels_equal_numpy(shape, threads, monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(kernels, "SMALL", -1)
+    monkeypatch.setattr(kernels, "CACHED_BYTES", 1)  # blocks of four rows
+    monkeypatch.setattr(kernels, "EAGER_ENTRIES", 100)
+    torch.set_num_threads(threads)
+    try:
+        for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-11)):
+            arrays = term(*shape, dtype=dtype)
+            for decode in (kernels.decode_numba, kernels.decode_eager):
+                assert decode(*arrays).numpy() == pytest.approx(reference(*arrays), abs=tolerance)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_eager_path_samples_the_same(monkeypatch):
+    """What a GPU without Triton computes."""
+    args = trained(), unit(3, 24), unit(8, 24, seed=1), NoiseSchedule.cosine(10), None, 0.0, query_noise(0, range(3), 8)
+    expected = ddim_sample(*args)
+    monkeypatch.setattr(kernels, "decode_numba", kernels.decode_eager)
+    torch.testing.assert_close(fast_ddim_sample(*args), expected, rtol=0, atol=2e-5)
+
+
+def test_the_triton_kernel_in_its_interpreter():
+    pytest.importorskip("triton")
+    code = (
+        "from tests.test_sampler import SHAPES, reference, term\n"
+        "from diffatr_cli.core.kernels_triton import decode_triton\n"
+        "for shape in SHAPES[:4]:\n"
+        "    arrays = term(*shape)\n"
+        "    assert abs(decode_triton(*arrays).numpy() - reference(*arrays)).max() < 2e-5, shape\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
+
+
+def test_the_kernel_compiles_where_nothing_can_be_written(monkeypatch):
+    """numba finds no place to cache in if the package folder and the user's cache folder are both read-only."""
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+
+    def double(x):
+        x[0] *= 2
+
+    array = np.ones(1)
+    kernels._jit(double)(array)
+    assert array[0] == 2
