@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from .core.denoiser import AttentionDenoiser
+from .core.factored import FactoredDenoiser
 from .core.scoring import diffusion_scores, fuse
 from .errors import UsageError
 from .index import Recordings, spans
@@ -109,11 +112,11 @@ def _refined(
     retriever: Retriever, query: np.ndarray, candidates: np.ndarray, cosine: np.ndarray, steps: int | None, seed: int
 ) -> np.ndarray:
     """Stage two for one query (D,) and S candidates (S, D) whose stage-one scores are `cosine` (S,): their final scores (S,)."""
-    settings = retriever.recipe.evaluation
+    denoiser, settings = retriever.denoisers["t2a"], retriever.recipe.evaluation
     x0_hat = diffusion_scores(
-        retriever.denoisers["t2a"],
+        denoiser,
         torch.from_numpy(query[None]).to(retriever.device),
-        torch.from_numpy(candidates).to(retriever.device),
+        _factored(denoiser).prepare(torch.from_numpy(candidates).to(retriever.device)),
         retriever.schedule,
         steps=settings.steps if steps is None else steps,
         eta=settings.eta,
@@ -125,6 +128,12 @@ def _refined(
     if "t2a" in retriever.fusion_weights:
         x0_hat = fuse(torch.from_numpy(cosine)[None], x0_hat, retriever.fusion_weights["t2a"])
     return np.asarray(x0_hat[0])
+
+
+@lru_cache(maxsize=1)
+def _factored(denoiser: AttentionDenoiser) -> FactoredDenoiser:
+    """A loaded model's denoiser multiplied out once, not at every search, where it would take most of the time."""
+    return FactoredDenoiser(denoiser)
 
 
 def embed_texts(retriever: Retriever, texts: Sequence[str]) -> np.ndarray:

@@ -161,7 +161,7 @@ def index(
     from ..report.tables import rows_table
 
     rows = [(name, str(count)) for name, count in (counts | {"skipped": len(report.skipped)}).items()]
-    show(None, rows_table(f"Index of {corpus}", ("", ""), rows), as_json=False)
+    show(None, rows_table("Index", ("", ""), rows, caption=str(folder.folder)), as_json=False)
 
 
 def register(app: typer.Typer) -> None:
