@@ -52,7 +52,7 @@ def query(
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="Hits to show for each search.")] = 10,
     min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less.")] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Diffusion steps; the model's whole chain if not given.")
+        int | None, typer.Option("--steps", min=1, help="Diffusion steps; the number of the model's recipe if not given.")
     ] = None,
     shortlist: Annotated[
         int, typer.Option("--shortlist", min=1, help="Files, the best by cosine, that diffusion re-ranks.")
