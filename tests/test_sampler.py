@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from diffatr_cli.core import kernels, sampler
+from diffatr_cli.core import factored, kernels, sampler
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.factored import FactoredDenoiser
 from diffatr_cli.core.sampler import ddim_coefficients, ddim_levels, ddim_sample, fast_ddim_sample
@@ -30,6 +30,13 @@ def trained(dim=24, hidden=40, temperature=0.01, gain=8.0, **options):
         denoiser.decoder[0].weight *= gain**0.5
         denoiser.decoder[2].weight *= gain**0.5
     return denoiser.requires_grad_(False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_however_small():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(factored, "SMALL_TERM", 0)
+        yield
 
 
 # The plain loop
@@ -213,7 +220,16 @@ def test_one_query_alone_equals_the_plain_loop(temperature, gain, eta, monkeypat
 # The fused decoder term
 
 
-SHAPES = [(1, 1, 1, 1), (1, 5, 7, 33), (3, 1, 19, 17), (2, 6, 130, 64), (1, 4, 300, 512), (4, 3, 0, 8), (1, 0, 5, 8)]
+SHAPES = [
+    (1, 1, 1, 1),
+    (1, 5, 7, 33),
+    (3, 1, 19, 17),
+    (2, 6, 130, 64),
+    (1, 4, 300, 512),
+    (4, 3, 0, 8),
+    (1, 0, 5, 8),
+    (2, 600, 9, 4),
+]
 
 
 def term(groups, queries, n, hidden, dtype=torch.float32):
@@ -235,22 +251,22 @@ def test_kernels_equal_numpy(shape, threads, monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setattr(kernels, "SMALL", -1)
     monkeypatch.setattr(kernels, "CACHED_BYTES", 1)  # blocks of four rows
-    monkeypatch.setattr(kernels, "EAGER_ENTRIES", 100)
+    monkeypatch.setattr(factored, "EAGER_ENTRIES", 100)
     torch.set_num_threads(threads)
     try:
         for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-11)):
             arrays = term(*shape, dtype=dtype)
-            for decode in (kernels.decode_numba, kernels.decode_eager):
+            for decode in (kernels.decode_numba, factored.eager_term):
                 assert decode(*arrays).numpy() == pytest.approx(reference(*arrays), abs=tolerance)
     finally:
         torch.set_num_threads(before)
 
 
 def test_the_eager_path_samples_the_same(monkeypatch):
-    """What a GPU without Triton computes."""
+    """What small work and a GPU without Triton compute."""
     args = trained(), unit(3, 24), unit(8, 24, seed=1), NoiseSchedule.cosine(10), None, 0.0, query_noise(0, range(3), 8)
     expected = ddim_sample(*args)
-    monkeypatch.setattr(kernels, "decode_numba", kernels.decode_eager)
+    monkeypatch.setattr(factored, "SMALL_TERM", 2**60)
     torch.testing.assert_close(fast_ddim_sample(*args), expected, rtol=0, atol=2e-5)
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from .denoiser import AttentionDenoiser
-from .kernels import decode
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +53,7 @@ class FactoredDenoiser:
         w1_c, w1_e = first.weight.double().chunk(2, 1)
         self._attention = (denoiser.attention_scale * w_q.T @ w_k).to(self.dtype)  # (D, D), from s q + e to W_K^T Q
         self._candidate = (self.input_scale * w1_c.T).to(self.dtype)  # (D, H)
-        self._context = (w1_e @ w_v).T.to(self.dtype)  # (D, H)
+        self._context = (self.input_scale * w1_e @ w_v).T.to(self.dtype)  # (D, H)
 
     @torch.no_grad()
     def prepare(self, candidates: Tensor) -> PreparedCandidates:
@@ -70,10 +69,49 @@ class FactoredDenoiser:
         """Q . W_K e, which the softmax drops: s q + e (..., D), e (D,) -> (...)."""
         return noisy_query @ self._attention @ embedding
 
-    def hidden(self, context: Tensor, embedding: Tensor) -> Tensor:
-        """W1_e E + b1 from sum_i w_i c_i (..., D) and e (D,) -> (..., H)."""
-        return (self.input_scale * context + embedding) @ self._context + self._b1
+    def context(self, vectors: Tensor) -> Tensor:
+        """W1_e W_V s v of candidates, or of a weighted mean of candidates: (..., D) -> (..., H)."""
+        return vectors @ self._context
+
+    def context_of_level(self, embedding: Tensor) -> Tensor:
+        """W1_e W_V e + b1, what else the query's part of the hidden layer holds: (..., D) -> (..., H)."""
+        return embedding @ self._context / self.input_scale + self._b1
 
     def decode(self, table: Tensor, hidden: Tensor) -> Tensor:
-        """The decoder's output w2 . relu(table + hidden) + b2: (G, N, H), (G, T, H) -> (G, T, N)."""
-        return decode(table, -hidden, self.weight).add_((hidden @ self.weight + self._b2)[..., None])
+        """The decoder's output w2 . relu(table + hidden) + b2: (G, N, H), (G, T, H) -> (G, T, N).
+
+        relu(a + b) = max(a, -b) + b, whose second term does not depend on the candidate: a maximum and a multiply-add are
+        left for each of the H.
+        """
+        return fused_term(table, -hidden, self.weight).add_((hidden @ self.weight + self._b2)[..., None])
+
+
+SMALL_TERM = 2**20  # T x N x H below which loading numba takes longer than the work
+EAGER_ENTRIES = 2**24  # of the (G, T, N, H) array that `eager_term` holds at a time
+
+
+def fused_term(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
+    """sum_h weight[h] max(table[g, i, h], floor[g, t, h]) -> (G, T, N), without an array of all its terms.
+
+    Args:
+        table: (G, N, H).
+        floor: (G, T, H).
+        weight: (H,).
+    """
+    if table.is_cuda:
+        try:
+            from .kernels_triton import decode_triton
+        except ImportError:  # torch without Triton
+            return eager_term(table, floor, weight)
+        return decode_triton(table, floor, weight)
+    if table.numel() * floor.shape[1] <= SMALL_TERM:
+        return eager_term(table, floor, weight)
+    from .kernels import decode_numba
+
+    return decode_numba(table, floor, weight)
+
+
+def eager_term(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
+    """`fused_term` in plain torch on any device, in blocks of candidates."""
+    block = max(1, EAGER_ENTRIES // max(1, floor.numel()))
+    return torch.cat([torch.maximum(part[:, None], floor[:, :, None]) @ weight for part in torch.split(table, block, 1)], 2)

@@ -1,7 +1,4 @@
-"""The fused decoder term of the factored sampler, sum_h w_h max(table[i, h], floor[t, h]), without a (T, N, H) array.
-
-With relu(a + b) = max(a, -b) + b, the decoder's output for query t and candidate i is this term with floor = -b, plus
-sum_h w_h b[t, h], which does not depend on the candidate. A maximum and a multiply-add are left for each h.
+"""The fused decoder term of `factored` on the CPU, in numba: sum_h weight[h] max(table[i, h], floor[t, h]).
 
 G groups of queries that share candidates, T queries of a group, N candidates of a group, H hidden width.
 """
@@ -17,41 +14,20 @@ import torch
 from torch import Tensor
 
 CACHED_BYTES = 2**18  # of table rows that stay in a core's second-level cache while every query passes over them
+QUERIES = 256  # a block
 SMALL = 2**22  # maxima below which starting threads costs more than it saves
-EAGER_ENTRIES = 2**24  # of the (T, N, H) array that the eager path holds at a time
-
-
-def decode(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
-    """sum_h weight[h] max(table[g, i, h], floor[g, t, h]) -> (G, T, N).
-
-    Args:
-        table: (G, N, H).
-        floor: (G, T, H).
-        weight: (H,).
-    """
-    if table.is_cuda:
-        try:
-            from .kernels_triton import decode_triton
-        except ImportError:  # torch without Triton
-            return decode_eager(table, floor, weight)
-        return decode_triton(table, floor, weight)
-    return decode_numba(table, floor, weight)
-
-
-def decode_eager(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
-    """`decode` in plain torch, in blocks of candidates of bounded size. Any device."""
-    groups, _, hidden = table.shape
-    block = max(1, EAGER_ENTRIES // max(1, groups * floor.shape[1] * hidden))
-    return torch.cat([torch.maximum(part[:, None], floor[:, :, None]) @ weight for part in torch.split(table, block, 1)], 2)
 
 
 def decode_numba(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
-    """`decode` on the CPU, on as many threads as torch uses. float32 or float64, all of the same type."""
+    """The term for table (G, N, H), floor (G, T, H) and weight (H,) -> (G, T, N), on as many threads as torch uses.
+
+    All float32 or all float64.
+    """
     (groups, n, hidden), queries = table.shape, floor.shape[1]
     out = torch.empty(groups, queries, n, dtype=table.dtype)
     arrays = table.contiguous().numpy(), floor.contiguous().numpy(), weight.contiguous().numpy(), out.numpy()
     rows = max(4, CACHED_BYTES // (hidden * table.element_size()) // 4 * 4)
-    blocks = groups * -(-n // rows)
+    blocks = groups * -(-n // rows) * -(-queries // QUERIES)
     threads = min(torch.get_num_threads(), blocks) if out.numel() * hidden > SMALL else 1
     if threads <= 1:
         _decode(*arrays, rows, 0, blocks)
@@ -125,11 +101,11 @@ def _row(a: Any, b: Any, weight: Any, out: Any) -> None:
 
 @_jit
 def _decode(table: Any, floor: Any, weight: Any, out: Any, rows: int, start: int, stop: int) -> None:
-    """The blocks start..stop of `rows` table rows each, counted through all groups."""
-    a_group = -(-table.shape[1] // rows)
+    """The blocks start..stop, of `rows` table rows by QUERIES queries each, counted through all groups."""
+    down, across = -(-table.shape[1] // rows), -(-floor.shape[1] // QUERIES)
     for block in range(start, stop):
-        g, i = block // a_group, block % a_group * rows
+        g, i, t = block // (down * across), block // across % down * rows, block % across * QUERIES
         if floor.shape[1] == 1:
             _row(table[g, i : i + rows], floor[g, 0], weight, out[g, 0, i : i + rows])
         else:
-            _block(table[g, i : i + rows], floor[g], weight, out[g, :, i : i + rows])
+            _block(table[g, i : i + rows], floor[g, t : t + QUERIES], weight, out[g, t : t + QUERIES, i : i + rows])

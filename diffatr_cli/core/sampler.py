@@ -213,10 +213,16 @@ def _sample_block(part: PreparedCandidates, query: Tensor, x: Tensor, chain: Cha
     query = factors.input_scale * query
     base = factors.attend(query) @ candidates.mT
     shifts = factors.attend(embeddings) @ candidates.mT  # (G, S, N)
+    of_level = factors.context_of_level(embeddings)  # (S, H)
+    # The context is linear in the candidates: project them once, or their weighted mean at each step, whichever is less work.
+    visits, dim, hidden = len(chain.levels) * x.shape[1], candidates.shape[2], of_level.shape[1]
+    early = visits * x.shape[2] * hidden + x.shape[2] * dim * hidden < visits * dim * (x.shape[2] + hidden)
+    values = factors.context(candidates) if early else candidates
     for i, level in enumerate(chain.levels):
         attention = (base + x).add_(shifts[:, i, None])
         weights = attention.softmax(2)
-        logits = factors.decode(part.table, factors.hidden(weights @ candidates, embeddings[i]))
+        mean = weights @ values
+        logits = factors.decode(part.table, (mean if early else factors.context(mean)) + of_level[i])
         if factors.output == "add_weight":
             logits += weights
         elif factors.output == "add_logit":
@@ -249,6 +255,7 @@ def _sample_alone(part: PreparedCandidates, query: Tensor, noise: list[Tensor], 
     """
     factors, candidates, steps = part.factors, part.candidates[0], len(chain.levels)
     embeddings = factors.embed_level(torch.tensor(chain.levels, device=query.device)).to(factors.dtype)
+    of_level = factors.context_of_level(embeddings)
     directions = factors.attend(factors.input_scale * query + embeddings)
     weights = torch.cat([directions @ block.T for block in torch.split(candidates, 4096)], 1)  # (S, N)
     x = noise[0]
@@ -266,7 +273,7 @@ def _sample_alone(part: PreparedCandidates, query: Tensor, noise: list[Tensor], 
         extra = weights[i, where] * learned[where].expm1()
         total = totals[i] + extra.sum()
         kept = extra > SIGNIFICANT / len(learned) * total
-        return factors.hidden((sums[i] + extra[kept] @ candidates[where[kept]]) / total, embeddings[i])
+        return factors.context((sums[i] + extra[kept] @ candidates[where[kept]]) / total) + of_level[i]
 
     accepted, learned = 0, torch.zeros_like(noise[0])
     decoded: dict[int, tuple[Tensor, Tensor]] = {}  # step: the hidden vector that went in, the x0_hat that came out
