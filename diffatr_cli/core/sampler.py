@@ -129,7 +129,7 @@ def ddim_sample(
 
 BLOCK_ENTRIES = 2**20  # of a (queries, candidates) array of the fast sampler: small enough for the caches
 BLOCK_QUERIES = 32  # at least, however many candidates: fewer make matrix products slow
-OWN_ENTRIES = 2**21  # of the (queries, candidates, D) embeddings held at a time where queries have candidates of their own
+OWN_ENTRIES = 2**20  # of the (queries, candidates, D) embeddings held at a time where queries have candidates of their own
 ALONE_QUERIES = 4  # at most these are sampled one by one
 ALONE_ENTRIES = 2**27  # and only against tables of at least this many entries, far too large for any cache
 
@@ -238,7 +238,7 @@ def _sample_block(part: PreparedCandidates, query: Tensor, x: Tensor, chain: Cha
     return x0_hat
 
 
-WINDOW = 16  # steps that share one pass over the candidates
+WINDOW = 25  # steps that share one pass over the candidates
 SIGNIFICANT = 1e-5  # parts of x_k and of the attention's sum smaller than this are left out
 SETTLED = 1e-5  # a decoded step counts as right if its logits would still move by no more than this
 
