@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffatr_cli.core.audio_encoder import AudioEncoder, ConvBlock, SmallCnn
-from diffatr_cli.core.inference import FoldedConv, optimise_for_inference, pooled_features
+from diffatr_cli.core.inference import MARGIN, FoldedConv, optimise_for_inference, pooled_features
 from diffatr_cli.core.panns import BasicBlock, Cnn14, ResNet38
 from diffatr_cli.core.winograd import WinogradConv
 
@@ -159,6 +159,16 @@ def test_a_long_clip_goes_through_in_pieces(encoder: AudioEncoder) -> None:
     with torch.inference_mode():
         whole = encoder(clip[None])
     assert relative(got, whole) < 1e-5
+
+
+def test_no_feature_frame_reaches_beyond_the_margin(encoder: AudioEncoder) -> None:
+    logmel = torch.randn(1, (2 * MARGIN + 2) * encoder.reduction, 64, generator=torch.Generator().manual_seed(5))
+    other = logmel.clone()
+    other[:, : encoder.reduction] = 1e6
+    with torch.inference_mode():
+        same = (encoder.frames(logmel) == encoder.frames(other)).all(2)[0]
+    assert not same[0]
+    assert same[MARGIN:].all()
 
 
 def test_no_clips_and_training_mode() -> None:

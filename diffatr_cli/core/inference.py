@@ -20,6 +20,7 @@ from .logmel import N_MELS, SAMPLE_RATE
 from .winograd import WinogradConv
 
 BATCH_SAMPLES = 40 * SAMPLE_RATE  # of a batch, and of a piece of a long clip: some 300 MB inside CNN14
+MARGIN = 16  # feature frames beyond a piece that an encoder sees; ResNet38 reaches furthest, not quite 10
 WINOGRAD_CHANNELS = 32  # with fewer, transforming costs what multiplying saves
 
 
@@ -45,7 +46,7 @@ def optimise_for_inference(encoder: AudioEncoder, dtype: torch.dtype = torch.flo
 
     Args:
         dtype: of the convolutions. bfloat16 is off by about 0.4 %; it pays on GPUs and on processors with matrix units
-            (AMX), while with AVX512_BF16 alone float32 is faster.
+            (AMX), while with AVX512_BF16 alone it is no faster than float32.
     """
     copy = deepcopy(encoder).eval().requires_grad_(False)
     copy.zero_grad(set_to_none=True)
@@ -125,15 +126,15 @@ def pooled_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_sa
 def _frames_in_pieces(encoder: AudioEncoder, waveform: Tensor, samples: int) -> Iterator[Tensor]:
     """The frames (B, T', F) of a batch (B, S) along time, computed from at most about `samples` a clip at a time.
 
-    Exact: beyond its piece the encoder sees 16 feature frames to each side, more than any of its outputs depends on.
+    Exact: to each side of its piece the encoder sees `MARGIN` feature frames, more than any of its outputs depends on.
     """
     if waveform.shape[1] <= samples:
         yield encoder.frames(encoder.log_mel(waveform))
         return
     stride = encoder.reduction * encoder.hop  # samples a feature frame
-    margin, step = 16, max(16, samples // stride - 32)
+    step = max(MARGIN, samples // stride - 2 * MARGIN)
     total = (waveform.shape[1] // encoder.hop + 1) // encoder.reduction
     for start in range(0, total, step):
-        first, end = max(0, start - margin), start + step + margin
+        first, end = max(0, start - MARGIN), start + step + MARGIN
         piece = waveform[:, first * stride : end * stride if end < total else None]
         yield encoder.frames(encoder.log_mel(piece))[:, start - first : start - first + step]

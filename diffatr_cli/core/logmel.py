@@ -60,7 +60,7 @@ class LogMel(nn.Module):
         if waveform.shape[-1] <= WINDOW // 2:
             raise ValueError(f"a clip needs more than {WINDOW // 2} samples, this one has {waveform.shape[-1]}")
         # One clip at a time on the CPU: its spectrum is summed up while it still is in the cache.
-        parts = waveform.split(1) if waveform.device.type == "cpu" else (waveform,)
+        parts = torch.split(waveform, 1) if waveform.device.type == "cpu" else (waveform,)
         with torch.autocast(waveform.device.type, enabled=False):  # decibels need float32
             return torch.cat([self._decibels(part) for part in parts])
 
