@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .checkpoint import load_weights, save_weights
 from .core.losses import cosine_similarity
 from .core.metrics import MetricAccumulator
 from .core.scoring import diffusion_score_blocks, fuse
-from .data.manifest import Clip, Dataset, load_dataset, read_piece
+from .data.manifest import Dataset, load_dataset, read_piece
 from .errors import UsageError
 from .gallery import Captions, Gallery
 from .model import DIRECTIONS, Direction, Retriever, load_retriever
@@ -59,7 +58,7 @@ def evaluate(
     trained = seeds_of(folder)
     chosen = tuple(seeds) if seeds is not None else tuple(trained)
     if missing := sorted(set(chosen) - set(trained)):
-        raise UsageError(f"{folder}: seeds {missing} were not trained, only {trained}. Train them with: diffatr pretrain ... --seed N")
+        raise UsageError(f"{folder}: seeds {missing} were not trained, only {trained}. Train them with pretrain --seed N.")
     dataset = load_dataset(data, target)
     captions = Captions.of(dataset.split(split))
     metrics: dict[tuple[System, Direction], list[dict[str, float]]] = {}
@@ -162,8 +161,9 @@ def embedded_gallery(retriever: Retriever, run: Path, dataset: Dataset, split: s
             return Gallery(tensors["audio"], tensors["text"], captions.owner)
     parts = []
     for start in range(0, len(clips), CLIPS_AT_ONCE):
-        parts.append(retriever.embed_audio([read_piece(dataset.root / clip.path) for clip in clips[start : start + CLIPS_AT_ONCE]]))
-        progress(min(start + CLIPS_AT_ONCE, len(clips)), len(clips), f"embedding {dataset.name} {split}")
+        part = clips[start : start + CLIPS_AT_ONCE]
+        parts.append(retriever.embed_audio([read_piece(dataset.root / clip.path) for clip in part]))
+        progress(start + len(part), len(clips), f"embedding {dataset.name} {split}")
     tensors = {"audio": torch.from_numpy(np.concatenate(parts)), "text": torch.from_numpy(retriever.embed_text(captions.texts))}
     save_weights(path, tensors, source)
     return Gallery(tensors["audio"], tensors["text"], captions.owner)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class Gallery:
             return self.text, self.audio, list(self.owner[:, None])
         order = np.argsort(self.owner, kind="stable")
         bounds = np.searchsorted(self.owner[order], np.arange(len(self.audio) + 1))
-        return self.audio, self.text, [order[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        return self.audio, self.text, [order[a:b] for a, b in pairwise(bounds)]
 
 
 def recall_sum(metrics: dict[str, float]) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,8 +101,11 @@ def build_schedule(recipe: Recipe) -> NoiseSchedule:
 class Retriever:
     """A trained model for inference: embeds sounds and captions as unit vectors, and holds the denoisers to score them.
 
+    The caption encoder is loaded when the first caption comes, and the audio encoder made fast when the first sound comes:
+    whoever indexes needs no captions, whoever asks an index needs no audio.
+
     Attributes:
-        model_id: hash of the encoders' weights; vectors of different ids do not compare.
+        model_id: hash of the encoders' checkpoint; vectors of different ids do not compare.
         denoisers: by direction; empty where the run has no phase two.
         fusion_weights: by direction, chosen on validation.
     """
@@ -110,6 +114,7 @@ class Retriever:
         self,
         recipe: Recipe,
         towers: TwoTowers,
+        load_text: Callable[[], TextEncoder],
         model_id: str,
         denoisers: dict[Direction, AttentionDenoiser],
         fusion_weights: dict[Direction, float],
@@ -124,20 +129,30 @@ class Retriever:
         self.x0 = recipe.diffusion.x0
         self.dim = recipe.model.dim
         self.device = device
+        self._load_text = load_text
+
+    @cached_property
+    def _text(self) -> TextEncoder:
+        return self._load_text().to(self.device).eval()
+
+    @cached_property
+    def _audio(self) -> AudioEncoder:
+        from .core.inference import optimise_for_inference
+
+        return optimise_for_inference(self.towers.audio)
 
     @torch.inference_mode()
     def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Mono float32 waveforms at 32 kHz -> (n, D) float32 unit vectors, each whatever else is in the batch."""
         from .core.inference import pooled_features
 
-        pooled = pooled_features(self.towers.audio, [torch.from_numpy(w) for w in waveforms])
+        pooled = pooled_features(self._audio, [torch.from_numpy(wave) for wave in waveforms])
         return self.towers.embed_pooled_audio(pooled.to(self.device)).cpu().numpy()
 
     @torch.inference_mode()
     def embed_text(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> (n, D) float32 unit vectors."""
-        assert self.towers.text is not None
-        return self.towers.embed_pooled_text(self.towers.text.encode(captions).to(self.device)).cpu().numpy()
+        return self.towers.embed_pooled_text(self._text.encode(captions).to(self.device)).cpu().numpy()
 
 
 def load_retriever(run: Path, device: str = "auto") -> Retriever:
@@ -149,10 +164,23 @@ def load_retriever(run: Path, device: str = "auto") -> Retriever:
     recipe = recipe_of(run)
     path = run / "pretrain" / BEST
     tensors, facts = load_weights(path)
-    towers = build_towers(recipe, pretrained=False)
-    fill_towers(towers, {k.removeprefix("towers."): v for k, v in tensors.items() if k.startswith("towers.")}, recipe, path)
+    kept = {k.removeprefix("towers."): v for k, v in tensors.items() if k.startswith("towers.")}
+    of_text = {k.removeprefix("text."): v for k, v in kept.items() if k.startswith("text.")}
+    if "text_head.0.weight" not in kept:
+        raise DiffATRError(f"{path}: these are not the encoders of a run. Train again with: diffatr pretrain")
+    features = kept["text_head.0.weight"].shape[1]
+    audio = build_audio_encoder(recipe.audio.model_copy(update={"weights": None}))
+    towers = TwoTowers(audio, None, features, recipe.model.dim, recipe.model.dropout)
+    fill(towers, {k: v for k, v in kept.items() if not k.startswith("text.")}, path)
+
+    def load_text() -> TextEncoder:
+        text = TextEncoder(recipe.text.encoder, recipe.text.pooling, recipe.text.max_tokens)
+        if of_text:
+            fill(text, of_text, path)
+        return text
+
     denoisers, weights = load_denoisers(run, recipe, tensors, facts)
-    return Retriever(recipe, towers, weights_hash(path), denoisers, weights, resolve_device(device))
+    return Retriever(recipe, towers, load_text, weights_hash(path), denoisers, weights, resolve_device(device))
 
 
 def load_denoisers(

@@ -60,12 +60,12 @@ def open_phase(folder: Path, phase: Phase, recipe: Recipe, seed: int, command: s
     record = path / "run.json"
     if record.is_file():
         before = json.loads(record.read_text(encoding="utf-8"))
-        for what, now in (("recipe", recipe.model_dump(mode="json")), ("data", data_fingerprint)):
-            if before[what] != now:
-                changed = f" ({', '.join(_differences(before[what], now))})" if what == "recipe" else ""
-                raise UsageError(
-                    f"{path}: holds a run with another {what}{changed}. Choose another --name or --runs, or remove that folder."
-                )
+        changed = _differences(before["recipe"], recipe.model_dump(mode="json"))
+        other = (
+            f"another recipe ({', '.join(changed)})" if changed else "other data" if before["data"] != data_fingerprint else None
+        )
+        if other:
+            raise UsageError(f"{path}: holds a run with {other}. Choose another --name or --runs, or remove that folder.")
     write_text(path / "recipe.yaml", dump_recipe(recipe))
     write_text(
         record,

@@ -28,7 +28,8 @@ def say(message: str) -> None:
 def show(document: Any, *tables: Any, as_json: bool) -> None:
     """The result of a command on stdout: rich tables, or the document as JSON."""
     if as_json:
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+        # Escaped to ASCII, because names of files need not be valid text.
+        typer.echo(json.dumps(document, indent=2, allow_nan=False))
         return
     from rich.console import Console
 
@@ -53,7 +54,7 @@ def progress_bar() -> Iterator[Progress]:
         def render(self, task: Task) -> Text:
             return Text(f"{task.speed:.1f}/s" if task.speed else "", style="progress.data.speed")
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
 

@@ -12,7 +12,9 @@ from .console import Data, Device, Json, Runs, Seed, progress_bar, say, show
 QUERY = "a dog barking"
 
 
-def demo(data: Data = Path("data"), runs: Runs = Path("runs"), seed: Seed = 0, device: Device = "auto", as_json: Json = False) -> None:
+def demo(
+    data: Data = Path("data"), runs: Runs = Path("runs"), seed: Seed = 0, device: Device = "auto", as_json: Json = False
+) -> None:
     """Try everything in a few minutes: make sounds, train both phases on them, evaluate, and search.
 
     Needs no data, no GPU and no network (and the extra `small`, for its text model). Each step says the command that does the

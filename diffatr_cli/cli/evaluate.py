@@ -13,8 +13,12 @@ from .console import Data, Device, Json, Runs, progress_bar, show
 Model = Annotated[str | None, typer.Option("--model", help="Audio encoder of the runs: resnet38, cnn14 or small.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Recipe of the runs, where several learnt from one data set.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Training seeds, such as 0,1,2; all that were trained if left out.")]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="DDIM steps; the recipe's, most often all of the chain, if left out.")]
-Shortlist = Annotated[int | None, typer.Option("--shortlist", min=2, help="Re-rank only this many best by cosine; all if left out.")]
+Steps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="DDIM steps; the recipe's, most often all of the chain, if left out.")
+]
+Shortlist = Annotated[
+    int | None, typer.Option("--shortlist", min=2, help="Re-rank only this many best by cosine; all if left out.")
+]
 NoiseSeed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the diffusion noise.")]
 
 
@@ -63,7 +67,9 @@ def evaluate(
 
 
 def cross_domain(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME NAME]", help="Two data sets; clotho and audiocaps if left out.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME NAME]", help="Two data sets; clotho and audiocaps if left out.")
+    ] = None,
     models: Annotated[list[str] | None, typer.Option("--model", help="Audio encoder of the runs; may be repeated.")] = None,
     seeds: Seeds = None,
     steps: Steps = None,

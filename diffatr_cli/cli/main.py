@@ -34,8 +34,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure; may stand anywhere on the line.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of a failure; may stand anywhere on the line.")
+    ] = False,
 ) -> None:
     """Options that stand before the command; `main` reads `--debug` wherever it stands."""
 
@@ -66,5 +70,7 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        say(f"diffatr: unexpected {type(error).__name__}: {error}. Run it again with --debug for the place, and please report it.")
+        say(
+            f"diffatr: unexpected {type(error).__name__}: {error}. Run it again with --debug for the place, and please report it."
+        )
         sys.exit(1)

@@ -18,7 +18,8 @@ RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe by name (audiocaps-resnet38, clotho-cnn14, demo, ...) or a YAML file.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as pretrain.epochs=2 diffusion.lr=3e-4.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, such as pretrain.epochs=2 diffusion.lr=3e-4."),
 ]
 Name = Annotated[str | None, typer.Option("--name", help="Keep the run under this name instead of the recipe's.")]
 

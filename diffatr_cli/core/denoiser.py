@@ -142,19 +142,19 @@ class AttentionDenoiser(nn.Module):
         """
         query, candidates = query * self.input_scale, candidates * self.input_scale
         embedding = self.level(level)
-        q = self.w_q(query + embedding)
+        q: Tensor = self.w_q(query + embedding)
         shared = candidates.ndim == 2
         to_candidates = q @ self.w_k.weight  # (B, D)
         similarity = to_candidates @ candidates.T if shared else (candidates @ to_candidates[..., None]).squeeze(2)
         of_level = (to_candidates * embedding).sum(1, keepdim=True)
-        attention = (similarity + of_level) * self.attention_scale + x_k
+        attention: Tensor = (similarity + of_level) * self.attention_scale + x_k
         weights = attention.softmax(1)
         mean = weights @ candidates if shared else (weights[:, None] @ candidates).squeeze(1)
         first, last = cast(nn.Linear, self.decoder[0]), cast(nn.Linear, self.decoder[2])
         w_candidate, w_context = first.weight.chunk(2, 1)
         of_context = functional.linear(self.w_v(mean + embedding), w_context, first.bias)  # (B, H)
         hidden = torch.relu(functional.linear(candidates, w_candidate) + of_context[:, None])  # (B, N, H)
-        logits: Tensor = last(hidden).squeeze(2)
+        logits: Tensor = functional.linear(hidden, last.weight, last.bias).squeeze(2)
         if self.config.output == "add_weight":
             return logits + weights
         if self.config.output == "add_logit":

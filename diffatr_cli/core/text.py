@@ -72,7 +72,7 @@ class TextEncoder(nn.Module):
         self.name = name
         self.pooling = pooling
         self.tokenizer = _load_tokenizer(folder, max_tokens)
-        self.bert: Any = _load_bert(folder)
+        self.bert = _load_bert(folder)
         self.features: int = self.bert.config.hidden_size
 
     def tokenise(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -121,7 +121,7 @@ def _load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
     return tokenizer
 
 
-def _load_bert(folder: Path) -> nn.Module:
+def _load_bert(folder: Path) -> Any:
     from transformers import BertModel
     from transformers.utils import logging
 
@@ -129,7 +129,7 @@ def _load_bert(folder: Path) -> nn.Module:
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return cast(nn.Module, BertModel.from_pretrained(folder, add_pooling_layer=False, use_safetensors=True))
+        return BertModel.from_pretrained(folder, add_pooling_layer=False, use_safetensors=True)
     except Exception as error:
         raise DiffATRError(
             f"{folder}: no BERT could be read from it ({error}). It needs config.json and model.safetensors."

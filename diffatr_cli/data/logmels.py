@@ -45,7 +45,8 @@ class LogMels:
 
     def whole(self, indices: Indices) -> Tensor:
         """Clips of one length, whole: (B, T, M) dB float32."""
-        return torch.from_numpy(np.stack([self.values[self.offsets[i] : self.offsets[i + 1]] for i in indices])).float().div_(STEPS_PER_DB)
+        clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in indices]
+        return torch.from_numpy(np.stack(clips)).float().div_(STEPS_PER_DB)
 
     def crop(self, indices: Indices, frames: int, rng: np.random.Generator) -> Tensor:
         """A random stretch of `frames` frames of each clip, padded with silence where the clip is shorter: (B, T, M) dB."""
@@ -94,4 +95,6 @@ def _room_for(folder: Path, clips: Sequence[Clip], hop: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise DiffATRError(f"{folder}: the log-mel cache needs {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left. Free some space.")
+        raise DiffATRError(
+            f"{folder}: the log-mels need {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left. Free some."
+        )
