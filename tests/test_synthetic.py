@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from diffatr_cli.data.manifest import load_dataset, read_piece
-from diffatr_cli.data.sounds import KINDS, render
-from diffatr_cli.data.synthetic import _items, prepare_synthetic, render_scene
+from diffatr_cli.data.sounds import KINDS, render, render_scene
+from diffatr_cli.data.synthetic import _items, prepare_synthetic
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,7 +61,7 @@ def test_a_longer_list_begins_with_the_shorter_and_says_what_is_heard() -> None:
 
 def test_order_is_in_the_captions_and_in_the_sound() -> None:
     """A scene of alarm then thunder: high frequencies first, low ones later."""
-    scene = '{"version": 1, "seed": [0, 0, 0], "join": "then", "kinds": ["alarm_beeping", "thunder"]}'
+    scene = '{"version": 1, "seed": [0, 0, 0], "seconds": 5.0, "join": "then", "kinds": ["alarm_beeping", "thunder"]}'
     samples = render_scene(scene)
     assert samples.shape == (160_000,)
     halves = [np.abs(np.fft.rfft(half)) ** 2 for half in (samples[:60_000], samples[-60_000:])]

@@ -24,7 +24,8 @@ app = typer.Typer(
 Name = Annotated[str, typer.Option("--name", help="Keep the data set under this name.", metavar="NAME")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes at work; all cores by default.", min=1, metavar="N")]
 Resampling = Annotated[
-    Literal["auto", "soxr", "resampy"], typer.Option("--resampler", help="auto is soxr where it is installed, else resampy.")
+    Literal["auto", "polyphase", "soxr", "resampy"],
+    typer.Option("--resampler", help="auto is the fastest, polyphase, which needs no package; all lose less than 0.01 dB."),
 ]
 Source = Annotated[Path, typer.Option("--from", help="Folder with what you have.", metavar="DIR", file_okay=False)]
 Size = Annotated[int, typer.Option(help="Number of clips in this split.", min=0, metavar="N")]
@@ -192,8 +193,7 @@ def _counts(report: Report) -> Table:
 
 def _caption(report: Report) -> str:
     made = f"{report.converted} clips made now" + (f", {report.kept} finished before" if report.kept else "")
-    faster = "" if report.resampler == "soxr" else " (pip install 'diffatr[soxr]' makes it many times faster)"
-    return f"{made}, in {report.root}; resampler: {report.resampler}{faster}"
+    return f"{made}, in {report.root}; resampler: {report.resampler}"
 
 
 def _skips(report: Report) -> Table:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import wave
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ PYAV_SUFFIXES = frozenset(
 AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | PYAV_SUFFIXES
 
 Samples = NDArray[np.float32]
-Resampler = Literal["auto", "soxr", "resampy"]
+Resampler = Literal["auto", "polyphase", "soxr", "resampy"]
 
 _BLOCK = 1 << 20  # frames decoded at a time, so that the channels of a long recording are never in memory together
 _WAV_HEADER = 44  # bytes that `wave` writes before the samples
@@ -94,14 +94,22 @@ def _decode_soundfile(path: Path) -> tuple[Samples, int]:
     with file:
         blocks: list[Samples] = []
         try:
-            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-                blocks.append(_mono(block))
+            # libsndfile takes many times as long as numpy to make 16-bit samples floats; the result is the same.
+            kind = "int16" if file.subtype == "PCM_16" else "float32"
+            while len(block := file.read(_BLOCK, dtype=kind, always_2d=True)):
+                blocks.append(_mono(block) if kind == "float32" else _mono(block * np.float32(1 / 32768)))
         except soundfile.LibsndfileError as error:
             raise AudioError(path, _damaged(error)) from None
-        samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+        samples = _joined(blocks)
         if _is_short(path, file, len(samples)):
             raise AudioError(path, "truncated")
         return samples, int(file.samplerate)
+
+
+def _joined(blocks: list[Samples]) -> Samples:
+    if len(blocks) == 1:
+        return blocks[0]
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
 def _damaged(error: soundfile.LibsndfileError) -> str:
@@ -180,21 +188,20 @@ def _decode_pyav(path: Path) -> tuple[Samples, int]:
             announced = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
     except av.error.FFmpegError as error:
         raise AudioError(path, f"not audio, or damaged ({error.strerror})") from None
-    samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    samples = _joined(blocks)
     if len(samples) / rate < announced - 0.5:
         raise AudioError(path, "truncated")
     return samples, rate
 
 
-def choose_resampler(resampler: Resampler = "auto") -> Literal["soxr", "resampy"]:
-    """The resampler that a setting stands for: `auto` is soxr when it is installed (some 15 times faster), else resampy."""
-    installed = importlib.util.find_spec("soxr") is not None
+def choose_resampler(resampler: Resampler = "auto") -> Literal["polyphase", "soxr", "resampy"]:
+    """The resampler that a setting stands for. Raises UsageError when it is unknown or not installed."""
     if resampler == "auto":
-        return "soxr" if installed else "resampy"
-    if resampler not in ("soxr", "resampy"):
-        raise UsageError(f"resampler: {resampler!r} is unknown; choose auto, soxr or resampy")
-    if resampler == "soxr" and not installed:
-        raise UsageError("resampler: soxr is not installed: pip install 'diffatr[soxr]', or choose resampy")
+        return "polyphase"
+    if resampler not in ("polyphase", "soxr", "resampy"):
+        raise UsageError(f"resampler: {resampler!r} is unknown; choose auto, polyphase, soxr or resampy")
+    if resampler != "polyphase" and importlib.util.find_spec(resampler) is None:
+        raise UsageError(f"resampler: {resampler} is not installed: pip install {resampler}, or choose auto")
     return resampler
 
 
@@ -203,6 +210,8 @@ def resample(samples: Samples, rate: int, resampler: Resampler = "auto") -> Samp
     chosen = choose_resampler(resampler)
     if rate == SAMPLE_RATE:
         return samples
+    if chosen == "polyphase":
+        return _polyphase(samples, rate)
     if chosen == "soxr":
         import soxr
 
@@ -212,39 +221,68 @@ def resample(samples: Samples, rate: int, resampler: Resampler = "auto") -> Samp
 
         if len(samples) * SAMPLE_RATE < rate:  # less than one sample would remain
             return samples[:0]
-        out = resampy.resample(samples, rate, SAMPLE_RATE, filter=lambda: _sinc_filter(rate))
+        out = resampy.resample(samples, rate, SAMPLE_RATE, filter="kaiser_best")
     return np.ascontiguousarray(out, dtype=np.float32)
 
 
-@cache
-def _sinc_filter(rate: int) -> tuple[NDArray[np.float64], int, float]:
-    """A Kaiser-windowed sinc for resampy, as (right half, entries between zero crossings, rolloff).
+def _polyphase(samples: Samples, rate: int) -> Samples:
+    """Resample with a windowed sinc, evaluated exactly at the phases that occur, as small matrix products.
 
-    Downwards it is the fastest that loses less than 0.01 dB in every mel band (64 bands, 50-14000 Hz): 16 crossings lose at most
-    0.0062 dB (44.1 kHz), 14 lose 0.008 and 12 0.018; `kaiser_best` has 50 and loses 0.005. Measured as the mel energies of 8 s
-    of white noise at 44.1, 48, 96 and 192 kHz beside those of the same noise resampled without error by one FFT. What folds back
-    below 14 kHz is 62 dB down. Upwards the last mel bands reach the source's own limit, and the filter has to be steep:
-    64 crossings lose 0.013 dB there, `kaiser_best` 5 dB.
+    The phases repeat after `outputs` samples, so one set of weights serves every period, and a period's outputs are its input
+    window times a matrix. Beside a gather per sample this runs at the speed of a matrix product: 4 times as fast as soxr and
+    40 times as resampy's `kaiser_best` at 44.1 kHz on one core.
     """
-    crossings, beta, rolloff = (16, 5.5, 0.985) if rate > SAMPLE_RATE else (64, 8.0, 0.99)
-    # A table of rate / gcd entries between zero crossings holds exactly the phases that occur, so that resampy steps through it
-    # by a whole number; in a table of any other size it cuts the step short, which costs level.
-    step = rate // math.gcd(rate, SAMPLE_RATE)
-    table = step * math.ceil(64 / step)
-    positions = np.linspace(0, crossings, table * crossings + 1)
-    taper = np.kaiser(2 * table * crossings + 1, beta)[table * crossings :]
-    return taper * rolloff * np.sinc(rolloff * positions), table, rolloff
+    bank, outputs, inputs, reach = _weights(rate)
+    length = len(samples) * SAMPLE_RATE // rate
+    periods = -(-length // outputs)
+    # 16 periods a product stay below the size at which BLAS starts threads, which cost more than they bring here.
+    group = min(16, max(1, periods))
+    groups = -(-periods // group)
+    padded = np.zeros(groups * group * inputs + 2 * reach + inputs, np.float32)
+    padded[reach : reach + len(samples)] = samples[: len(padded) - reach]
+    out = np.empty((groups, group, outputs), np.float32)
+    done = 0
+    for first, weights in bank:
+        window, count = weights.shape
+        shape, strides = (groups, group, window), (4 * group * inputs, 4 * inputs, 4)
+        windows = np.lib.stride_tricks.as_strided(padded[reach + first :], shape, strides, writeable=False)
+        np.matmul(windows, weights, out=out[:, :, done : done + count])
+        done += count
+    return out.reshape(-1)[:length]
 
 
-def warm_up(resampler: Resampler = "auto") -> None:
-    """Do now what a process does once: import the resampler, and compile resampy (0.9 s)."""
-    resample(np.zeros(4410, np.float32), 44_100, resampler)
+@lru_cache(maxsize=8)
+def _weights(rate: int) -> tuple[list[tuple[int, Samples]], int, int, int]:
+    """The polyphase filter from `rate` to 32 kHz: (first input, weights (window, count)) for each run of a period's outputs;
+    the period in outputs and in inputs; and how many inputs before the first a window reaches back, at most.
+
+    A sinc under a Kaiser window. Downwards it has 32 zero crossings: the most that any of 64 mel bands between 50 and 14000 Hz
+    loses is 0.0035 dB, and what folds back is 70 dB down from 16.5 kHz on, 100 dB from 17 kHz on. (16 crossings lose 0.006 dB,
+    12 lose 0.018; resampy's `kaiser_best` has 50 and loses 0.005, soxr HQ 0.004, `kaiser_fast` 1.8.) Measured as the mel
+    energies of 8 s of white noise at 44.1, 48, 96 and 192 kHz beside the same noise resampled without error by one FFT. Upwards
+    the last mel bands reach the source's own limit, and the filter has to be steeper: 64 crossings lose 0.013 dB there.
+    """
+    crossings, beta, rolloff = (32, 10.0, 0.94) if rate > SAMPLE_RATE else (64, 8.0, 0.99)
+    divisor = math.gcd(rate, SAMPLE_RATE)
+    repeats = math.ceil(32 * divisor / SAMPLE_RATE)  # short periods are taken several at a time
+    outputs, inputs = repeats * SAMPLE_RATE // divisor, repeats * rate // divisor
+    scale = min(1.0, SAMPLE_RATE / rate)  # zero crossings per input sample
+    reach = math.ceil(crossings / scale)
+    bank = []
+    for run in np.array_split(np.arange(outputs), max(1, outputs // 32)):
+        centres = run * (rate / SAMPLE_RATE)
+        first, last = math.floor(centres[0]) - reach, math.ceil(centres[-1]) + reach
+        u = (np.arange(first, last + 1)[:, None] - centres) * scale
+        taper = np.i0(beta * np.sqrt(np.clip(1 - (u / crossings) ** 2, 0, None))) / np.i0(beta) * (abs(u) <= crossings)
+        bank.append((first, (scale * rolloff * np.sinc(rolloff * u) * taper).astype(np.float32)))
+    return bank, outputs, inputs, reach
 
 
 def to_pcm16(samples: Samples) -> NDArray[np.int16]:
     """float32 of full scale +-1 -> int16, clipped; what `read_piece` returns survives the way there and back unchanged."""
-    pcm: NDArray[np.int16] = np.clip(np.rint(samples * np.float32(32768)), -32768, 32767).astype(np.int16)
-    return pcm
+    scaled = samples * np.float32(32768)
+    np.clip(np.rint(scaled, out=scaled), -32768, 32767, out=scaled)
+    return scaled.astype(np.int16)
 
 
 def write_wav(path: Path, pcm: NDArray[np.int16]) -> None:
@@ -258,7 +296,7 @@ def write_wav(path: Path, pcm: NDArray[np.int16]) -> None:
         out.setnchannels(1)
         out.setsampwidth(2)
         out.setframerate(SAMPLE_RATE)
-        out.writeframes(pcm.astype("<i2", copy=False).tobytes())
+        out.writeframes(np.ascontiguousarray(pcm, "<i2").data)
 
 
 def wav_size(frames: int) -> int:

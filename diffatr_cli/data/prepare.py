@@ -9,36 +9,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
-import multiprocessing.process
 import os
 import re
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from ..errors import DiffATRError, UsageError
 from ..progress import Progress, silent
 from . import audio
+from .convert import Converter, Produce, convert_all
 from .manifest import MANIFEST, SPLITS, Record, read_manifest, write_manifest
-
-SHORTEST = 0.1
-"""Seconds; anything shorter is no sound to describe."""
 
 _JOURNAL = "prepare.journal"
 _LOCK = ".prepare.lock"
-_FEW = 8  # clips a process; fewer are done sooner than it starts
-
-Produce = Callable[[str], audio.Samples]
-"""Makes the samples of a source: decodes a file, or generates. Runs in worker processes."""
 
 
 @dataclass(frozen=True)
@@ -177,14 +165,14 @@ def prepare(
     kept = sum(record.md5 is not None for record in records)
 
     note = "converting" if produce is None else "generating"
-    work = _Work(root, produce, chosen)
     with (root / _JOURNAL).open("a", encoding="utf-8") as journal:
         progress(0, len(todo), note)
-        results = _run(work, [(index, records[index]) for index in todo], workers)
-        for done, (index, record) in enumerate(results, 1):
-            records[index] = record
-            if record.skipped is None:
-                _append(journal, record)
+        work = [(records[index].source or "", root / records[index].path) for index in todo]
+        for done, (number, outcome) in enumerate(convert_all(Converter(produce, chosen), work, workers), 1):
+            index = todo[number]
+            records[index] = replace(records[index], **asdict(outcome))
+            if outcome.skipped is None:
+                _append(journal, records[index])
             progress(done, len(todo), note)
 
     ready = [record for record in records if record.skipped is None]
@@ -315,79 +303,3 @@ def _leaks(ready: list[Record]) -> list[str]:
         return []
     one, other = pairs[0]
     return [f"{len(pairs)} clips sound exactly like one of another split, such as {one.path} and {other.path}"]
-
-
-# --- worker processes ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What a worker needs to know."""
-
-    root: Path
-    produce: Produce | None
-    resampler: audio.Resampler
-
-    def __call__(self, record: Record) -> Record:
-        assert record.source is not None  # items without one never get here
-        try:
-            if self.produce is None:
-                samples = audio.load_audio(record.source, self.resampler)
-            else:
-                samples = self.produce(record.source)
-        except audio.AudioError as error:
-            return replace(record, skipped=error.reason)
-        if len(samples) < SHORTEST * audio.SAMPLE_RATE:
-            return replace(record, skipped=f"shorter than {SHORTEST} s")
-        pcm = audio.to_pcm16(samples)
-        if np.ptp(pcm) == 0:
-            return replace(record, skipped="silent")
-        audio.write_wav(self.root / record.path, pcm)
-        return replace(record, frames=len(pcm), md5=hashlib.md5(pcm.tobytes()).hexdigest())
-
-
-def _run(work: _Work, todo: list[tuple[int, Record]], workers: int | None) -> Iterator[tuple[int, Record]]:
-    """Do the work, in this process when it is little, else in a pool; results come as they are ready."""
-    workers = min(workers or os.cpu_count() or 1, len(todo) // _FEW)
-    if workers <= 1:
-        for index, record in todo:
-            yield index, work(record)
-        return
-    rest = iter(todo)
-    # Spawned, because forking a process that has threads (Parquet's, numba's) can hang.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (work.resampler, work.produce is None)) as pool:
-        running: dict[Future[Record], tuple[int, Record]] = {}
-        try:
-            while True:
-                while len(running) < 4 * workers and (entry := next(rest, None)):
-                    running[pool.submit(work, entry[1])] = entry
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running[future][0], future.result()
-                    del running[future]
-        except BrokenProcessPool:
-            suspects = ", ".join(str(record.source) for _, record in running.values())
-            raise DiffATRError(
-                f"A worker process died, out of memory or on a damaged file, near: {suspects}. Finished clips are kept; "
-                "run the command again, with --workers 1 to see which file it is."
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(resampler: audio.Resampler, decodes: bool) -> None:
-    # The parent tells what is wrong with a file; the MP3 decoder's own remarks would only garble the progress bar.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    # A worker whose parent was killed would wait for work for ever.
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if decodes:
-        audio.warm_up(resampler)
-
-
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)

@@ -6,11 +6,12 @@ told apart by ear and by name. No recording is involved.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.random import Generator
+from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
 from .audio import SAMPLE_RATE as RATE
@@ -773,3 +774,37 @@ def render(kind: str, rng: Generator, seconds: float) -> NDArray[np.float32]:
     """
     wave = KINDS[kind].make(rng, seconds)
     return np.asarray(wave * (0.9 / np.abs(wave).max()), dtype=np.float32)
+
+
+def render_scene(recipe: str) -> NDArray[np.float32]:
+    """The samples of a scene from its description in JSON: seed, seconds, kinds, and how they are joined.
+
+    `{"seed": 0, "seconds": 5.0, "join": "then", "kinds": ["dog_barking", "rain"]}`; `join` is alone, then or with.
+    """
+    scene = json.loads(recipe)
+    seconds = scene["seconds"]
+    rng = default_rng(scene["seed"])
+    first, *others = scene["kinds"]
+    if scene["join"] == "then":
+        cut = rng.uniform(0.42, 0.58) * seconds
+        return _level(rng, np.concatenate([_fade(render(first, rng, cut)), _fade(render(others[0], rng, seconds - cut))]))
+    mix = render(first, rng, seconds)
+    for other in others:
+        behind = render(other, rng, seconds)
+        loudness = np.float32(mix.std() / behind.std() * 10 ** (rng.uniform(-9, -3) / 20))
+        mix = mix + loudness * behind
+    return _level(rng, mix)
+
+
+def _fade(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Silence-free edges would click where sounds meet: 20 ms in and out."""
+    ramp = np.linspace(0, 1, RATE // 50, dtype=np.float32)
+    samples = samples / np.float32(max(samples.std(), 1e-6)) * np.float32(0.1)  # one after the other, equally loud
+    samples[: len(ramp)] *= ramp
+    samples[-len(ramp) :] *= ramp[::-1]
+    return samples
+
+
+def _level(rng: Generator, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Some recording level: a peak between 0.25 and 0.9."""
+    return samples * np.float32(rng.uniform(0.25, 0.9) / np.abs(samples).max())

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from ..progress import Progress, silent
-from .audio import SAMPLE_RATE, Samples
 from .manifest import SPLITS
 from .prepare import Item, Plan, Report, claim, prepare
-from .sounds import KINDS, render
+from .sounds import KINDS, render_scene
 
 SECONDS = 5.0
-_VERSION = 1
-"""Raised when the same seed is to give other sounds; clips of an earlier version are made again."""
+_VERSION = 1  # raised when the same seed gives other sounds; clips of an earlier version are made again
 
 _CAPTIONS = {"train": 3, "val": 5, "test": 5}
 _JOINS = {
@@ -69,36 +67,12 @@ def _items(split: str, count: int, seed: int) -> list[Item]:
             str(joins[index % len(joins)]).format(*(some[index % len(some)] for some in clauses)).capitalize()
             for index in range(_CAPTIONS[split])
         )
-        recipe = {"version": _VERSION, "seed": [seed, SPLITS.index(split), number], "join": join, "kinds": kinds}
+        recipe = {
+            "version": _VERSION,
+            "seed": [seed, SPLITS.index(split), number],
+            "seconds": SECONDS,
+            "join": join,
+            "kinds": kinds,
+        }
         items.append(Item(f"{split}/{number:05d}", split, captions, f"{number:05d} {name}", json.dumps(recipe)))
     return items
-
-
-def render_scene(recipe: str) -> Samples:
-    """The samples of a scene from its description in JSON: seed, kinds, and how they are joined."""
-    scene = json.loads(recipe)
-    rng = np.random.default_rng(scene["seed"])
-    first, *others = scene["kinds"]
-    if scene["join"] == "then":
-        cut = rng.uniform(0.42, 0.58) * SECONDS
-        return _level(rng, np.concatenate([_fade(render(first, rng, cut)), _fade(render(others[0], rng, SECONDS - cut))]))
-    mix = render(first, rng, SECONDS)
-    for other in others:
-        behind = render(other, rng, SECONDS)
-        loudness = np.float32(mix.std() / behind.std() * 10 ** (rng.uniform(-9, -3) / 20))
-        mix = mix + loudness * behind
-    return _level(rng, mix)
-
-
-def _fade(samples: Samples) -> Samples:
-    """Silence-free edges would click where sounds meet: 20 ms in and out."""
-    ramp = np.linspace(0, 1, SAMPLE_RATE // 50, dtype=np.float32)
-    samples = samples / np.float32(max(samples.std(), 1e-6)) * np.float32(0.1)  # one after the other, equally loud
-    samples[: len(ramp)] *= ramp
-    samples[-len(ramp) :] *= ramp[::-1]
-    return samples
-
-
-def _level(rng: np.random.Generator, samples: Samples) -> Samples:
-    """Some recording level: a peak between 0.25 and 0.9."""
-    return samples * np.float32(rng.uniform(0.25, 0.9) / np.abs(samples).max())

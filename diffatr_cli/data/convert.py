@@ -1,0 +1,112 @@
+"""Turning sources into prepared WAV files on all cores. Light to import, because every worker process does."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import multiprocessing.process
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DiffATRError
+from . import audio
+
+SHORTEST = 0.1
+"""Seconds; anything shorter is no sound to describe."""
+
+_FEW = 8  # clips a process; fewer are done sooner than it starts
+
+Produce = Callable[[str], audio.Samples]
+"""Makes the samples of a source: decodes a file, or generates. Runs in worker processes, so it is a module's function."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one source."""
+
+    frames: int = 0
+    """Samples at 32 kHz."""
+    md5: str | None = None
+    """Of the prepared samples."""
+    skipped: str | None = None
+    """Why nothing was prepared."""
+
+
+@dataclass(frozen=True)
+class Converter:
+    """Writes what a source sounds like to a 32 kHz mono 16-bit WAV file."""
+
+    produce: Produce | None = None
+    """None decodes and resamples a file."""
+    resampler: audio.Resampler = "auto"
+
+    def __call__(self, source: str, target: Path) -> Outcome:
+        """Prepare one source, unless it is bad, too short or silent. Raises DiffATRError when the disk is full."""
+        try:
+            samples = audio.load_audio(source, self.resampler) if self.produce is None else self.produce(source)
+        except audio.AudioError as error:
+            return Outcome(skipped=error.reason)
+        if len(samples) < SHORTEST * audio.SAMPLE_RATE:
+            return Outcome(skipped=f"shorter than {SHORTEST} s")
+        pcm = audio.to_pcm16(samples)
+        if np.ptp(pcm) == 0:
+            return Outcome(skipped="silent")
+        audio.write_wav(target, pcm)
+        return Outcome(len(pcm), hashlib.md5(pcm.data).hexdigest())
+
+
+def convert_all(converter: Converter, work: list[tuple[str, Path]], workers: int | None = None) -> Iterator[tuple[int, Outcome]]:
+    """Convert (source, target) pairs, in this process when they are few, else in `workers` (default: cores) of them.
+
+    Yields the index of each pair with its outcome, as they are ready. Every target is written whole or not at all.
+
+    Raises:
+        DiffATRError: the disk is full, or a worker process died.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(work) // _FEW)
+    if workers <= 1:
+        for index, (source, target) in enumerate(work):
+            yield index, converter(source, target)
+        return
+    rest = iter(enumerate(work))
+    # Spawned, because forking a process that has threads (Parquet's, the progress bar's) can hang.
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
+        running: dict[Future[Outcome], tuple[int, tuple[str, Path]]] = {}
+        try:
+            while True:
+                while len(running) < 4 * workers and (entry := next(rest, None)):
+                    running[pool.submit(converter, *entry[1])] = entry
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running[future][0], future.result()
+                    del running[future]
+        except BrokenProcessPool:
+            suspects = ", ".join(source for _, (source, _) in running.values())
+            raise DiffATRError(
+                f"A worker process died, out of memory or on a damaged file, near: {suspects}. Finished clips are kept; "
+                "run the command again, with --workers 1 to see which file it is."
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    # The parent tells what is wrong with a file; the MP3 decoder's own remarks would only garble the progress bar.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # A worker whose parent was killed would wait for work for ever.
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
