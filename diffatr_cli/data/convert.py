@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import multiprocessing
 import multiprocessing.process
@@ -101,10 +103,19 @@ def convert_all(converter: Converter, work: list[tuple[str, Path]], workers: int
 def _start_worker() -> None:
     # The parent tells what is wrong with a file; the MP3 decoder's own remarks would only garble the progress bar.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _keep_memory()
     parent = multiprocessing.parent_process()
     assert parent is not None
     # A worker whose parent was killed would wait for work for ever.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep freed memory for the next clip; giving it back and faulting it in again took half of the time."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-1, 1 << 28)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
