@@ -797,14 +797,16 @@ def render_scene(recipe: str) -> NDArray[np.float32]:
 
 
 def _fade(samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Silence-free edges would click where sounds meet: 20 ms in and out."""
+    """One of two sounds in a row: as loud as the other, and 20 ms in and out, because sounds that are cut off click."""
     ramp = np.linspace(0, 1, RATE // 50, dtype=np.float32)
-    samples = samples / np.float32(max(samples.std(), 1e-6)) * np.float32(0.1)  # one after the other, equally loud
+    samples = samples / np.float32(max(samples.std(), 1e-6)) * np.float32(0.1)
     samples[: len(ramp)] *= ramp
     samples[-len(ramp) :] *= ramp[::-1]
     return samples
 
 
 def _level(rng: Generator, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Some recording level: a peak between 0.25 and 0.9."""
-    return samples * np.float32(rng.uniform(0.25, 0.9) / np.abs(samples).max())
+    """As a recorder would have it: a peak between 0.25 and 0.9, and the hiss of a room 45 to 65 dB below it."""
+    hiss = _noise(rng, len(samples) / RATE, _lowpass(2000, 1)) * 10 ** (rng.uniform(-65, -45) / 20)
+    recorded = samples * (1 / np.abs(samples).max()) + hiss
+    return np.asarray(recorded * rng.uniform(0.25, 0.9), dtype=np.float32)
