@@ -61,11 +61,12 @@ def pretrain(
         UsageError: the run folder holds another recipe's run.
     """
     began = time.monotonic()
+    place = resolve_device(device)
     dataset = load_dataset(data, recipe.data.name)
     command = resume_command("pretrain", resume or [name], data=data, runs=runs, seed=seed)
     folder = open_phase(run_folder(runs, name, seed), "pretrain", recipe, seed, command, dataset.fingerprint)
     torch.manual_seed(seed)
-    phase = PhaseOne(recipe, resolve_device(device))
+    phase = PhaseOne(recipe, place)
     train, val = (phase.read(dataset, split, progress) for split in ("train", "val"))
     section = recipe.pretrain
     steps_per_epoch = len(epoch_batches(train.captions, section, seed, 0))
