@@ -70,10 +70,13 @@ class DenoiserPair(nn.Module):
     def batch_loss(self, batch: Iterable[tuple[Direction, Tensor, Tensor, Tensor]], generator: torch.Generator) -> Tensor:
         """L_G of a batch of phase two, mean over what it holds: (direction, query, candidates, x_0) each."""
         device = next(self.parameters()).device
-        losses = [
-            denoising_loss(self.of(direction), self.schedule, query.to(device), candidates.to(device), x_0.to(device), generator)
-            for direction, query, candidates, x_0 in batch
-        ]
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.diffusion.precision == "bf16"):
+            losses = [
+                denoising_loss(
+                    self.of(direction), self.schedule, query.to(device), candidates.to(device), x_0.to(device), generator
+                )
+                for direction, query, candidates, x_0 in batch
+            ]
         return torch.stack(losses).mean()
 
     def loss(self, audio: Tensor, text: Tensor, clip_ids: Tensor) -> Tensor:

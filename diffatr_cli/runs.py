@@ -60,10 +60,10 @@ def open_phase(folder: Path, phase: Phase, recipe: Recipe, seed: int, command: s
     record = path / "run.json"
     if record.is_file():
         before = json.loads(record.read_text(encoding="utf-8"))
-        changed = _differences(before["recipe"], recipe.model_dump(mode="json"))
-        other = (
-            f"another recipe ({', '.join(changed)})" if changed else "other data" if before["data"] != data_fingerprint else None
-        )
+        changed = _differences(_recipe_of_record(before), recipe)
+        other = f"another recipe ({', '.join(changed)})" if changed else None
+        if other is None and before["data"] != data_fingerprint:
+            other = "other data"
         if other:
             raise UsageError(f"{path}: holds a run with {other}. Choose another --name or --runs, or remove that folder.")
     write_text(path / "recipe.yaml", dump_recipe(recipe))
@@ -86,18 +86,19 @@ def open_phase(folder: Path, phase: Phase, recipe: Recipe, seed: int, command: s
     return path
 
 
-def _differences(before: Any, now: dict[str, Any]) -> list[str]:
-    return [
-        f"{section}.{field}"
-        for section in now
-        for field in now[section]
-        if before.get(section, {}).get(field) != now[section][field]
-    ]
+def _recipe_of_record(record: Mapping[str, Any]) -> Recipe:
+    # Fields that the schema has gained since take their defaults, which is how that run was trained.
+    return Recipe.model_validate_json(json.dumps(record["recipe"]))
+
+
+def _differences(before: Recipe, now: Recipe) -> list[str]:
+    was, is_now = before.model_dump(), now.model_dump()
+    return [f"{section}.{field}" for section in was for field, value in was[section].items() if is_now[section][field] != value]
 
 
 def versions() -> dict[str, str]:
     """The versions of everything whose arithmetic the numbers depend on."""
-    packages = ("torch", "transformers", "tokenizers", "numpy", "numba")
+    packages = ("torch", "tokenizers", "numpy", "numba")
     return {"diffatr": __version__, "python": platform.python_version(), "platform": platform.platform()} | {
         name: importlib.metadata.version(name) for name in packages
     }
@@ -163,9 +164,9 @@ def find_runs(runs: Path, source: str, model: str | None = None, recipe: str | N
     """
     found: dict[Path, tuple[str, float]] = {}
     for record in runs.glob("*/seed-*/pretrain/run.json"):
-        learnt = json.loads(record.read_text(encoding="utf-8"))["recipe"]
+        learnt = _recipe_of_record(json.loads(record.read_text(encoding="utf-8")))
         name = record.parents[2].name
-        if learnt["data"]["name"] == source and model in (None, learnt["audio"]["encoder"]) and recipe in (None, name):
+        if learnt.data.name == source and model in (None, learnt.audio.encoder) and recipe in (None, name):
             found[record.parents[2]] = (name, record.stat().st_mtime)
     if not found:
         wanted = " ".join(filter(None, [source, model and f"with {model}", recipe and f"by recipe {recipe}"]))

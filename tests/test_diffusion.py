@@ -158,3 +158,17 @@ def test_denoisers_of_other_encoders_are_refused(workshop: Workshop, trained: Pa
     pretrain("tiny", workshop.recipe("pretrain.epochs=1"), data=workshop.data, runs=runs, seed=0, device="cpu")
     with pytest.raises(DiffATRError, match="train-diffusion again"):
         load_retriever(runs / "tiny" / "seed-0", "cpu")
+
+
+@pytest.mark.parametrize("field", ["pretrain.precision=bf16", "diffusion.precision=bf16"])
+def test_bf16_trains_to_nearly_the_same_loss(workshop: Workshop, tmp_path: Path, field: str) -> None:
+    def losses(name: str, *overrides: str) -> list[float]:
+        recipe = workshop.recipe("pretrain.epochs=1", "diffusion.epochs=1", *overrides)
+        folders = [
+            job(name, recipe, data=workshop.data, runs=tmp_path, device="cpu").folder for job in (pretrain, train_diffusion)
+        ]
+        return [json.loads((folder / "metrics.jsonl").read_text())["loss"] for folder in folders]
+
+    plain, rounded = losses("fp32"), losses("bf16", field)
+    assert plain != rounded
+    assert rounded == pytest.approx(plain, rel=0.2)  # a few steps at a high rate
