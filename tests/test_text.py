@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,9 @@ def test_long_captions_are_cut(workshop: Workshop) -> None:
     ids, mask = encoder.tokenise(["low " * 100, "low"])
     assert ids.shape == (2, 8)
     assert mask.sum(1).tolist() == [8, 3]
+    whole = TextEncoder(str(workshop.root / "bert"), "cls", max_tokens=10**6)
+    assert whole.encode(["low " * 100]).isfinite().all()
+    assert whole.tokenise(["low " * 100])[0].shape == (1, whole.bert.config.max_position_embeddings)
 
 
 def test_failures_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +66,24 @@ def test_an_unreachable_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
     with pytest.raises(DiffATRError, match="minilm"):
         bert_folder("nobody/knows-this-bert")
+
+
+@pytest.mark.parametrize("place", ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"])
+def test_a_hub_model_that_was_fetched_before_needs_no_hub(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(place, str(tmp_path))
+    below = {"HF_HUB_CACHE": "", "HF_HOME": "hub", "XDG_CACHE_HOME": "huggingface/hub"}[place]
+    model = tmp_path / below / "models--somebody--bert"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text("0123abcd")
+    with pytest.raises(DiffATRError, match="minilm"):  # fetched in part only
+        bert_folder("somebody/bert")
+    shutil.copytree(workshop.root / "bert", model / "snapshots" / "0123abcd")
+    assert bert_folder("somebody/bert") == model / "snapshots" / "0123abcd"

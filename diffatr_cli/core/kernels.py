@@ -39,7 +39,7 @@ def decode_numba(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def _jit(function: Callable[..., None]) -> Any:
+def jit(function: Callable[..., None]) -> Any:
     """Compile for this processor on the first call, without the GIL, and remember it on disk.
 
     numba keeps the compiled code beside this file, or in the user's cache folder if that place is read-only; where neither
@@ -51,7 +51,7 @@ def _jit(function: Callable[..., None]) -> Any:
         return numba.njit(function, fastmath=True, nogil=True)
 
 
-@_jit
+@jit
 def _block(a: Any, b: Any, weight: Any, out: Any) -> None:
     """out[t, i] = sum_h weight[h] max(a[i, h], b[t, h]), in tiles of 4 queries by 4 candidates held in 16 vector registers.
 
@@ -83,7 +83,7 @@ def _block(a: Any, b: Any, weight: Any, out: Any) -> None:
             out[t3, i], out[t3, i1], out[t3, i2], out[t3, i3] = s30, s31, s32, s33
 
 
-@_jit
+@jit
 def _row(a: Any, b: Any, weight: Any, out: Any) -> None:
     """`_block` for a single query b (H,), out (n,): tiles of 8 candidates."""
     n, last, zero = len(a), len(a) - 1, weight.dtype.type(0)
@@ -99,7 +99,7 @@ def _row(a: Any, b: Any, weight: Any, out: Any) -> None:
         out[i], out[i1], out[i2], out[i3], out[i4], out[i5], out[i6], out[i7] = s0, s1, s2, s3, s4, s5, s6, s7
 
 
-@_jit
+@jit
 def _decode(table: Any, floor: Any, weight: Any, out: Any, rows: int, start: int, stop: int) -> None:
     """The blocks start..stop, of `rows` table rows by QUERIES queries each, counted through all groups."""
     down, across = -(-table.shape[1] // rows), -(-floor.shape[1] // QUERIES)

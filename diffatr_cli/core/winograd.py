@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .kernels import _jit
+from .kernels import jit
 
 TALL = 4  # frames a tile puts out; it reads two more
 
@@ -31,7 +31,7 @@ _TAPS = {
 
 
 # Each loop writes one row and reads at most five: more, and the compiler's overlap checks keep it from vectorising.
-@_jit
+@jit
 def _into_six(a: np.ndarray, out: np.ndarray) -> None:
     """B^T of F(4, 3): (6, L) -> (6, L)."""
     two, four, five = np.float32(2), np.float32(4), np.float32(5)
@@ -50,7 +50,7 @@ def _into_six(a: np.ndarray, out: np.ndarray) -> None:
         out[5, i] = four * a[1, i] - five * a[3, i] + a[5, i]
 
 
-@_jit
+@jit
 def _into_four(a: np.ndarray, out: np.ndarray) -> None:
     """B^T of F(2, 3): (4, L) -> (4, L)."""
     length = a.shape[1]
@@ -64,7 +64,7 @@ def _into_four(a: np.ndarray, out: np.ndarray) -> None:
         out[3, i] = a[1, i] - a[3, i]
 
 
-@_jit
+@jit
 def _out_of_six(a: np.ndarray, out: np.ndarray) -> None:
     """A^T of F(4, 3): (6, L) -> (4, L)."""
     two, four, eight = np.float32(2), np.float32(4), np.float32(8)
@@ -79,7 +79,7 @@ def _out_of_six(a: np.ndarray, out: np.ndarray) -> None:
         out[3, i] = (a[1, i] - a[2, i]) + eight * (a[3, i] - a[4, i]) + a[5, i]
 
 
-@_jit
+@jit
 def _out_of_four(a: np.ndarray, out: np.ndarray) -> None:
     """A^T of F(2, 3): (4, L) -> (2, L)."""
     length = a.shape[1]
@@ -89,7 +89,7 @@ def _out_of_four(a: np.ndarray, out: np.ndarray) -> None:
         out[1, i] = a[1, i] - a[2, i] - a[3, i]
 
 
-@_jit
+@jit
 def _transform_input(x: np.ndarray, wide: int, first: int, v: np.ndarray) -> None:
     """Tiles `first` to `first` + n of x (B, T, M, C), transformed, into v (6 (w + 2), n, C)."""
     _, frames, mels, channels = x.shape
@@ -116,7 +116,7 @@ def _transform_input(x: np.ndarray, wide: int, first: int, v: np.ndarray) -> Non
                 v[i * span + j, t] = whole[j]
 
 
-@_jit
+@jit
 def _transform_output(m: np.ndarray, bias: np.ndarray, relu: bool, wide: int, first: int, y: np.ndarray) -> None:
     """Products m (6 (w + 2), n, O), transformed back, plus bias (O,), into tiles `first` to `first` + n of y (B, T, M, O)."""
     _, frames, mels, channels = y.shape
