@@ -1,8 +1,12 @@
 """The remembered embeddings of a folder of recordings: LanceDB tables that follow the folder.
 
-Two kinds of table. `files` says which file holds which content (by hash) or why it cannot be used. `windows` holds the
-vectors of a content, one table a model. Windows are committed before the files that need them, so a kill at any moment
-leaves contents without a file, which the next update uses or removes, never a file that passes for done and is not.
+Two kinds of table (`index_tables`). `files` says which file holds which content (by hash) or why it cannot be used. `windows`
+holds the vectors of a content, one table a model. Windows are committed before the files that need them, so a kill at any
+moment leaves contents without a file, which the next update uses or removes, never a file that passes for done and is not.
+
+Beside them lies a snapshot: what a search reads, as plain arrays, with marks of the folder and of the tables as they were.
+Where the marks fit, neither an update nor a search needs the tables, so that a search starts without LanceDB. The tables stay
+the truth: a snapshot that is missing, damaged or of another time is passed over, and written anew by the next update.
 
 F files, W windows, D embedding size.
 """
@@ -12,29 +16,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import json
 import os
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import filelock
-import lancedb
 import numpy as np
-import pyarrow as pa
 
 from .data.audio import AUDIO_SUFFIXES, PYAV_SUFFIXES, SAMPLE_RATE, AudioError, Samples, load_audio
 from .errors import DiffATRError, UsageError
+from .files import replacing
 from .progress import Progress, silent
 
 if TYPE_CHECKING:
-    from lancedb.db import DBConnection
-    from lancedb.table import Table
-
     from .model import Retriever
 
 WINDOW = 10 * SAMPLE_RATE
@@ -50,17 +49,6 @@ _COMMIT_SECONDS = 5.0  # a kill loses about so much work
 _READ_AHEAD = 256 << 20  # bytes of files that are decoded or waiting at a time; decoded mp3 is about 8 times its file
 _LOUDEST = 1e9  # full scale is 1; the power of louder samples overflows float32 and would make the embedding NaN
 _NEEDS_PYAV = "needs the extra `audio`: pip install 'diffatr[audio]'"
-_KEEP_VERSIONS = timedelta(minutes=10)  # so that a search which began before an update's tidying can end
-
-_FILES = pa.schema(
-    [
-        ("path", pa.binary()),  # below the folder, as the system's bytes, since names need not be valid text
-        ("size", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("hash", pa.string()),
-        ("reason", pa.string()),  # why the content cannot be used; empty when it can
-    ]
-)
 
 
 class CannotUpdate(DiffATRError):
@@ -98,6 +86,11 @@ class IndexReport:
     removed: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     newly_skipped: int = 0
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> IndexReport:
+        """The reverse of `dataclasses.asdict`."""
+        return cls(**document | {"skipped": [Skipped(**each) for each in document["skipped"]]})
 
 
 @dataclass(frozen=True)
@@ -180,6 +173,12 @@ def scan(corpus: Path, exclude: Path) -> tuple[dict[bytes, os.stat_result], list
     return dict(sorted(files.items())), unlisted
 
 
+def _mark_of(files: dict[bytes, os.stat_result]) -> str:
+    """A hash of files' paths, sizes and times."""
+    rows = [b"%s\0%d %d" % (path, stat.st_size, stat.st_mtime_ns) for path, stat in sorted(files.items())]
+    return hashlib.blake2b(b"\0".join(rows), digest_size=16).hexdigest()
+
+
 def _identity(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
@@ -205,6 +204,7 @@ class FolderIndex:
         inside = self.folder.resolve() == (corpus / FOLDER).resolve()
         # Inside, the name does not say which corpus, so that both can be moved together.
         place = "" if inside else "-" + hashlib.blake2b(os.fsencode(corpus.resolve()), digest_size=8).hexdigest()
+        self._place = place
         self._files_name = f"files-v1{place}"
 
     def update(self, model: Retriever, progress: Progress = silent, workers: int | None = None) -> IndexReport:
@@ -225,8 +225,15 @@ class FolderIndex:
         found, unlisted = scan(self.corpus, self.folder)
         if not found and not self.folder.exists():
             raise no_sounds(self.corpus, unlisted)
+        mark = _mark_of(found) + (" PyAV" if importlib.util.find_spec("av") else "")  # which makes more files readable
+        if not unlisted and (snapshot := self._snapshot(model.model_id)) and snapshot[0]["folder"] == mark:
+            return IndexReport.from_json(snapshot[0]["report"])
         with self._locked():
-            return _Update(self, model).run(found, unlisted, progress, workers or os.cpu_count() or 1)
+            update = _Update(self, model)
+            report = update.run(found, unlisted, progress, workers or os.cpu_count() or 1)
+            # Where something is to be tried again, no state of the folder makes the next update needless.
+            self._save_snapshot(model.model_id, None if unlisted or update.unsettled else mark, report)
+        return report
 
     def read(self, model_id: str) -> Recordings:
         """What is remembered for a model, as of the last commit; other processes may be updating meanwhile.
@@ -234,32 +241,80 @@ class FolderIndex:
         Raises:
             DiffATRError: the index is damaged.
         """
+        if snapshot := self._snapshot(model_id, "paths", "offsets", "spans", "vectors"):
+            paths, offsets, spans, vectors = snapshot[1]
+            names = os.fsdecode(paths.tobytes()).split("\0") if len(paths) else []
+            return Recordings(names, offsets, spans, vectors.astype(np.float32))
+        return self._read_tables(model_id)
+
+    def _read_tables(self, model_id: str) -> Recordings:
         with _guarded(self.folder, "read"):
-            names = _table_names(db := lancedb.connect(self.folder)) if self.folder.is_dir() else set()
-            if not {self._files_name, _windows_name(model_id)} <= names:
+            from .index_tables import Tables
+
+            tables = Tables.find(self.folder, self._files_name, _windows_name(model_id))
+            if tables is None:
                 return Recordings([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, 1), np.float32))
-            files = {path: row.hash for path, row in _read_files(db.open_table(self._files_name)).items() if not row.reason}
-            table = db.open_table(_windows_name(model_id)).to_arrow().combine_chunks()
-        start = table["start"].to_numpy()
-        contents = table["hash"].combine_chunks().dictionary_encode()
-        codes = contents.indices.to_numpy()
-        order = np.lexsort((start, codes))  # the windows of a content side by side, from its start to its end
-        bounds = np.searchsorted(codes[order], np.arange(len(contents.dictionary) + 1))
-        rows_of = {
-            content: order[a:b] for content, a, b in zip(contents.dictionary.to_pylist(), bounds, bounds[1:], strict=False)
-        }
+            files = {path: content for path, (_, _, content, reason) in tables.files().items() if not reason}
+            rows_of, spans, vectors = tables.windows()
         present = sorted(path for path, content in files.items() if content in rows_of)
         rows = np.concatenate([np.zeros(0, np.int64), *(rows_of[files[path]] for path in present)])
-        vectors = table["vector"].combine_chunks()
         return Recordings(
             [os.fsdecode(path) for path in present],
             np.cumsum([0, *(len(rows_of[files[path]]) for path in present)]),
-            np.stack([start, table["end"].to_numpy()], 1)[rows],
-            vectors.flatten().to_numpy().reshape(len(vectors), vectors.type.list_size)[rows].astype(np.float32),
+            spans[rows],
+            vectors[rows].astype(np.float32),
         )
+
+    def _snapshot_path(self, model_id: str) -> Path:
+        return self.folder / f"snapshot-v1{self._place}-{model_id}.npz"
+
+    def _snapshot(self, model_id: str, *names: str) -> tuple[dict[str, Any], list[np.ndarray]] | None:
+        """The facts of the snapshot and its arrays of these names, if it is of the tables as they are now."""
+        try:
+            with np.load(self._snapshot_path(model_id)) as file:
+                facts = json.loads(file["facts"].tobytes())
+                return (facts, [file[name] for name in names]) if facts["tables"] == self._mark_of_tables(model_id) else None
+        except Exception:  # none there, or damaged in one of many ways, which checksums show; the tables hold all of it
+            return None
+
+    def _save_snapshot(self, model_id: str, folder: str | None, report: IndexReport) -> None:
+        """Write down what the tables hold, under the lock, for the state `folder` of the corpus."""
+        unchanged = IndexReport(report.files, report.windows, unchanged=report.files, skipped=report.skipped)
+        facts = {"folder": folder, "tables": self._mark_of_tables(model_id), "report": asdict(unchanged)}
+        recordings = self._read_tables(model_id)
+        for left in self.folder.glob(".snapshot-*.tmp"):  # by an update that was killed
+            left.unlink(missing_ok=True)
+        with (
+            contextlib.suppress(DiffATRError, OSError),  # such as a disk that is full: searches take a second longer
+            replacing(self._snapshot_path(model_id)) as temporary,
+            temporary.open("wb") as file,
+        ):
+            np.savez(
+                file,
+                facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+                paths=np.frombuffer(b"\0".join(map(os.fsencode, recordings.paths)), np.uint8),
+                offsets=recordings.offsets,
+                spans=recordings.spans,
+                vectors=recordings.vectors.astype(np.float16),  # as they are in the tables: exact
+            )
+
+    def _mark_of_tables(self, model_id: str) -> str | None:
+        """A hash of the names, sizes and times of the tables' files, which any commit changes; None where one is missing."""
+        files: dict[bytes, os.stat_result] = {}
+        for name in (self._files_name, _windows_name(model_id)):
+            table = self.folder / f"{name}.lance"
+            if not table.is_dir():
+                return None
+            for below, _, names in os.walk(table):
+                for path in (os.path.join(below, name) for name in names):
+                    with contextlib.suppress(FileNotFoundError):  # tidied away by an update that runs now
+                        files[os.fsencode(os.path.relpath(path, self.folder))] = os.stat(path)
+        return _mark_of(files)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
+        import filelock
+
         lock = filelock.FileLock(self.folder / "lock", timeout=0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -283,15 +338,12 @@ class _Update:
 
     def __init__(self, index: FolderIndex, model: Retriever) -> None:
         self.corpus, self.folder, self.model = index.corpus, index.folder, model
-        self.windows_schema = pa.schema(
-            [("hash", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("vector", pa.list_(pa.float16(), model.dim))]
-        )
         with _guarded(self.folder, "opened"):
-            self.db = lancedb.connect(index.folder)
-            self.files = self.db.create_table(index._files_name, schema=_FILES, exist_ok=True)
-            self.windows = self.db.create_table(_windows_name(model.model_id), schema=self.windows_schema, exist_ok=True)
-            self.known = _read_files(self.files)
-            self.embedded = set(_column(self.windows, "hash"))
+            from .index_tables import Tables
+
+            self.tables = Tables.make(index.folder, index._files_name, _windows_name(model.model_id), model.dim)
+            self.known = {path: _File(*row) for path, row in self.tables.files().items()}
+            self.embedded = self.tables.contents()
         self.no_pyav = importlib.util.find_spec("av") is None
         self.rows: dict[bytes, _File] = {}  # what `files` is to hold in the end
         self.new_rows: dict[bytes, _File] = {}  # of those, what is to be committed next,
@@ -300,6 +352,7 @@ class _Update:
         self.vectors: list[np.ndarray] = []  # their vectors
         self.committed = time.monotonic()
         self.changed = False
+        self.unsettled = False  # whether a file was skipped for now only
         self.report = IndexReport()
 
     def run(self, found: dict[bytes, os.stat_result], unlisted: list[Skipped], progress: Progress, workers: int) -> IndexReport:
@@ -316,9 +369,8 @@ class _Update:
             self._forget_gone()
             self._forget_orphans()
             if self.changed:
-                for table in (self.files, self.windows):
-                    table.optimize(cleanup_older_than=_KEEP_VERSIONS)
-            report.windows = self.windows.count_rows()
+                self.tables.tidy()
+            report.windows = self.tables.count_windows()
         report.files = sum(not row.reason for row in self.rows.values())
         report.skipped += [Skipped(os.fsdecode(path), row.reason) for path, row in self.rows.items() if row.reason]
         report.skipped.sort(key=lambda skipped: skipped.path)
@@ -387,7 +439,9 @@ class _Update:
 
     def _take(self, file: _Examined) -> None:
         if file.row is None:
-            self._skip(file.path, file.reason)
+            self.report.skipped.append(Skipped(os.fsdecode(file.path), file.reason))
+            self.report.newly_skipped += 1
+            self.unsettled = True
             return
         self.rows[file.path] = self.new_rows[file.path] = file.row
         if file.row.reason:
@@ -420,12 +474,9 @@ class _Update:
         self._embed_waiting()
         with _guarded(self.folder, "written"):
             if self.spans:
-                values = pa.array(np.concatenate(self.vectors).ravel())
-                columns = [*zip(*self.spans, strict=True), pa.FixedSizeListArray.from_arrays(values, self.model.dim)]
-                self.windows.add(pa.table(columns, schema=self.windows_schema))
+                self.tables.add_windows(self.spans, np.concatenate(self.vectors))
             if self.new_rows:
-                merge = self.files.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
-                merge.execute(_files_table(self.new_rows))
+                self.tables.put_files(self.new_rows)
                 self.changed = True
         self.spans, self.vectors, self.new_rows = [], [], {}
         self.committed = time.monotonic()
@@ -433,21 +484,15 @@ class _Update:
     def _forget_gone(self) -> None:
         self.report.removed = len(self.known.keys() - self.rows.keys())
         if self.report.removed:
-            self.files.merge_insert("path").when_not_matched_by_source_delete().execute(_files_table(self.rows))
+            self.tables.keep_files(self.rows)
             self.changed = True
 
     def _forget_orphans(self) -> None:
         """Remove contents that no file of any corpus of this index has; an update that was killed leaves some too."""
-        tables = [self.db.open_table(name) for name in _table_names(self.db) if name.startswith("files-")]
-        live = {content for table in tables for content in _column(table, "hash")}
-        if self.embedded - live:
-            merge = self.windows.merge_insert("hash").when_not_matched_by_source_delete()
-            merge.execute(pa.table([sorted(live)], schema=pa.schema([("hash", pa.string())])))
+        used = self.tables.used_contents()
+        if self.embedded - used:
+            self.tables.keep_contents(used)
             self.changed = True
-
-    def _skip(self, path: bytes, reason: str) -> None:
-        self.report.skipped.append(Skipped(os.fsdecode(path), reason))
-        self.report.newly_skipped += 1
 
 
 def no_sounds(corpus: Path, skipped: list[Skipped]) -> DiffATRError:
@@ -461,6 +506,8 @@ def no_sounds(corpus: Path, skipped: list[Skipped]) -> DiffATRError:
 @contextlib.contextmanager
 def _guarded(folder: Path, what: str) -> Iterator[None]:
     """Tell a person about the troubles of LanceDB, which come as any of these errors."""
+    import pyarrow as pa
+
     try:
         yield
     except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
@@ -476,28 +523,3 @@ def _guarded(folder: Path, what: str) -> Iterator[None]:
 
 def _windows_name(model_id: str) -> str:
     return f"windows-v1-{model_id}"
-
-
-def _table_names(db: DBConnection) -> set[str]:
-    names: set[str] = set()
-    token = None
-    while True:
-        page: Any = db.list_tables(page_token=token)
-        names.update(page.tables)
-        token = page.page_token
-        if not token:
-            return names
-
-
-def _read_files(table: Table) -> dict[bytes, _File]:
-    columns = table.to_arrow().to_pydict()
-    return dict(zip(columns["path"], map(_File, *(columns[name] for name in _File._fields)), strict=True))
-
-
-def _files_table(rows: dict[bytes, _File]) -> pa.Table:
-    return pa.table([list(rows), *([getattr(row, name) for row in rows.values()] for name in _File._fields)], schema=_FILES)
-
-
-def _column(table: Table, name: str) -> list[str]:
-    values: list[str] = table.search().select([name]).to_arrow()[name].to_pylist()
-    return values

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Workshop
 
 PACKAGE = Path(__file__).parents[1] / "diffatr_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -111,3 +113,21 @@ def test_help_loads_nothing_heavy() -> None:
     loaded = loaded_after(HELP)
     assert "typer" in loaded
     assert loaded.isdisjoint(HEAVY)
+
+
+@pytest.mark.skipif(not (PACKAGE / "cli/main.py").is_file(), reason="there is no command line yet")
+def test_a_query_of_an_unchanged_folder_loads_only_what_it_needs(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(workshop.data / "tones" / "test", tmp_path / "clips")
+    query = f"""
+import runpy
+sys.argv = ["diffatr", "query", "a low tone", "--corpus", {str(tmp_path / "clips")!r}, "--run", {str(trained)!r}, "--json"]
+try:
+    runpy.run_module("diffatr_cli", run_name="__main__")
+except SystemExit as end:
+    assert not end.code
+"""
+    assert "lancedb" in loaded_after(query)
+    loaded = loaded_after(query)
+    assert "torch" in loaded
+    slow = {"transformers", "huggingface_hub", "lancedb", "pyarrow", "numba", "resampy", "scipy", "sympy", "pandas"}
+    assert loaded.isdisjoint(slow)
