@@ -1,33 +1,29 @@
-"""Audio encoders: the log-mel front end and the fast copies against the plain versions, in one run on the same threads.
+"""Audio encoders at inference: the log-mel front end and the fast copies against plain PyTorch with the same weights.
 
-    python benchmarks/encoders.py [--seconds 10] [--clips 4] [--threads 2] [--device cpu] [--json]
-
-All ways of doing a thing take turns, and each keeps its best time, so that other load on the machine meets them alike.
+Clips of ten seconds in batches of four, in turns on the same threads. The error is relative to the plain version's output.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-import time
-from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from diffatr_cli.core.audio_encoder import AudioEncoder, SmallCnn
 from diffatr_cli.core.inference import optimise_for_inference
 from diffatr_cli.core.logmel import FLOOR, SAMPLE_RATE, WINDOW, LogMel, mel_filters
 from diffatr_cli.core.panns import Cnn14, ResNet38
 
+from .common import Case, Row, Size, medians, pick
+
 ENCODERS: dict[str, type[AudioEncoder]] = {"CNN14": Cnn14, "ResNet38": ResNet38, "small": SmallCnn}
+GOALS = {
+    "log-mel, FFT": "goal: at least 6 times torchlibrosa's",
+    "CNN14, fast": "goal: at least 1.5 times",
+}
 
 
 class ConvolutionalLogMel(nn.Module):
@@ -56,20 +52,6 @@ def torchlibrosa_logmel() -> nn.Module:
     return nn.Sequential(Spectrogram(n_fft=WINDOW, hop_length=320, win_length=WINDOW), filters, nn.Flatten(1, 2))
 
 
-def best_times(ways: dict[str, Callable[[], Tensor]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Seconds of each way's best of `rounds` turns, after one turn to warm up."""
-    best = dict.fromkeys(ways, float("inf"))
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            way()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if turn:
-                best[name] = min(best[name], time.perf_counter() - started)
-    return best
-
-
 def lived_in(encoder: AudioEncoder) -> AudioEncoder:
     """Statistics and gains as after training, so that the errors mean something."""
     for module in encoder.modules():
@@ -83,57 +65,39 @@ def lived_in(encoder: AudioEncoder) -> AudioEncoder:
 
 
 @torch.inference_mode()
-def measure(seconds: float, clips: int, rounds: int, device: torch.device) -> dict[str, Any]:
-    """By part and way: clips a second, the ratio to the plain way, and the relative error against it."""
+def compare(name: str, ways: dict[str, nn.Module], size: Size, device: str = "cpu") -> list[Row]:
+    """Each way beside the first: clips a second of waveforms, and the error."""
+    clips = pick(size, 1, 2, 4 if device == "cpu" else 64)
+    generator = torch.Generator().manual_seed(0)
+    waveform = 0.1 * torch.randn(clips, SAMPLE_RATE * pick(size, 1, 5, 10), generator=generator).to(device)
+    calls = {way: partial(module.to(device), waveform) for way, module in ways.items()}
+    times = medians(calls, pick(size, 1, 3, 7), device)
+    first, *others = ways
+    expected = calls[first]()
+    rows = []
+    for way in others:
+        error = ((calls[way]().float() - expected).norm() / expected.norm()).item()
+        goal = GOALS.get(f"{name}, {way}", "") if device == "cpu" else ""
+        remark = f"plain: {first}, float32; relative error {error:.0e}"
+        rows.append(Row(f"{name}, {way}", clips / times[way], clips / times[first], "clips/s", goal, remark))
+    return rows
+
+
+def log_mel(size: Size, device: str = "cpu") -> list[Row]:
+    """The front end alone."""
+    plain = {"torchlibrosa": torchlibrosa_logmel()} if find_spec("torchlibrosa") else {"convolution": ConvolutionalLogMel()}
+    return compare("log-mel", {**plain, "FFT": LogMel()}, size, device)
+
+
+def encoder(name: str, size: Size, device: str = "cpu") -> list[Row]:
+    """A whole encoder, from waveform to pooled features."""
     torch.manual_seed(0)
-    waveform = torch.randn(clips, int(seconds * SAMPLE_RATE), device=device) * 0.1
-    parts: dict[str, dict[str, nn.Module]] = {"log-mel": {"convolution": ConvolutionalLogMel()}}
-    if find_spec("torchlibrosa"):
-        parts["log-mel"]["torchlibrosa"] = torchlibrosa_logmel()
-    parts["log-mel"]["FFT"] = LogMel()
-    result: dict[str, Any] = {}
-    for name in ("log-mel", *ENCODERS):
-        if name in ENCODERS:
-            plain = lived_in(ENCODERS[name]()).to(device)
-            ways: dict[str, nn.Module] = {"plain": plain, "fast": optimise_for_inference(plain)}
-            ways["fast, bf16"] = optimise_for_inference(plain, torch.bfloat16)
-        else:
-            ways = {way: module.to(device) for way, module in parts[name].items()}
-        times = best_times({way: (lambda module=module: module(waveform)) for way, module in ways.items()}, rounds, device)
-        first = next(iter(ways))
-        expected = ways[first](waveform)
-        result[name] = {
-            way: {
-                "clips_per_second": clips / times[way],
-                "ratio": times[first] / times[way],
-                "relative_error": ((module(waveform) - expected).norm() / expected.norm()).item(),
-            }
-            for way, module in ways.items()
-        }
-    return result
+    plain = lived_in(ENCODERS[name]()).to(device)
+    fast = {"fast": optimise_for_inference(plain), "fast, bf16": optimise_for_inference(plain, torch.bfloat16)}
+    return compare(name, {"PyTorch": plain, **fast}, size, device)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the audio encoders and their front end.")
-    parser.add_argument("--seconds", type=float, default=10, help="length of a clip")
-    parser.add_argument("--clips", type=int, default=4, help="clips in a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="turns, of which the best counts")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    result = measure(options.seconds, options.clips, options.rounds, options.device)
-    if options.json:
-        setting = {"seconds": options.seconds, "clips": options.clips, "threads": options.threads, "device": str(options.device)}
-        print(json.dumps(setting | {"encoders": result}))
-        return
-    print(f"{options.clips} clips of {options.seconds:g} s, {options.threads} threads, {options.device}")
-    for name, ways in result.items():
-        for way, row in ways.items():
-            figures = f"{row['clips_per_second']:8.2f} clips/s  x{row['ratio']:5.2f}  error {row['relative_error']:.0e}"
-            print(f"{name:9} {way:13} {figures}")
-
-
-if __name__ == "__main__":
-    main()
+def cases(size: Size) -> dict[str, Case]:
+    """The benchmarks of this topic."""
+    names = pick(size, ("small",), tuple(ENCODERS), tuple(ENCODERS))  # the others differ in nothing but their weight
+    return {"log-mel": log_mel, **{name: partial(encoder, name) for name in names}}

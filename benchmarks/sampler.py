@@ -1,0 +1,169 @@
+"""Sampling x_0 over all candidates: the factored sampler against the plain loop, which calls the denoiser step by step.
+
+D = H = 512. The denoisers are trained for a moment on made-up pairs, since how peaked x_0 is decides part of the cost. The
+plain loop is timed on a slice of queries, candidates and steps and extrapolated, since its cost is proportional to each. The
+operations of the factored sampler count as 6 QNH a step, beside a float32 matrix product's on the same threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from diffatr_cli.core.denoiser import AttentionDenoiser
+from diffatr_cli.core.factored import FactoredDenoiser
+from diffatr_cli.core.sampler import ddim_sample, fast_ddim_sample
+from diffatr_cli.core.schedule import NoiseSchedule
+from diffatr_cli.core.scoring import diffusion_score_blocks
+from diffatr_cli.diffusion import denoising_loss
+
+from .common import Case, Row, Size, median, medians, pick, seconds
+
+STEPS = 50
+AUDIOCAPS = {"tiny": (20, 4), "quick": (500, 100), "full": (4785, 957)}
+"""Captions and clips of AudioCaps' test split."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A denoiser with queries (Q, D) and candidates (N, D) for it."""
+
+    denoiser: AttentionDenoiser
+    query: Tensor
+    candidates: Tensor
+    schedule: NoiseSchedule
+
+
+def make_task(size: Size, queries: int, n: int, chain: int = STEPS, device: str = "cpu") -> Task:
+    """Unit vectors, each query near one candidate, and a denoiser trained to find it."""
+    dim = pick(size, 16, 512, 512)
+    generator = torch.Generator().manual_seed(0)
+    candidates = torch.randn(n, dim, generator=generator)
+    candidates /= candidates.norm(dim=1, keepdim=True)  # in place: a million of them take 2 GB
+
+    def near(true: Tensor) -> Tensor:
+        return functional.normalize(true + 0.8 * torch.randn(true.shape, generator=generator) / dim**0.5, dim=1)
+
+    denoiser, schedule = AttentionDenoiser(dim, dim, generator=generator), NoiseSchedule.cosine(chain)
+    optimizer, x_0 = torch.optim.AdamW(denoiser.parameters(), lr=1e-3), torch.eye(32)
+    for _ in range(pick(size, 2, 50, 200)):
+        true = functional.normalize(torch.randn(32, dim, generator=generator), dim=1)
+        optimizer.zero_grad()
+        denoising_loss(denoiser, schedule, near(true), true, x_0, generator).backward()
+        optimizer.step()
+    query = near(candidates[torch.arange(queries) % n])
+    return Task(denoiser.to(device).eval(), query.to(device), candidates.to(device), schedule)
+
+
+def plain_loop(task: Task, steps: int, size: Size, device: str = "cpu", most_steps: int = 10) -> tuple[float, str]:
+    """Seconds of `ddim_sample` over the whole task, extrapolated from a slice large enough to run at full speed; and of what."""
+    pairs = 5_000 if device == "cpu" else 250_000
+    whole = len(task.query), len(task.candidates), steps
+    n = min(whole[1], pairs)
+    q, k = min(whole[0], pairs // n), min(steps, most_steps)
+    arguments = task.denoiser, task.query[:q], task.candidates[:n], task.schedule, k
+    measured = median(lambda: ddim_sample(*arguments), pick(size, 1, 1, 3), device)
+    return measured * (whole[0] / q) * (whole[1] / n) * (whole[2] / k), f"plain: from {q} x {n:,}, {k} steps"
+
+
+def score_all(task: Task) -> None:
+    """x0_hat of every query over all candidates, block by block, noise and preparation included."""
+    for _ in diffusion_score_blocks(task.denoiser, task.query, task.candidates, task.schedule):
+        pass
+
+
+def audiocaps(size: Size, device: str = "cpu") -> list[Row]:
+    """Every caption against every clip and the other way round, from embeddings to x0_hat."""
+    captions, clips = AUDIOCAPS[size]
+    rows, rounds = [], pick(size, 1, 2, 3)
+    for queries, n in ((captions, clips), (clips, captions)):
+        task = make_task(size, queries, n, device=device)
+        fast = median(partial(score_all, task), rounds, device)
+        plain, remark = plain_loop(task, STEPS, size, device, STEPS)
+        what = f"{queries:,} {'captions' if queries == captions else 'clips'} over {n:,}, {STEPS} steps"
+        rows.append(Row(what, fast, plain, remark=remark))
+    plain = sum(row.plain or 0 for row in rows)
+    goal = "goal: within 30 s, and at least 1000 times the plain loop, on two cores" if device == "cpu" else ""
+    return [*rows, Row("both directions", sum(row.fast for row in rows), plain, goal=goal)]
+
+
+def operations(size: Size, device: str = "cpu") -> list[Row]:
+    """Operations a second of a thousand queries over a thousand candidates, and of a matrix product, in turns."""
+    q = pick(size, 20, 200, 1000)
+    task = make_task(size, q, q, device=device)
+    prepared = FactoredDenoiser(task.denoiser).prepare(task.candidates)
+    noise = torch.randn(q, q, device=device)
+    square = torch.randn(2, *[pick(size, 64, 1024, 2048 if device == "cpu" else 8192)] * 2, device=device)
+    arguments = task.denoiser, task.query, prepared, task.schedule
+    ways = {"fast": lambda: fast_ddim_sample(*arguments, noise=noise), "product": lambda: square[0] @ square[1]}
+    took = medians(ways, pick(size, 1, 3, 7), device)
+    fast = 6 * q * q * task.query.shape[1] * STEPS / took["fast"] / 1e9
+    product = 2 * square.shape[1] ** 3 / took["product"] / 1e9
+    plain, remark = plain_loop(task, STEPS, size, device)
+    return [
+        Row(
+            f"{q:,} queries over {q:,}, operations",
+            fast,
+            product,
+            "Gop/s",
+            goal="goal: at least half of a matrix product's",
+            remark=f"plain: a float32 matrix product of {square.shape[1]} x {square.shape[1]}, GFLOP/s",
+        ),
+        Row(f"{q:,} queries over {q:,}, prepared", took["fast"], plain, remark=remark),
+    ]
+
+
+def million(size: Size, device: str = "cpu") -> list[Row]:
+    """One query over a million candidates, all of them, once they are prepared."""
+    n = pick(size, 100, 50_000, 1_000_000)
+    task, made = make_task(size, 1, n, device=device), []
+    preparing = seconds(lambda: made.append(FactoredDenoiser(task.denoiser).prepare(task.candidates)), device)
+    noise, arguments = torch.randn(1, n, device=device), (task.denoiser, task.query, made[0], task.schedule)
+    fast = median(lambda: fast_ddim_sample(*arguments, noise=noise), pick(size, 1, 3, 5), device)
+    plain, remark = plain_loop(task, STEPS, size, device)
+    goal = "goal: within 3 s after loading, in 8 GB" if device == "cpu" else ""
+    return [
+        Row(f"preparing {n:,} candidates, once", preparing),
+        Row(f"1 query over {n:,}, {STEPS} steps", fast, plain, goal=goal, remark=remark),
+    ]
+
+
+def growth(what: str, value: int, size: Size) -> list[Row]:
+    """One point of the curve of cost over `what` grows: candidates of one query, queries of 1000 candidates, or steps."""
+    base = pick(size, 10, 200, 1000)
+    queries, n, steps = {
+        "candidates": (1, value, STEPS),
+        "queries": (value, base, STEPS),
+        "steps": (100, base, value),
+    }[what]
+    task = make_task(size, queries, n, max(STEPS, steps))
+    prepared = FactoredDenoiser(task.denoiser).prepare(task.candidates)
+    noise = torch.randn(queries, n)
+    arguments = task.denoiser, task.query, prepared, task.schedule, steps
+    fast = median(lambda: fast_ddim_sample(*arguments, noise=noise), pick(size, 1, 2, 3))
+    plain, remark = plain_loop(task, steps, size)
+    return [Row(f"{queries:,} x {n:,}, {steps} steps", fast, plain, remark=remark, curve=(what, value))]
+
+
+CURVES = {
+    "candidates": (1_000, 10_000, 100_000, 1_000_000),
+    "queries": (1, 10, 100, 1_000, 10_000),
+    "steps": (5, 10, 20, 50, 100, 200),
+}
+"""What grows, and through which values; those of 100,000 and above are left out of quick runs."""
+
+
+def cases(size: Size) -> dict[str, Case]:
+    """The benchmarks of this topic."""
+    largest = pick(size, 10, 10_000, 1_000_000)
+    points = {
+        f"growth over {what}, {value}": partial(growth, what, value)
+        for what, values in CURVES.items()
+        for value in values
+        if value <= largest
+    }
+    return {"AudioCaps": audiocaps, "operations": operations, "million": million, **points}

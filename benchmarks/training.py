@@ -1,0 +1,141 @@
+"""One epoch of each phase with the small encoder, over 2400 ten-second clips with a caption each.
+
+Phase one reads cached log-mels and caption vectors while the next batch is cut out; plainly, every step computes log-mels by
+convolution and puts captions through the BERT first. Phase two reads cached embeddings; plainly, every step embeds its clips
+and captions first. The plain steps are timed on a few batches and extrapolated. Validation, the same in both, is left out.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffatr_cli.core.logmel import N_MELS, SAMPLE_RATE
+from diffatr_cli.core.towers import TwoTowers
+from diffatr_cli.data.logmels import STEPS_PER_DB, LogMels
+from diffatr_cli.diffusion import DenoiserPair
+from diffatr_cli.embeddings import CandidateBatches, TrainingViews
+from diffatr_cli.gallery import Captions
+from diffatr_cli.model import build_towers
+from diffatr_cli.pretrain import PhaseOne, Split, _overlapped_batches, epoch_batches
+from diffatr_cli.recipe import load_recipe
+from diffatr_cli.recipe_schema import Recipe
+
+from .common import Case, Row, Size, median, pick, seconds
+from .encoders import ConvolutionalLogMel
+
+SMALLER = ("pretrain.batch_size=4", "diffusion.batch_size=4", "audio.channels=[4,8]", "data.seconds=1", "model.dim=16")
+CNN14 = ("audio.encoder=cnn14", "audio.hop=320", "audio.time_stripe=64")
+
+
+def make_recipe(size: Size, *overrides: str) -> Recipe:
+    """The recipe of the composed scenes, for one epoch."""
+    return load_recipe("scenes-audiocaps", [*pick(size, SMALLER, (), ()), "pretrain.epochs=1", *overrides])
+
+
+def make_captions(clips: int) -> Captions:
+    """One caption a clip, ten words long."""
+    texts = [f"a dog barks while rain falls and car {i} passes" for i in range(clips)]
+    return Captions(texts, np.arange(clips), np.arange(clips + 1))
+
+
+def waveforms(recipe: Recipe, clips: int, device: str) -> Tensor:
+    """Noise, (clips, samples)."""
+    return 0.1 * torch.randn(clips, int(recipe.data.seconds * SAMPLE_RATE), device=device)
+
+
+def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) -> list[Row]:
+    """An epoch of contrastive training."""
+    recipe, plain_recipe = make_recipe(size, *overrides), make_recipe(size, *overrides, "pretrain.precision=fp32")
+    clips = pick(size, 8, 320, 2400)
+    rng, frames = np.random.default_rng(0), int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
+    values = rng.integers(-80 * STEPS_PER_DB, 0, (clips * frames, N_MELS), np.int16)
+    logmels, captions = LogMels(values, np.arange(clips + 1) * frames), make_captions(clips)
+
+    torch.manual_seed(0)
+    phase = PhaseOne(recipe, torch.device(device))
+    train = Split(logmels, captions, torch.randn(clips, phase.towers.text_head[0].in_features))
+    steps = len(epoch_batches(captions, recipe.pretrain, 0, 0))
+
+    def epoch(until: int) -> None:
+        for step, rows, batch in _overlapped_batches(train, recipe, 0, steps, 0):
+            if step == until:
+                break
+            phase.step(train, rows, batch, 1e-4)
+
+    epoch(2)  # to warm up
+    fast = seconds(lambda: epoch(steps), device)
+
+    plain_phase = PhaseOne(plain_recipe, torch.device(device))
+    plain_phase.towers.to(memory_format=torch.contiguous_format)
+    front_end, without = ConvolutionalLogMel(recipe.audio.hop).to(device), Split(logmels, captions, None)
+    rows = epoch_batches(captions, recipe.pretrain, 0, 0)[0]
+    sound = waveforms(recipe, len(rows), device)
+
+    def plain_step() -> None:
+        with torch.no_grad():
+            batch = front_end(sound)
+        plain_phase.step(without, rows, batch, 1e-4)
+
+    rounds = pick(size, 1, 2, 4)
+    plain = median(plain_step, rounds, device) * steps
+    what = f"phase one, {recipe.audio.encoder}, {clips} clips of {recipe.data.seconds:g} s"
+    goal = "goal: about 20 s on two cores" if recipe.audio.encoder == "small" and device == "cpu" else ""
+    return [
+        Row(what, fast, plain, goal=goal, remark=f"{steps} steps of {len(rows)}; plain: {rounds} steps, extrapolated"),
+    ]
+
+
+def denoising_step(pair: DenoiserPair, optimizer: torch.optim.Optimizer, batches: CandidateBatches, inside: int) -> None:
+    """One optimizer step of phase two on cached embeddings."""
+    loss = pair.batch_loss(batches(0, inside), torch.Generator().manual_seed(inside))
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(pair.parameters(), pair.recipe.diffusion.clip_norm)
+    optimizer.step()
+
+
+@torch.no_grad()
+def embed(towers: TwoTowers, front_end: nn.Module, sound: Tensor, texts: list[str]) -> None:
+    """What each step of phase two computes when nothing is cached."""
+    towers.embed_logmel(front_end(sound))
+    towers.embed_tokens(*towers.text.tokenise(texts))
+
+
+def phase_two(overrides: tuple[str, ...], size: Size) -> list[Row]:
+    """An epoch of the denoisers of both directions."""
+    recipe = make_recipe(size, *overrides)
+    section, clips, dim = recipe.diffusion, pick(size, 8, 320, 2400), recipe.model.dim
+    torch.manual_seed(0)
+    views = TrainingViews(
+        functional.normalize(torch.randn(section.views, clips, dim), dim=-1),
+        functional.normalize(torch.randn(clips, dim), dim=-1),
+        torch.arange(clips),
+    )
+    batches, pair = CandidateBatches(views, section, 0), DenoiserPair(recipe)
+    optimizer = torch.optim.AdamW(pair.parameters(), lr=section.lr)
+
+    def epoch() -> None:
+        for inside in range(len(batches)):
+            denoising_step(pair, optimizer, batches, inside)
+
+    rounds = pick(size, 1, 2, 3)
+    fast = median(epoch, rounds)
+    towers, front_end = build_towers(recipe, pretrained=False).eval(), ConvolutionalLogMel(recipe.audio.hop)
+    towers.to(memory_format=torch.contiguous_format)
+    sound, texts = waveforms(recipe, section.batch_size, "cpu"), make_captions(section.batch_size).texts
+    plain = fast + median(lambda: embed(towers, front_end, sound, texts), 1 if recipe.audio.encoder == "cnn14" else rounds) * len(
+        batches
+    )
+    goal = "goal: at least 50 times"
+    remark = f"{len(batches)} steps of {section.batch_size}; plain: a few steps' encoders, extrapolated"
+    return [Row(f"phase two, {recipe.audio.encoder}, {clips} clips", fast, plain, goal=goal, remark=remark)]
+
+
+def cases(size: Size) -> dict[str, Case]:
+    """The benchmarks of this topic."""
+    return {"phase one": phase_one, "phase two": partial(phase_two, ()), "phase two, CNN14": partial(phase_two, CNN14)}

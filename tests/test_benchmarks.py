@@ -1,0 +1,100 @@
+"""Every benchmark runs at a tiny size and the document holds what they found. How fast anything is, is not tested."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+
+import pytest
+
+from benchmarks import __main__ as runner
+from benchmarks import report, startup
+from benchmarks.common import Row, Skip
+
+CASES = [(topic, name) for topic in runner.TOPICS for name in importlib.import_module(f"benchmarks.{topic}").cases("tiny")]
+
+
+@pytest.mark.parametrize(("topic", "name"), CASES)
+def test_every_benchmark_runs(topic, name, monkeypatch, request):
+    if topic == "startup":
+        run, python = request.getfixturevalue("trained"), startup.python
+        monkeypatch.setattr(startup, "make_run", lambda folder: run)
+        # Importing other people's packages in fresh processes takes seconds and shows nothing about this one.
+        monkeypatch.setattr(startup, "python", lambda *a: "" if str(a[1]).startswith(("import", "from")) else python(*a))
+    outcome = runner.run_case(topic, name, "tiny")
+    if "skipped" in outcome:
+        pytest.skip(outcome["skipped"])
+    assert outcome["rows"]
+    for row in outcome["rows"]:
+        assert all(math.isfinite(value) and value > 0 for value in (row["fast"], row["plain"] or 1, outcome["peak_gb"]))
+        assert row["what"] in report.printed(outcome)
+
+
+@pytest.mark.parametrize(("unit", "ratio"), [("s", 4), ("clips/s", 0.25)])
+def test_ratios_say_how_many_times_faster(unit, ratio):
+    assert Row("", fast=2, plain=8, unit=unit).ratio == ratio
+    assert Row("", fast=2, unit=unit).ratio is None
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (None, "s", ""),
+        (0.5, "s", "500 ms"),
+        (2e-5, "s", "20 us"),
+        (299, "s", "299 s"),
+        (600, "s", "10 min"),
+        (7.2e6, "s", "2,000 h"),
+        (1234.5, "clips/s", "1,234 clips/s"),
+        (0.01234, "Gop/s", "0.0123 Gop/s"),
+    ],
+)
+def test_amounts_are_told_in_three_digits(value, unit, text):
+    assert report.amount(value, unit) == text
+
+
+def test_one_command_makes_the_document(tmp_path, monkeypatch, capsys):
+    """A topic in processes of its own, kept as JSON; then a document of that and newer results, which win."""
+    pytest.importorskip("matplotlib")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *map(str, arguments)])
+        return runner.main()
+
+    kept, newer, document = tmp_path / "kept.json", tmp_path / "newer.json", tmp_path / "docs" / "performance.md"
+    assert run("--only", "metrics", "--size", "tiny", "--json", kept) == 0
+    assert "50 x 50, 5 relevant" in capsys.readouterr().out
+    first, *_ = json.loads(kept.read_text())
+    assert first["machine"]["threads"] >= 1
+    point = runner.run_case("sampler", "growth over steps, 5", "tiny")
+    newer.write_text(json.dumps([point, first | {"rows": [first["rows"][0] | {"fast": 123.0}]}]))
+    assert run("--from", kept, newer, "--document", document) == 0
+    text = document.read_text()
+    assert "123 s" in text
+    assert "50 x 50, 5 relevant" in text
+    assert "### How cost grows" in text
+    assert "performance.svg" in text
+    assert "<svg" in (document.parent / "performance.svg").read_text()
+
+
+def test_a_failed_benchmark_is_told_and_writes_no_document(tmp_path, monkeypatch, capsys):
+    def fail(*arguments):
+        if "--list" in arguments:
+            return {"metrics": ["text to audio"]}
+        raise runner.subprocess.CalledProcessError(1, arguments)
+
+    monkeypatch.setattr(runner, "in_child", fail)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--document", str(tmp_path / "p.md")])
+    assert runner.main() == 1
+    assert "metrics, text to audio: failed" in capsys.readouterr().out
+    assert not (tmp_path / "p.md").exists()
+
+
+def test_what_cannot_run_is_skipped(monkeypatch):
+    def unable(size):
+        raise Skip("no librosa here")
+
+    monkeypatch.setattr("benchmarks.prepare.cases", lambda size: {"auto": unable})
+    assert "skipped, no librosa here" in report.printed(runner.run_case("prepare", "auto", "tiny"))
