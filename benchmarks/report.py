@@ -134,7 +134,7 @@ def draw(curves: list[tuple[str, int, dict[str, Any], float]], path: Path) -> No
             above.loglog(values, [row["plain"] for _, _, row, _ in points], "o--", color="0.6", label="plain loop, extrapolated")
             above.loglog(values, [row["fast"] for _, _, row, _ in points], "o-", color="C0", label="factored")
             below.semilogx(values, [peak for _, _, _, peak in points], "o-", color="C0")
-            below.set(xlabel=what, ylim=(0, None))
+            below.set(xlabel=what, ylim=(0, 1.1 * max(peak for *_, peak in points)))
         first = figure.axes[0], figure.axes[len(groups)]
         first[0].set_ylabel("seconds")
         first[0].legend(frameon=False)
