@@ -43,6 +43,7 @@ HOP = 5 * SAMPLE_RATE
 FOLDER = ".diffatr"
 """Where the index lives inside the folder that it remembers."""
 
+_SUFFIXES = {suffix.encode() for suffix in AUDIO_SUFFIXES}
 _BATCH = 64  # windows embedded in one call
 _COMMIT_WINDOWS = 4096
 _COMMIT_SECONDS = 5.0  # a kill loses about so much work
@@ -158,15 +159,16 @@ def scan(corpus: Path, exclude: Path) -> tuple[dict[bytes, os.stat_result], list
             if below and identity in seen:
                 continue
             seen.add(identity)
+            prefix = os.path.join(below, b"") if below else b""
             with os.scandir(os.path.join(root, below)) as entries:
                 for entry in entries:
                     if entry.name.startswith(b"."):
                         continue
-                    path = os.path.join(below, entry.name)
+                    path = prefix + entry.name
                     with contextlib.suppress(OSError):  # a link to nothing, or gone meanwhile
                         if entry.is_dir():
                             (links if entry.is_symlink() else folders).append(path)
-                        elif os.path.splitext(os.fsdecode(entry.name))[1].lower() in AUDIO_SUFFIXES and entry.is_file():
+                        elif entry.name[entry.name.rfind(b".") :].lower() in _SUFFIXES and entry.is_file():
                             files[path] = entry.stat()
         except OSError as error:
             unlisted.append(Skipped(os.fsdecode(below) or ".", f"folder cannot be listed ({error.strerror})"))

@@ -17,7 +17,7 @@ from .core.audio_encoder import AudioEncoder, SmallCnn
 from .core.denoiser import AttentionDenoiser
 from .core.schedule import NoiseSchedule
 from .core.text import TextEncoder
-from .core.towers import TwoTowers
+from .core.towers import ProjectionHead, TwoTowers
 from .errors import DiffATRError, UsageError
 from .recipe_schema import AudioSection, Recipe
 from .runs import BEST, recipe_of
@@ -101,8 +101,12 @@ def build_schedule(recipe: Recipe) -> NoiseSchedule:
 class Retriever:
     """A trained model for inference: embeds sounds and captions as unit vectors, and holds the denoisers to score them.
 
-    The caption encoder is loaded when the first caption comes, and the audio encoder made fast when the first sound comes:
-    whoever indexes needs no captions, whoever asks an index needs no audio.
+    Each encoder is loaded when the first caption or sound comes: whoever indexes needs no captions, whoever asks an index
+    needs no audio.
+
+    Args:
+        heads: the projection heads, of audio and of text.
+        load_audio, load_text: load the encoders; both raise DiffATRError if the checkpoint does not fit the recipe.
 
     Attributes:
         model_id: hash of the encoders' checkpoint; vectors of different ids do not compare.
@@ -113,7 +117,8 @@ class Retriever:
     def __init__(
         self,
         recipe: Recipe,
-        towers: TwoTowers,
+        heads: tuple[ProjectionHead, ProjectionHead],
+        load_audio: Callable[[], AudioEncoder],
         load_text: Callable[[], TextEncoder],
         model_id: str,
         denoisers: dict[Direction, AttentionDenoiser],
@@ -121,7 +126,7 @@ class Retriever:
         device: torch.device,
     ) -> None:
         self.recipe = recipe
-        self.towers = towers.to(device).eval()
+        self._audio_head, self._text_head = (head.to(device).eval() for head in heads)
         self.model_id = model_id
         self.denoisers = {direction: denoiser.to(device).eval() for direction, denoiser in denoisers.items()}
         self.fusion_weights = fusion_weights
@@ -129,7 +134,7 @@ class Retriever:
         self.x0 = recipe.diffusion.x0
         self.dim = recipe.model.dim
         self.device = device
-        self._load_text = load_text
+        self._load_audio, self._load_text = load_audio, load_text
 
     @cached_property
     def _text(self) -> TextEncoder:
@@ -139,7 +144,7 @@ class Retriever:
     def _audio(self) -> AudioEncoder:
         from .core.inference import optimise_for_inference
 
-        return optimise_for_inference(self.towers.audio)
+        return optimise_for_inference(self._load_audio().to(self.device).eval())
 
     @torch.inference_mode()
     def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
@@ -147,12 +152,12 @@ class Retriever:
         from .core.inference import pooled_features
 
         pooled = pooled_features(self._audio, [torch.from_numpy(wave) for wave in waveforms])
-        return self.towers.embed_pooled_audio(pooled.to(self.device)).cpu().numpy()
+        return self._audio_head.embed(pooled.to(self.device)).cpu().numpy()
 
     @torch.inference_mode()
     def embed_text(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> (n, D) float32 unit vectors."""
-        return self.towers.embed_pooled_text(self._text.encode(captions).to(self.device)).cpu().numpy()
+        return self._text_head.embed(self._text.encode(captions).to(self.device)).cpu().numpy()
 
 
 def load_retriever(run: Path, device: str = "auto") -> Retriever:
@@ -164,27 +169,34 @@ def load_retriever(run: Path, device: str = "auto") -> Retriever:
     recipe = recipe_of(run)
     path = run / "pretrain" / BEST
     tensors, facts = load_weights(path)
-    kept = {k.removeprefix("towers."): v for k, v in tensors.items() if k.startswith("towers.")}
-    of_text = {k.removeprefix("text."): v for k, v in kept.items() if k.startswith("text.")}
-    if "text_head.0.weight" not in kept:
+    if not {"towers.audio_head.0.weight", "towers.text_head.0.weight"} <= tensors.keys():
         raise DiffATRError(f"{path}: these are not the encoders of a run. Train again with: diffatr pretrain")
-    features = kept["text_head.0.weight"].shape[1]
-    audio = build_audio_encoder(recipe.audio.model_copy(update={"weights": None}))
-    towers = TwoTowers(audio, None, features, recipe.model.dim, recipe.model.dropout)
-    fill(towers, {k: v for k, v in kept.items() if not k.startswith("text.")}, path)
+
+    def load_head(name: str) -> ProjectionHead:
+        state = _below(f"towers.{name}.", tensors)
+        head = ProjectionHead(state["0.weight"].shape[1], recipe.model.dim, recipe.model.dropout)
+        fill(head, state, path)
+        return head
+
+    def load_audio() -> AudioEncoder:
+        audio = build_audio_encoder(recipe.audio.model_copy(update={"weights": None}))
+        fill(audio, _below("towers.audio.", tensors), path)
+        return audio
 
     def load_text() -> TextEncoder:
         text = TextEncoder(recipe.text.encoder, recipe.text.pooling, recipe.text.max_tokens)
-        if of_text:
-            fill(text, of_text, path)
+        if tuned := _below("towers.text.", tensors):  # a frozen BERT is not in the checkpoint
+            fill(text, tuned, path)
         return text
 
-    denoisers, weights = load_denoisers(run, recipe, tensors, facts)
-    return Retriever(recipe, towers, load_text, weights_hash(path), denoisers, weights, resolve_device(device))
+    model_id = weights_hash(path)
+    denoisers, weights = _load_denoisers(run, recipe, tensors, facts, model_id)
+    heads = load_head("audio_head"), load_head("text_head")
+    return Retriever(recipe, heads, load_audio, load_text, model_id, denoisers, weights, resolve_device(device))
 
 
-def load_denoisers(
-    run: Path, recipe: Recipe, tensors: dict[str, Tensor], facts: dict[str, Any]
+def _load_denoisers(
+    run: Path, recipe: Recipe, tensors: dict[str, Tensor], facts: dict[str, Any], model_id: str
 ) -> tuple[dict[Direction, AttentionDenoiser], dict[Direction, float]]:
     """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds."""
     path, inside = run / "pretrain" / BEST, "denoisers."
@@ -193,18 +205,23 @@ def load_denoisers(
         if not path.is_file():
             return {}, {}
         tensors, facts = load_weights(path)
-        if facts["encoders"] != weights_hash(run / "pretrain" / BEST):
+        if facts["encoders"] != model_id:
             raise DiffATRError(
                 f"{path}: was trained on other encoders than {run / 'pretrain'} holds now. Run train-diffusion again."
             )
     denoisers: dict[Direction, AttentionDenoiser] = {}
     for direction in DIRECTIONS:
         denoisers[direction] = build_denoiser(recipe)
-        prefix = f"{inside}{direction}."
-        fill(denoisers[direction], {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, path)
+        fill(denoisers[direction], _below(f"{inside}{direction}.", tensors), path)
     return denoisers, facts["fusion_weights"]
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def weights_hash(path: Path) -> str:
     """A short hash of a checkpoint file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import filecmp
+import gc
 import io
 import json
 import math
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,9 +84,10 @@ def query(
         raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {corpus}, where the copies would be found as well.")
     names = [str(audio)] if audio is not None else _lines(texts or [])
 
-    from ..data.audio import load_audio
-    from ..index import CannotUpdate, no_sounds
-    from ..search import embed_sound, embed_texts, search
+    with _no_collection():
+        from ..data.audio import load_audio
+        from ..index import CannotUpdate, no_sounds
+        from ..search import embed_sound, embed_texts, search
 
     folder = _open(corpus, index_folder)
     sound = None if audio is None else load_audio(audio)  # before the model, which takes seconds
@@ -170,6 +173,17 @@ def register(app: typer.Typer) -> None:
     app.command("index")(index)
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect no garbage while modules load: there is next to none, and to look for it takes a tenth of a query's start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # or the first collection would look through all that was loaded
+        gc.enable()
+
+
 def _lines(texts: Sequence[str]) -> list[str]:
     """The texts to search for, `-` replaced by the lines of stdin."""
     lines = [
@@ -190,8 +204,9 @@ def _open(corpus: Path, index_folder: Path | None) -> FolderIndex:
 
 
 def _model(run: Path | None, runs: Path, device: str) -> Retriever:
-    from ..model import load_retriever
-    from ..runs import newest_run
+    with _no_collection():
+        from ..model import load_retriever
+        from ..runs import newest_run
 
     return load_retriever(newest_run(runs) if run is None else run, device)
 

@@ -18,6 +18,10 @@ class ProjectionHead(nn.Sequential):
     def __init__(self, features: int, dim: int, dropout: float = 0.0) -> None:
         super().__init__(nn.Linear(features, 2 * dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
 
+    def embed(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, F) -> unit vectors (B, D)."""
+        return functional.normalize(self(pooled).float(), dim=-1)
+
 
 class TwoTowers(nn.Module):
     """Audio and captions as unit vectors of one space, whose dot product is the cosine of Eq. 7.
@@ -39,11 +43,11 @@ class TwoTowers(nn.Module):
 
     def embed_pooled_audio(self, pooled: Tensor) -> Tensor:
         """Pooled audio features (B, F_audio) -> unit vectors (B, D)."""
-        return functional.normalize(self.audio_head(pooled).float(), dim=-1)
+        return self.audio_head.embed(pooled)
 
     def embed_pooled_text(self, pooled: Tensor) -> Tensor:
         """Pooled caption features (B, F_text) -> unit vectors (B, D)."""
-        return functional.normalize(self.text_head(pooled).float(), dim=-1)
+        return self.text_head.embed(pooled)
 
     def embed_logmel(self, logmel: Tensor) -> Tensor:
         """Log-mels (B, T, M) in dB -> unit vectors (B, D)."""
