@@ -95,7 +95,7 @@ def training_table(result: TrainingResult) -> Table:
     from ..report.tables import rows_table
 
     rows = [(key, f"{value:.3f}" if isinstance(value, float) else str(value)) for key, value in result.best.items()]
-    return rows_table("Chosen on the validation split", ("", ""), rows)
+    return rows_table("The epoch that validation chose", ("figure", "value"), rows)
 
 
 def register(app: typer.Typer) -> None:
