@@ -9,7 +9,7 @@ import typer
 
 from .console import Data, Device, Json, Runs, Seed, progress_bar, say, show
 
-QUERY = "a dog barking"
+QUERY = "rain"
 
 
 def demo(
