@@ -64,6 +64,11 @@ def encoder(request: pytest.FixtureRequest) -> AudioEncoder:
     return lived_in(MAKERS[request.param]())
 
 
+@pytest.fixture(autouse=True)
+def _winograd_in_slim_encoders_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffatr_cli.core.inference.WINOGRAD_CHANNELS", 32)
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)

@@ -21,7 +21,7 @@ from .winograd import WinogradConv
 
 BATCH_SAMPLES = 40 * SAMPLE_RATE  # of a batch, and of a piece of a long clip: some 300 MB inside CNN14
 MARGIN = 16  # feature frames beyond a piece that an encoder sees; ResNet38 reaches furthest, not quite 10
-WINOGRAD_CHANNELS = 32  # with fewer, transforming costs what multiplying saves
+WINOGRAD_CHANNELS = 128  # with fewer, transforming costs about what multiplying saves
 
 
 class FoldedConv(nn.Module):
