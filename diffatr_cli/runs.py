@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import shlex
@@ -128,7 +129,10 @@ def resume_command(command: str, arguments: Sequence[str], **options: object) ->
 
 
 class MetricsLog:
-    """`metrics.jsonl` and `metrics.csv` of a run, one row an epoch; rows beyond a resumed checkpoint are dropped."""
+    """`metrics.jsonl` and `metrics.csv` of a run, one row an epoch; rows beyond a resumed checkpoint are dropped.
+
+    Where TensorBoard is installed (extra `tensorboard`) the rows are curves in the run's `tensorboard` folder as well.
+    """
 
     def __init__(self, folder: Path, epochs_done: int = 0) -> None:
         self.folder = folder
@@ -139,12 +143,22 @@ class MetricsLog:
             else []
         )
         self.rows: list[dict[str, Any]] = rows[:epochs_done]
+        self._curves: Any = None
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
         self._write()
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one epoch's row to both files."""
+        """Add one epoch's row to both files, and to the curves."""
         self.rows.append(dict(row))
         self._write()
+        if self._curves is not None:
+            for name, value in row.items():
+                if name != "epoch":
+                    self._curves.add_scalar(name, value, row["epoch"])
+            self._curves.flush()
 
     def _write(self) -> None:
         # A training has at most hundreds of epochs, so writing all rows is as cheap as appending, and atomic.
