@@ -150,7 +150,8 @@ def train_diffusion(
             f"{run}: phase one has not been trained. Run first: {resume_command('pretrain', resume or [name], seed=seed)}"
         )
     command = resume_command("train-diffusion", resume or [name], data=data, runs=runs, seed=seed)
-    folder = open_phase(run, "diffusion", recipe, seed, command, f"{dataset.fingerprint} {weights_hash(encoders)}")
+    encoders_hash = weights_hash(encoders)
+    folder = open_phase(run, "diffusion", recipe, seed, command, f"{dataset.fingerprint} {encoders_hash}")
     train, val = embedded_splits(run, recipe, dataset, seed, place, progress)
     torch.manual_seed(seed)
     pair = DenoiserPair(recipe).to(place)
@@ -193,7 +194,7 @@ def train_diffusion(
                 best[direction] = {"epoch": epoch + 1, "weight": weight, "score": recall_sum(metrics)}
                 kept |= {f"{direction}.{k}": v.detach().clone() for k, v in pair.of(direction).state_dict().items()}
         log.append(row)
-        facts = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "best": best, "encoders": weights_hash(encoders)}
+        facts = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "best": best, "encoders": encoders_hash}
         save_weights(folder / BEST, kept, facts | {"fusion_weights": {d: best[d]["weight"] for d in DIRECTIONS}})
         save_state(
             folder / LAST, {"epoch": epoch + 1, "best": best, "model": pair.state_dict(), "optimizer": optimizer.state_dict()}

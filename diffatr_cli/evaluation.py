@@ -59,6 +59,8 @@ def evaluate(
     chosen = tuple(seeds) if seeds is not None else tuple(trained)
     if missing := sorted(set(chosen) - set(trained)):
         raise UsageError(f"{folder}: seeds {missing} were not trained, only {trained}. Train them with pretrain --seed N.")
+    if not chosen:
+        raise UsageError(f"{folder}: no seed has finished an epoch of phase one yet. Run pretrain again; it continues.")
     dataset = load_dataset(data, target)
     captions = Captions.of(dataset.split(split))
     metrics: dict[tuple[System, Direction], list[dict[str, float]]] = {}
@@ -128,8 +130,8 @@ def rank(
     section = retriever.recipe.evaluation
     blocks = diffusion_score_blocks(
         retriever.denoisers[direction],
-        queries.to(retriever.device),
-        candidates.to(retriever.device),
+        queries,
+        candidates,
         retriever.schedule,
         steps=steps or section.steps,
         eta=section.eta,

@@ -106,3 +106,11 @@ def test_cross_domain_goes_both_ways(workshop: Workshop, trained: Path, tmp_path
 def test_an_unprepared_target_names_the_command(workshop: Workshop, trained: Path) -> None:
     with pytest.raises(DiffATRError, match="diffatr prepare"):
         run(workshop, target="nothing")
+
+
+def test_a_run_without_a_finished_epoch_is_told(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny" / "seed-0" / "pretrain"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_bytes((trained / "pretrain" / "run.json").read_bytes())
+    with pytest.raises(UsageError, match="no seed has finished"):
+        evaluate("tones", "tones", data=workshop.data, runs=tmp_path, device="cpu")

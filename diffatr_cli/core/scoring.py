@@ -81,7 +81,8 @@ def diffusion_score_blocks(
         chunk: queries a block; None chooses by memory.
 
     Yields:
-        The rows, and their x0_hat (rows, N), zero outside the shortlist.
+        The rows, and their x0_hat (rows, N), zero outside the shortlist, on the device of the queries; the work is done on
+        that of the denoiser.
 
     Raises:
         ValueError: steps, eta, shortlist or draws out of range, or query_ids of another length.
@@ -91,7 +92,10 @@ def diffusion_score_blocks(
         raise ValueError(f"{len(queries)} queries need as many query_ids, got {len(ids)}")
     if draws < 1 or (shortlist is not None and shortlist < 1):
         raise ValueError(f"draws and shortlist must be at least 1, got {draws} and {shortlist}")
-    prepared = candidates if isinstance(candidates, PreparedCandidates) else FactoredDenoiser(denoiser).prepare(candidates)
+    if isinstance(candidates, PreparedCandidates):
+        prepared = candidates
+    else:
+        prepared = FactoredDenoiser(denoiser).prepare(candidates.to(denoiser.w_q.weight.device))
     embeddings = prepared.candidates[0]
     n, dim = embeddings.shape
     if shortlist is not None and shortlist >= n:
@@ -111,7 +115,7 @@ def diffusion_score_blocks(
                 own_noise = _noise_of(noise, listed)
                 own = fast_ddim_sample(denoiser, query, embeddings[listed], schedule, steps, eta, own_noise, x0=x0)
                 x0_hat.scatter_add_(1, listed, own)
-        yield rows, x0_hat.div_(draws)
+        yield rows, x0_hat.div_(draws).to(queries.device)
 
 
 def diffusion_scores(
