@@ -58,7 +58,7 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
 
     torch.manual_seed(0)
     phase = PhaseOne(recipe, torch.device(device))
-    train = Split(logmels, captions, torch.randn(clips, phase.towers.text_head[0].in_features))
+    train = Split(logmels, captions, torch.randn(clips, phase.towers.text_head[0].in_features), np.arange(clips))
     steps = len(epoch_batches(captions, recipe.pretrain, 0, 0))
 
     def epoch(until: int) -> None:
@@ -72,7 +72,7 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
 
     plain_phase = PhaseOne(plain_recipe, torch.device(device))
     plain_phase.towers.to(memory_format=torch.contiguous_format)
-    front_end, without = ConvolutionalLogMel(recipe.audio.hop).to(device), Split(logmels, captions, None)
+    front_end, without = ConvolutionalLogMel(recipe.audio.hop).to(device), Split(logmels, captions, None, np.arange(clips))
     rows = epoch_batches(captions, recipe.pretrain, 0, 0)[0]
     sound = waveforms(recipe, len(rows), device)
 
@@ -114,6 +114,7 @@ def phase_two(overrides: tuple[str, ...], size: Size) -> list[Row]:
     views = TrainingViews(
         functional.normalize(torch.randn(section.views, clips, dim), dim=-1),
         functional.normalize(torch.randn(clips, dim), dim=-1),
+        torch.arange(clips),
         torch.arange(clips),
     )
     batches, pair = CandidateBatches(views, section, 0), DenoiserPair(recipe)

@@ -30,11 +30,15 @@ NEIGHBOUR_BLOCK = 1024  # queries whose nearest others are sought at once
 
 @dataclass(frozen=True)
 class TrainingViews:
-    """The training split for phase two: audio (V, n, D), text (m, D), all of norm 1, and owner (m,), each caption's clip."""
+    """The training split for phase two: audio (V, n, D), text (m, D), all of norm 1, and owner (m,), each caption's clip.
+
+    sounds (n,) is equal for clips that are not negatives of one another (`Captions.sounds`).
+    """
 
     audio: Tensor
     text: Tensor
     owner: Tensor
+    sounds: Tensor
 
 
 def embedded_splits(
@@ -65,7 +69,8 @@ def embedded_splits(
             "val_text": _embed_captions(towers, val.texts, device),
         }
         save_weights(path, tensors, source)
-    views = TrainingViews(tensors["train_audio"], tensors["train_text"], torch.from_numpy(train.owner))
+    sounds = torch.from_numpy(train.sounds(recipe.data.same_captions))
+    views = TrainingViews(tensors["train_audio"], tensors["train_text"], torch.from_numpy(train.owner), sounds)
     return views, Gallery(tensors["val_audio"], tensors["val_text"], val.owner)
 
 
@@ -113,10 +118,9 @@ class CandidateBatches:
         self.nearest: dict[Direction, Tensor] = {}
         if section.candidates != "batch" and section.negatives == "nearest":
             audio = functional.normalize(views.audio.mean(0), dim=1)
-            clips = torch.arange(len(audio))
-            others = section.candidates - 1
-            self.nearest["t2a"] = nearest_others(views.text, audio, views.owner, clips, others)
-            self.nearest["a2t"] = nearest_others(audio, views.text, clips, views.owner, others)
+            of_text, others = views.sounds[views.owner], section.candidates - 1
+            self.nearest["t2a"] = nearest_others(views.text, audio, of_text, views.sounds, others)
+            self.nearest["a2t"] = nearest_others(audio, views.text, views.sounds, of_text, others)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -147,7 +151,7 @@ class CandidateBatches:
         drawn = torch.from_numpy(rng.choice(len(self.views.text), min(extra, len(self.views.text)), replace=False))
         more = self.views.owner[drawn]
         all_clips = torch.cat([clips, more])
-        x_0 = (clips[:, None] == all_clips[None]).float()
+        x_0 = (self.views.sounds[clips][:, None] == self.views.sounds[all_clips][None]).float()
         x_0 = x_0 / x_0.sum(1, keepdim=True)
         yield "t2a", text, torch.cat([audio, self._audio(more, rng)]), x_0
         yield "a2t", audio, torch.cat([text, self._jittered(self.views.text[drawn], rng)]), x_0
@@ -163,8 +167,8 @@ class CandidateBatches:
         return functional.normalize(vectors + noise * (self.section.jitter / vectors.shape[-1] ** 0.5), dim=-1)
 
 
-def nearest_others(queries: Tensor, candidates: Tensor, query_clips: Tensor, candidate_clips: Tensor, count: int) -> Tensor:
-    """For each query (Q, D) the `count` candidates (N, D) nearest by dot product that belong to another clip -> (Q, count).
+def nearest_others(queries: Tensor, candidates: Tensor, query_sounds: Tensor, candidate_sounds: Tensor, count: int) -> Tensor:
+    """For each query (Q, D) the `count` candidates (N, D) nearest by dot product that are another sound -> (Q, count).
 
     Fewer where there are not that many others.
     """
@@ -172,7 +176,7 @@ def nearest_others(queries: Tensor, candidates: Tensor, query_clips: Tensor, can
     for start in range(0, len(queries), NEIGHBOUR_BLOCK):
         block = slice(start, start + NEIGHBOUR_BLOCK)
         scores = queries[block] @ candidates.T
-        scores[query_clips[block][:, None] == candidate_clips[None]] = -torch.inf
-        largest_family = int(torch.bincount(candidate_clips).max())
+        scores[query_sounds[block][:, None] == candidate_sounds[None]] = -torch.inf
+        largest_family = int(torch.bincount(candidate_sounds).max())
         parts.append(scores.topk(min(count, len(candidates) - largest_family)).indices)
     return torch.cat(parts)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .core.losses import cosine_similarity
 from .core.metrics import retrieval_metrics
+from .core.text import normalise_caption
 from .core.towers import TwoTowers
 from .data.logmels import LogMels
 from .data.manifest import Clip
@@ -39,6 +40,28 @@ class Captions:
         counts = [len(clip.captions) for clip in clips]
         first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
         return cls([caption for clip in clips for caption in clip.captions], np.repeat(np.arange(len(clips)), counts), first)
+
+    def sounds(self, same_captions: str) -> np.ndarray:
+        """(n,) a number for each clip, equal for clips that are not negatives of one another.
+
+        With `negatives` every clip has its own. With `positives` clips that share a caption have one, and so have those that
+        are linked through others: the smallest index among them.
+        """
+        sound = np.arange(len(self.first) - 1)
+        if same_captions == "negatives":
+            return sound
+
+        def root(clip: int) -> int:
+            while sound[clip] != clip:
+                sound[clip] = sound[sound[clip]]
+                clip = int(sound[clip])
+            return clip
+
+        first_with: dict[str, int] = {}
+        for text, clip in zip(self.texts, self.owner.tolist(), strict=True):
+            a, b = root(clip), root(first_with.setdefault(normalise_caption(text), clip))
+            sound[max(a, b)] = min(a, b)
+        return np.array([root(clip) for clip in range(len(sound))], dtype=int)
 
 
 @dataclass(frozen=True)
@@ -79,7 +102,8 @@ def cosine_metrics(gallery: Gallery) -> dict[Direction, dict[str, float]]:
 def embed_logmels(towers: TwoTowers, logmels: LogMels, device: torch.device, bf16: bool = False) -> Tensor:
     """Every clip of a split, whole, in evaluation mode -> unit vectors (n, D) on the CPU.
 
-    Clips are batched with others of exactly their length, so that no vector depends on padding or on its batch.
+    Clips are batched with others of exactly their length, so that no vector depends on padding or on its batch. Those too short
+    for a feature frame are padded with silence up to one.
     """
     towers.eval()
     out: list[Tensor | None] = [None] * len(logmels)
@@ -89,7 +113,7 @@ def embed_logmels(towers: TwoTowers, logmels: LogMels, device: torch.device, bf1
         for start in range(0, len(members), size):
             part = members[start : start + size]
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                pooled = towers.audio.pooled(logmels.whole(part).to(device))
+                pooled = towers.audio.pooled(logmels.whole(part, towers.audio.reduction).to(device))
             for index, vector in zip(part, towers.embed_pooled_audio(pooled.float()).cpu(), strict=True):
                 out[index] = vector
     return torch.stack([vector for vector in out if vector is not None])

@@ -38,6 +38,8 @@ class Split:
     logmels: LogMels
     captions: Captions
     vectors: Tensor | None
+    sounds: np.ndarray
+    """(n,), equal for clips that are not negatives of one another (`Captions.sounds`)."""
 
 
 def pretrain(
@@ -69,7 +71,7 @@ def pretrain(
     phase = PhaseOne(recipe, place)
     train, val = (phase.read(dataset, split, progress) for split in ("train", "val"))
     section = recipe.pretrain
-    steps_per_epoch = len(epoch_batches(train.captions, section, seed, 0))
+    steps_per_epoch = len(epoch_batches(train.captions, section, seed, 0, train.logmels.offsets))
     total = section.epochs * steps_per_epoch
 
     state = load_state(folder / LAST) or {"step": 0, "best": {}, "loss": 0.0}
@@ -127,7 +129,8 @@ class PhaseOne(nn.Module):
         """A split, with everything cached that training does not change. Raises DiffATRError if it has no clips."""
         captions = Captions.of(dataset.split(name))
         vectors = None if self.recipe.text.finetune else self.text.encode(captions.texts)
-        return Split(cached_logmels(dataset, name, self.recipe.audio.hop, progress), captions, vectors)
+        logmels = cached_logmels(dataset, name, self.recipe.audio.hop, progress)
+        return Split(logmels, captions, vectors, captions.sounds(self.recipe.data.same_captions))
 
     @property
     def text(self) -> Any:
@@ -141,7 +144,7 @@ class PhaseOne(nn.Module):
             audio = self.towers.embed_logmel(logmels.to(self.device))
             text = self.embed_captions(train, rows)
         clips, place = np.unique(train.captions.owner[rows], return_inverse=True)
-        audio, clip_ids = audio[torch.from_numpy(place)], torch.from_numpy(clips[place])
+        audio, clip_ids = audio[torch.from_numpy(place)], torch.from_numpy(train.sounds[clips[place]])
         if self.denoisers is None:
             loss = nt_xent(audio, text, self.recipe.model.temperature, clip_ids)
         else:
@@ -203,18 +206,33 @@ def wants_bf16(precision: str, device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def epoch_batches(captions: Captions, section: PretrainSection, seed: int, epoch: int) -> list[np.ndarray]:
+POOL = 12  # batches' worth of items that are sorted by length at a time: few enough to leave the order random
+
+
+def epoch_batches(
+    captions: Captions, section: PretrainSection, seed: int, epoch: int, offsets: np.ndarray | None = None
+) -> list[np.ndarray]:
     """An epoch's batches as caption indices, grouped by clip; the same for the same seed and epoch.
 
     With items `pairs` a batch has batch_size captions; with `clips`, batch_size clips and captions_per_clip of each, or
     fewer where a clip has fewer. What does not fill a batch is left out of this epoch; every epoch has another order.
+
+    Args:
+        offsets: (n + 1,) where each clip's frames begin, which `by_length` needs.
     """
     rng = np.random.default_rng([seed, epoch])
     pairs = section.items == "pairs"
     items = len(captions.owner) if pairs else len(captions.first) - 1
     order = rng.permutation(items)
+    starts = np.arange(0, max(items - section.batch_size, 0) + 1, section.batch_size)
+    if section.by_length and offsets is not None:
+        lengths = np.diff(offsets)[captions.owner if pairs else slice(None)]
+        size = POOL * section.batch_size
+        pools = [order[start : start + size] for start in range(0, items, size)]
+        order = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
+        rng.shuffle(starts)
     batches = []
-    for start in range(0, max(items - section.batch_size, 0) + 1, section.batch_size):
+    for start in starts:
         chosen = np.sort(order[start : start + section.batch_size])
         if not pairs:
             spans = [np.arange(captions.first[clip], captions.first[clip + 1]) for clip in chosen]
@@ -223,19 +241,25 @@ def epoch_batches(captions: Captions, section: PretrainSection, seed: int, epoch
     return batches
 
 
+FRAME_STEP = 32  # batches are padded to a multiple of so many log-mel frames
+
+
 def _overlapped_batches(
     train: Split, recipe: Recipe, seed: int, steps_per_epoch: int, start: int
 ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
     """(step, caption indices, log-mels of their clips) from a step on; the next batch is cut out while this one trains."""
-    frames = int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
+    longest = int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
 
     def cut(step: int, rows: np.ndarray) -> tuple[int, np.ndarray, Tensor]:
         clips = np.unique(train.captions.owner[rows])
+        # Rounded up, so that a whole epoch has few shapes and every clip at least one feature frame.
+        needed = -(-max(map(train.logmels.frames, clips)) // FRAME_STEP) * FRAME_STEP
+        frames = min(longest, needed)
         return step, rows, train.logmels.crop(clips, frames, np.random.default_rng([seed, step, 1]))
 
     def plan() -> Iterator[tuple[int, np.ndarray]]:
         for epoch in range(start // steps_per_epoch, recipe.pretrain.epochs):
-            for inside, rows in enumerate(epoch_batches(train.captions, recipe.pretrain, seed, epoch)):
+            for inside, rows in enumerate(epoch_batches(train.captions, recipe.pretrain, seed, epoch, train.logmels.offsets)):
                 if epoch * steps_per_epoch + inside >= start:
                     yield epoch * steps_per_epoch + inside, rows
 

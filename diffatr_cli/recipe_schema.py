@@ -28,7 +28,14 @@ class DataSection(Section):
     """Which prepared data set to learn from, and how much of a clip one training item holds."""
 
     name: str = Field(default="clotho", min_length=1, description="folder under --data that `diffatr prepare` wrote")
-    seconds: Rate = Field(default=10.0, description="training clips are cut at random to this length, or padded up to it")
+    seconds: Rate = Field(
+        default=10.0,
+        description="training clips are cut at random to this length; shorter ones are padded to the longest of their batch",
+    )
+    same_captions: Literal["negatives", "positives"] = Field(
+        default="negatives",
+        description="`positives` takes clips that share a caption for the same sound: none is a negative of another",
+    )
 
 
 class AudioSection(Section):
@@ -44,6 +51,9 @@ class AudioSection(Section):
     spec_augment: bool = Field(default=True, description="mask two time and two mel stripes of every training clip (SpecAugment)")
     time_stripe: Positive = Field(default=64, description="longest time stripe, frames")
     mel_stripe: Positive = Field(default=8, description="widest mel stripe, bins")
+    perturb: bool = Field(
+        default=False, description="vary every training clip's speed, pitch, loudness, colour and background at random"
+    )
 
     @model_validator(mode="after")
     def _panns_front_end(self) -> Self:
@@ -87,6 +97,7 @@ class PretrainSection(Section):
     captions_per_clip: Positive = Field(
         default=1, description="with items `clips`: captions drawn for each clip of a batch, all of them positives"
     )
+    by_length: bool = Field(default=False, description="batches of clips of about one length, so that little is padded")
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: Rate = Field(default=1e-4, description="(peak) learning rate")
     schedule: Literal["step", "onecycle", "constant"] = Field(

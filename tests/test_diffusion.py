@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -33,7 +34,20 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def views(clips: int = 20, per_clip: int = 2, count: int = 3) -> TrainingViews:
     owner = torch.arange(clips).repeat_interleave(per_clip)
-    return TrainingViews(unit(count, clips, 8), unit(clips * per_clip, 8, seed=1), owner)
+    return TrainingViews(unit(count, clips, 8), unit(clips * per_clip, 8, seed=1), owner, torch.arange(clips))
+
+
+def test_clips_of_one_sound_are_true_together_and_no_negatives() -> None:
+    train = dataclasses.replace(views(), sounds=torch.arange(20) // 4)
+    for direction, query, candidates, x_0 in CandidateBatches(train, section(), seed=0)(0, 0):
+        for row in range(6):
+            same = [owner_of(c, train) // 4 == owner_of(query[row], train) // 4 for c in candidates]
+            assert x_0[row].tolist() == pytest.approx([1 / sum(same) if s else 0 for s in same]), direction
+    near = CandidateBatches(train, section(candidates=5, negatives="nearest"), seed=0)(0, 0)
+    for _, query, candidates, _ in near:
+        for row in range(6):
+            others = {owner_of(c, train) // 4 for c in candidates[row, 1:]}
+            assert owner_of(query[row], train) // 4 not in others
 
 
 def section(**fields: object) -> DiffusionSection:
@@ -78,7 +92,7 @@ def test_nearest_others_by_brute_force() -> None:
 
 
 def test_jitter_has_the_norm_it_says() -> None:
-    wide = TrainingViews(unit(1, 30, 256), unit(30, 256, seed=1), torch.arange(30))
+    wide = TrainingViews(unit(1, 30, 256), unit(30, 256, seed=1), torch.arange(30), torch.arange(30))
     _, query, _, _ = next(iter(CandidateBatches(wide, section(jitter=0.5), 0)(0, 0)))
     cosines = (query @ wide.text.T).amax(1)
     assert torch.allclose(cosines, torch.full((6,), 1 / (1 + 0.5**2) ** 0.5), atol=0.03)  # an orthogonal push of norm 0.5

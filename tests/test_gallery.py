@@ -7,8 +7,8 @@ import torch
 from conftest import Workshop
 
 from diffatr_cli.core.logmel import LogMel
-from diffatr_cli.data.logmels import cached_logmels
-from diffatr_cli.data.manifest import load_dataset, read_piece
+from diffatr_cli.data.logmels import LogMels, cached_logmels
+from diffatr_cli.data.manifest import Clip, load_dataset, read_piece
 from diffatr_cli.gallery import Captions, Gallery, cosine_metrics, embed_logmels
 from diffatr_cli.model import build_towers
 
@@ -74,3 +74,23 @@ def test_an_embedding_does_not_depend_on_its_neighbours(workshop: Workshop) -> N
         alone = towers.eval().embed_logmel(logmels.whole([i]))[0]
         assert torch.allclose(together[i], alone, atol=1e-5)
         assert abs(float(alone.detach().norm()) - 1) < 1e-5
+
+
+def test_clips_that_share_a_caption_are_one_sound() -> None:
+    texts = (("A dog barks.", "woof"), ("rain",), ("WOOF!", "a hound"), ("rain falls",), ("a hound",), ("rain",))
+    captions = Captions.of([Clip(str(i), "train", "", 1.0, some) for i, some in enumerate(texts)])
+    assert captions.sounds("negatives").tolist() == [0, 1, 2, 3, 4, 5]
+    assert captions.sounds("positives").tolist() == [0, 1, 0, 3, 0, 1]
+
+
+def test_a_clip_too_short_for_a_feature_frame_is_embedded_too(workshop: Workshop) -> None:
+    towers = build_towers(workshop.recipe())
+    short = towers.audio.reduction - 1
+    rng = np.random.default_rng(0)
+    values = rng.integers(-12_000, -2_000, (short + 40, 64)).astype(np.int16)
+    logmels = LogMels(values, np.array([0, short, short + 40]))
+    vectors = embed_logmels(towers, logmels, torch.device("cpu"))
+    padded = np.concatenate([values[:short], np.full((1, 64), -20_000, np.int16)])
+    alone = embed_logmels(towers, LogMels(padded, np.array([0, short + 1])), torch.device("cpu"))
+    assert torch.allclose(vectors[0], alone[0], atol=1e-6)
+    assert torch.isfinite(vectors).all()

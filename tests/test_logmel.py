@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffatr_cli.core.logmel import N_MELS, LogMel, mel_filters, spec_augment
+from diffatr_cli.core.logmel import N_MELS, SILENCE, LogMel, mel_filters, perturb, spec_augment
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -143,3 +143,57 @@ def test_spec_augment_draws_per_clip_and_by_its_generator() -> None:
     assert not torch.equal(one, other)
     assert len({clip.numpy().tobytes() for clip in one}) > 8
     assert 64 < (one == 0).all(2).sum(1).max() <= 126  # two stripes, of up to 63 frames each
+
+
+def perturbed(logmel: torch.Tensor, seed: int = 0, **settings: object) -> torch.Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        off = {"STRETCH": 0.0, "SHIFT": 0.0, "GAIN": 0.0, "COLOUR": 0.0, "BACKGROUND": (300.0, 300.0)}
+        for name, value in (off | settings).items():
+            patch.setattr(f"diffatr_cli.core.logmel.{name}", value)
+        torch.manual_seed(seed)
+        return perturb(logmel)
+
+
+def sweep() -> torch.Tensor:
+    """(2, 200, 64) dB: a ridge that climbs one bin every four frames, over a floor, then silence."""
+    frames, bins = torch.arange(200.0)[:, None], torch.arange(64.0)
+    ridge = -60 + 40 * torch.exp(-(((bins - 10 - frames / 4) / 2) ** 2))
+    ridge[150:] = SILENCE
+    return ridge.expand(2, -1, -1).clone()
+
+
+def test_perturb_with_nothing_to_vary_changes_nothing() -> None:
+    assert torch.allclose(perturbed(sweep()), sweep(), atol=1e-3)
+
+
+def test_perturb_changes_speed_pitch_and_loudness_as_it_says() -> None:
+    x = sweep()
+    gained = perturbed(x, GAIN=12.0) - x
+    for clip in range(2):
+        sound, silence = gained[clip, :150], gained[clip, 150:]
+        assert float(sound.max() - sound.min()) < 1e-3
+        assert 0.1 < abs(float(sound.mean())) <= 12
+        assert silence.abs().max() < 1e-3  # stays silence
+    assert gained[0, 0, 0] != gained[1, 0, 0]
+    shifted = perturbed(x, SHIFT=2.0)[:, 100].argmax(1).float() - x[:, 100].argmax(1).float()
+    assert (shifted.abs() <= 2.5).all()
+    seeds = range(8)
+    slopes = []
+    for seed in seeds:
+        top = perturbed(x, seed, STRETCH=0.2)[0, 20:100].argmax(1).double()
+        slopes.append(float(np.polyfit(np.arange(80), top, 1)[0] * 4))
+    assert all(0.77 < slope < 1.23 for slope in slopes)  # 1 as it was
+    assert max(slopes) - min(slopes) > 0.1
+
+
+def test_perturb_puts_another_clip_behind_at_the_level_it_says() -> None:
+    x = torch.full((2, 50, 64), float(SILENCE))
+    x[0, :, :32], x[1, :, 32:] = -20.0, -50.0
+    for seed in range(20):
+        y = perturbed(x, seed, BACKGROUND=(10.0, 10.0))
+        behind = [float(y[0, :, 40].mean()), float(y[1, :, 10].mean())]
+        for clip, level in enumerate((-20.0, -50.0)):
+            assert behind[clip] == pytest.approx(level - 10, abs=0.1) or behind[clip] == pytest.approx(SILENCE, abs=0.1)
+        if -99 < behind[0] and -99 < behind[1]:
+            return
+    raise AssertionError("no background in twenty tries")

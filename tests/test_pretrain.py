@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from diffatr_cli.data.manifest import Clip
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.gallery import Captions
-from diffatr_cli.pretrain import epoch_batches, learning_rate, pretrain
+from diffatr_cli.data.manifest import load_dataset
+from diffatr_cli.pretrain import PhaseOne, _overlapped_batches, epoch_batches, learning_rate, pretrain
+from diffatr_cli.progress import silent
 from diffatr_cli.recipe_schema import PretrainSection
 
 
@@ -115,6 +117,31 @@ def test_batches_visit_everything_once(counts: list[int], size: int, per_clip: i
     for batch, owner in zip(clips, owners, strict=True):
         assert len(set(batch)) == len(batch)
         assert all((owner == clip).sum() == min(per_clip, counts[clip]) for clip in set(owner))
+
+
+def test_batches_by_length_hold_clips_of_about_one_length() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(10, 1000, 960)
+    captions = Captions.of([Clip(str(i), "train", "", 1.0, ("x",)) for i in range(960)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    fields = {"items": "clips", "batch_size": 8}
+    plain = epoch_batches(captions, PretrainSection(**fields), 0, 0, offsets)
+    sorted_ = epoch_batches(captions, PretrainSection(by_length=True, **fields), 0, 0, offsets)
+    assert sorted(np.concatenate(sorted_)) == list(range(960))
+    padding = [sum(lengths[b].max() * len(b) - lengths[b].sum() for b in batches) / lengths.sum() for batches in (plain, sorted_)]
+    assert padding[1] < padding[0] / 3
+    longest = [lengths[batch].max() for batch in sorted_]
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3  # short and long ones take turns
+    again = epoch_batches(captions, PretrainSection(by_length=True, **fields), 0, 0, offsets)
+    assert all((a == b).all() for a, b in zip(sorted_, again, strict=True))
+
+
+def test_short_batches_are_padded_to_their_longest_clip(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = workshop.recipe("data.seconds=30")
+    phase = PhaseOne(recipe, torch.device("cpu"))
+    train = phase.read(load_dataset(workshop.data, "tones"), "train", silent)
+    shapes = {logmels.shape[1] for _, _, logmels in _overlapped_batches(train, recipe, 0, 3, 0)}
+    assert shapes == {64}  # of clips of up to 50 frames, where 30 s would be 1501
 
 
 def test_learning_rates() -> None:

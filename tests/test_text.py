@@ -87,3 +87,15 @@ def test_a_hub_model_that_was_fetched_before_needs_no_hub(
         bert_folder("somebody/bert")
     shutil.copytree(workshop.root / "bert", model / "snapshots" / "0123abcd")
     assert bert_folder("somebody/bert") == model / "snapshots" / "0123abcd"
+
+
+def test_equal_captions_are_embedded_once(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder(str(workshop.root / "bert"), "mean")
+    seen: list[str] = []
+    tokenise = encoder.tokenise
+    monkeypatch.setattr(encoder, "tokenise", lambda captions: seen.extend(captions) or tokenise(captions))
+    captions = ["Hiss!", "low tone", "hiss", "low tone", "a sound"]
+    vectors = encoder.encode(captions, batch_size=2)
+    assert sorted(seen) == ["a sound", "hiss", "low tone"]
+    for caption, vector in zip(captions, vectors, strict=True):
+        assert torch.allclose(vector, encoder.encode([caption])[0], atol=1e-6)

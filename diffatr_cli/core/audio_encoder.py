@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .logmel import N_MELS, WINDOW, LogMel, spec_augment
+from .logmel import N_MELS, WINDOW, LogMel, perturb, spec_augment
 
 
 class ConvBlock(nn.Module):
@@ -44,17 +44,26 @@ class AudioEncoder(nn.Module):
         features: F, the size of the pooled output.
         hop: samples between log-mel frames.
         dropout: probability, used by subclasses while training.
-        stripes: (time, mel) widths of SpecAugment while training, or None for no augmentation.
+        stripes: (time, mel) widths of SpecAugment while training, or None for none.
+        perturbed: whether clips go through `perturb` while training.
     """
 
     reduction: int
 
-    def __init__(self, features: int, hop: int = 320, dropout: float = 0.2, stripes: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        features: int,
+        hop: int = 320,
+        dropout: float = 0.2,
+        stripes: tuple[int, int] | None = None,
+        perturbed: bool = False,
+    ) -> None:
         super().__init__()
         self.features = features
         self.hop = hop
         self.dropout = dropout
         self.stripes = stripes
+        self.perturbed = perturbed
         self.log_mel = LogMel(hop)
         self.bn0 = nn.BatchNorm2d(N_MELS)
 
@@ -69,6 +78,8 @@ class AudioEncoder(nn.Module):
 
     def frames(self, logmel: Tensor) -> Tensor:
         """Log-mels (B, T, M) in dB -> frame features (B, T', F)."""
+        if self.training and self.perturbed:
+            logmel = perturb(logmel)
         x = self.bn0(logmel.unsqueeze(1).transpose(1, 3)).transpose(1, 3)
         if self.training and self.stripes is not None:
             x = spec_augment(x.squeeze(1), *self.stripes).unsqueeze(1)
@@ -100,8 +111,9 @@ class SmallCnn(AudioEncoder):
         hop: int = 640,
         dropout: float = 0.2,
         stripes: tuple[int, int] | None = None,
+        perturbed: bool = False,
     ) -> None:
-        super().__init__(channels[-1], hop, dropout, stripes)
+        super().__init__(channels[-1], hop, dropout, stripes, perturbed)
         self.reduction = 2 ** len(channels)
         self.stem = nn.Conv2d(1, channels[0], 3, stride=2, padding=1, bias=False)
         self.bn_stem = nn.BatchNorm2d(channels[0])

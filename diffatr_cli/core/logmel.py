@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 SAMPLE_RATE = 32000  # Hz
 WINDOW = 1024  # samples, 32 ms
@@ -16,6 +17,7 @@ F_MIN = 50.0  # Hz
 F_MAX = 14000.0  # Hz
 BINS = int(F_MAX * WINDOW / SAMPLE_RATE) + 1  # of the spectrum that any filter takes in
 FLOOR = 1e-10  # power below which the logarithm is cut: -100 dB
+SILENCE = 10 * float(np.log10(FLOOR))  # dB, what zero padding of the waveform gives
 
 
 def mel_filters() -> np.ndarray:
@@ -89,3 +91,40 @@ def spec_augment(
             keep = (place < start) | (place >= start + width)  # (B, size)
             masked &= keep.to(logmel.device).unsqueeze(3 - axis)
     return logmel * masked
+
+
+STRETCH = 0.2  # a clip becomes up to so much slower or faster
+SHIFT = 2.0  # mel bins, up or down
+GAIN = 12.0  # dB, up or down
+COLOUR = 4.0  # dB, standard deviation at each of the equaliser's knots
+KNOTS = 5  # of the equaliser, evenly spaced over the mels
+BACKGROUND = (8.0, 30.0)  # dB that another clip of the batch lies below, where it is put behind
+
+
+def perturb(logmel: Tensor) -> Tensor:
+    """What else the same sound might have been, drawn for each clip of (B, T, M) dB from torch's global generator.
+
+    In this order: speed (within 1 +- STRETCH) and pitch (within SHIFT bins) by interpolation; for half of the clips another
+    clip of the batch as a background; loudness (within GAIN) and a random equaliser. Silence stays silence.
+    """
+    clips, frames, mels = logmel.shape
+    speed = 1 + STRETCH * (2 * torch.rand(clips, 1) - 1)
+    shift = SHIFT * (2 * torch.rand(clips, 1) - 1)
+    # Coordinates of `grid_sample`: -1 is the outer edge of the first frame or bin, 1 that of the last.
+    at_frame = (2 * torch.arange(frames) + 1) / frames * speed - 1
+    at_bin = ((2 * (torch.arange(mels) + shift) + 1) / mels - 1).clamp(-1 + 1 / mels, 1 - 1 / mels)
+    shape = (clips, frames, mels)
+    grid = torch.stack([at_bin[:, None].expand(shape), at_frame[:, :, None].expand(shape)], 3).to(logmel)
+    heard = functional.grid_sample(logmel.unsqueeze(1) - SILENCE, grid, align_corners=False).squeeze(1)
+
+    power = heard.mul_(np.log(10) / 10).expm1_()  # in units of silence's, and silence's taken off
+    loudness = power.mean((1, 2)).clamp_min(1)
+    low, high = BACKGROUND
+    below = 10 ** (-(low + (high - low) * torch.rand(clips)) / 10) * (torch.rand(clips) < 0.5)
+    scale = below.to(power) * loudness / loudness.roll(1)
+    heard = (power + power.roll(1, 0) * scale[:, None, None]).log1p_().mul_(10 / np.log(10))
+
+    gain = GAIN * (2 * torch.rand(clips, 1) - 1)
+    knots = functional.interpolate(COLOUR * torch.randn(clips, 1, KNOTS), mels, mode="linear", align_corners=True)
+    change = (gain + knots.squeeze(1)).to(heard).unsqueeze(1)
+    return torch.where(heard > 1, (heard + change).clamp_min(0), heard) + SILENCE

@@ -46,8 +46,8 @@ class _Panns(AudioEncoder):
     published: Published
     reduction = 32
 
-    def __init__(self, dropout: float = 0.2, stripes: tuple[int, int] | None = None) -> None:
-        super().__init__(FEATURES, HOP, dropout, stripes)
+    def __init__(self, dropout: float = 0.2, stripes: tuple[int, int] | None = None, perturbed: bool = False) -> None:
+        super().__init__(FEATURES, HOP, dropout, stripes, perturbed)
 
     def pooled(self, logmel: Tensor) -> Tensor:
         # The last block's dropout came before the pooling; the authors' further dropout belongs to the head left out.
@@ -68,8 +68,8 @@ class Cnn14(_Panns):
 
     published = Published("Cnn14_mAP=0.431.pth", "541141fa2ee191a88f24a3219fff024e", 327428481)
 
-    def __init__(self, dropout: float = 0.2, stripes: tuple[int, int] | None = None) -> None:
-        super().__init__(dropout, stripes)
+    def __init__(self, dropout: float = 0.2, stripes: tuple[int, int] | None = None, perturbed: bool = False) -> None:
+        super().__init__(dropout, stripes, perturbed)
         self.conv_block1 = ConvBlock(1, 64)
         self.conv_block2 = ConvBlock(64, 128)
         self.conv_block3 = ConvBlock(128, 256)
@@ -126,8 +126,8 @@ class ResNet38(_Panns):
 
     published = Published("ResNet38_mAP=0.434.pth", "bf12f36aaabac4e0855e22d3c3239c1b", None)
 
-    def __init__(self, dropout: float = 0.2, stripes: tuple[int, int] | None = None) -> None:
-        super().__init__(dropout, stripes)
+    def __init__(self, dropout: float = 0.2, stripes: tuple[int, int] | None = None, perturbed: bool = False) -> None:
+        super().__init__(dropout, stripes, perturbed)
         self.conv_block1 = ConvBlock(1, 64)
         self.resnet = nn.Sequential()
         self.resnet.add_module("layer1", _layer(64, 64, 3, False, dropout))

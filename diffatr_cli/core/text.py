@@ -110,18 +110,21 @@ class TextEncoder(nn.Module):
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str], batch_size: int = 64) -> Tensor:
-        """Captions -> (B, F) float32 in their order, in evaluation mode, batched by length so that little is padded."""
+        """Captions -> (B, F) float32 in their order, in evaluation mode, batched by length so that little is padded.
+
+        Equal captions are embedded once.
+        """
         device = next(self.bert.parameters()).device
-        order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
-        pooled = torch.empty(len(captions), self.features)
+        different = sorted({normalise_caption(caption) for caption in captions}, key=lambda caption: (len(caption), caption))
+        row_of = {caption: row for row, caption in enumerate(different)}
+        pooled = torch.empty(len(different), self.features)
         training = self.training
         self.eval()
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            ids, mask = self.tokenise([captions[i] for i in rows])
-            pooled[rows] = self(ids.to(device), mask.to(device)).float().cpu()
+        for start in range(0, len(different), batch_size):
+            ids, mask = self.tokenise(different[start : start + batch_size])
+            pooled[start : start + batch_size] = self(ids.to(device), mask.to(device)).float().cpu()
         self.train(training)
-        return pooled
+        return pooled[[row_of[normalise_caption(caption)] for caption in captions]]
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:

@@ -16,15 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..core.logmel import FLOOR, N_MELS, LogMel
+from ..core.logmel import N_MELS, SILENCE, LogMel
 from ..errors import DiffATRError
 from ..files import replacing
 from ..progress import Progress, silent
 from .manifest import Clip, Dataset, read_piece
 
 STEPS_PER_DB = 200
-SILENCE = 10 * np.log10(FLOOR)  # dB, what zero padding of the waveform would give
-
 
 Indices = Sequence[int] | NDArray[np.integer]
 
@@ -43,10 +41,12 @@ class LogMels:
         """How many frames clip `index` has."""
         return int(self.offsets[index + 1] - self.offsets[index])
 
-    def whole(self, indices: Indices) -> Tensor:
-        """Clips of one length, whole: (B, T, M) dB float32."""
-        clips = [self.values[self.offsets[i] : self.offsets[i + 1]] for i in indices]
-        return torch.from_numpy(np.stack(clips)).float().div_(STEPS_PER_DB)
+    def whole(self, indices: Indices, at_least: int = 1) -> Tensor:
+        """Clips of one length, whole, padded with silence to `at_least` frames: (B, T, M) dB float32."""
+        clips = np.stack([self.values[self.offsets[i] : self.offsets[i + 1]] for i in indices])
+        short = max(0, at_least - clips.shape[1])
+        padded = np.pad(clips, ((0, 0), (0, short), (0, 0)), constant_values=round(SILENCE * STEPS_PER_DB))
+        return torch.from_numpy(padded).float().div_(STEPS_PER_DB)
 
     def crop(self, indices: Indices, frames: int, rng: np.random.Generator) -> Tensor:
         """A random stretch of `frames` frames of each clip, padded with silence where the clip is shorter: (B, T, M) dB."""
