@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .calibration import calibrate
 from .checkpoint import load_state, load_weights, save_state, save_weights
 from .core.denoiser import AttentionDenoiser
 from .core.losses import cosine_similarity, generation_loss
@@ -21,7 +22,7 @@ from .core.scoring import diffusion_scores, fuse
 from .data.manifest import load_dataset
 from .embeddings import CandidateBatches, embedded_splits
 from .errors import DiffATRError, UsageError
-from .gallery import Gallery, recall_sum
+from .gallery import Captions, Gallery, recall_sum
 from .model import DIRECTIONS, Direction, build_denoiser, build_schedule, resolve_device, weights_hash
 from .progress import Progress, silent
 from .recipe_schema import Recipe
@@ -199,5 +200,19 @@ def train_diffusion(
         save_state(
             folder / LAST, {"epoch": epoch + 1, "best": best, "model": pair.state_dict(), "optimizer": optimizer.state_dict()}
         )
+    tensors, facts = load_weights(folder / BEST)
+    if "calibration" not in facts:
+        progress(total, total, "calibrating scores")
+        pair.load_state_dict(pair.state_dict() | tensors)
+        fitted = calibrate(
+            val,
+            Captions.of(dataset.split("val")),
+            {d: pair.of(d).eval() for d in DIRECTIONS},
+            facts["fusion_weights"],
+            pair.schedule,
+            recipe,
+            seed,
+        )
+        save_weights(folder / BEST, tensors, facts | {"calibration": fitted and fitted.to_json()})
     chosen = {f"{d}_{key}": value for d in DIRECTIONS for key, value in best[d].items()}
     return TrainingResult(folder, chosen, time.monotonic() - began)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .checkpoint import fill, load_weights
 from .core.audio_encoder import AudioEncoder, SmallCnn
+from .core.calibration import Calibration
 from .core.denoiser import AttentionDenoiser
 from .core.schedule import NoiseSchedule
 from .core.text import TextEncoder
@@ -45,10 +46,12 @@ def build_audio_encoder(section: AudioSection) -> AudioEncoder:
     if section.encoder == "small":
         if section.weights is not None:
             raise UsageError("audio.weights: PANNs weights fit cnn14 and resnet38, not the small encoder")
-        return SmallCnn(section.channels, section.hop, section.dropout, stripes)
+        return SmallCnn(section.channels, section.hop, section.dropout, stripes, section.perturb)
     from .core.panns import Cnn14, ResNet38, load_panns
 
-    encoder = (Cnn14 if section.encoder == "cnn14" else ResNet38)(dropout=section.dropout, stripes=stripes)
+    encoder = (Cnn14 if section.encoder == "cnn14" else ResNet38)(
+        dropout=section.dropout, stripes=stripes, perturbed=section.perturb
+    )
     if section.weights is not None:
         load_panns(encoder, Path(section.weights).expanduser())
     return encoder
@@ -112,6 +115,7 @@ class Retriever:
         model_id: hash of the encoders' checkpoint; vectors of different ids do not compare.
         denoisers: by direction; empty where the run has no phase two.
         fusion_weights: by direction, chosen on validation.
+        calibration: what scores are worth; None where phase two did not fit it, or there is none.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class Retriever:
         model_id: str,
         denoisers: dict[Direction, AttentionDenoiser],
         fusion_weights: dict[Direction, float],
+        calibration: Calibration | None,
         device: torch.device,
     ) -> None:
         self.recipe = recipe
@@ -130,6 +135,7 @@ class Retriever:
         self.model_id = model_id
         self.denoisers = {direction: denoiser.to(device).eval() for direction, denoiser in denoisers.items()}
         self.fusion_weights = fusion_weights
+        self.calibration = calibration
         self.schedule = build_schedule(recipe)
         self.x0 = recipe.diffusion.x0
         self.dim = recipe.model.dim
@@ -190,20 +196,29 @@ def load_retriever(run: Path, device: str = "auto") -> Retriever:
         return text
 
     model_id = weights_hash(path)
-    denoisers, weights = _load_denoisers(run, recipe, tensors, facts, model_id)
+    denoisers, weights, calibration = _load_denoisers(run, recipe, tensors, facts, model_id)
     heads = load_head("audio_head"), load_head("text_head")
-    return Retriever(recipe, heads, load_audio, load_text, model_id, denoisers, weights, resolve_device(device))
+    return Retriever(recipe, heads, load_audio, load_text, model_id, denoisers, weights, calibration, resolve_device(device))
+
+
+def shipped_model() -> Path:
+    """The seed folder of `diffatr-small`, the model inside the package. Raises DiffATRError if it was left out."""
+    folder = Path(__file__).parent / "models" / "diffatr-small"
+    if not (folder / "pretrain" / BEST).is_file():
+        raise DiffATRError(f"{folder}: the model is missing from this installation. Install again, or name a run with --run.")
+    return folder
 
 
 def _load_denoisers(
     run: Path, recipe: Recipe, tensors: dict[str, Tensor], facts: dict[str, Any], model_id: str
-) -> tuple[dict[Direction, AttentionDenoiser], dict[Direction, float]]:
-    """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds."""
+) -> tuple[dict[Direction, AttentionDenoiser], dict[Direction, float], Calibration | None]:
+    """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds; with their
+    fusion weights and calibration."""
     path, inside = run / "pretrain" / BEST, "denoisers."
     if recipe.model.strategy != "gen":
         path, inside = run / "diffusion" / BEST, ""
         if not path.is_file():
-            return {}, {}
+            return {}, {}, None
         tensors, facts = load_weights(path)
         if facts["encoders"] != model_id:
             raise DiffATRError(
@@ -213,7 +228,8 @@ def _load_denoisers(
     for direction in DIRECTIONS:
         denoisers[direction] = build_denoiser(recipe)
         fill(denoisers[direction], _below(f"{inside}{direction}.", tensors), path)
-    return denoisers, facts["fusion_weights"]
+    fitted = facts.get("calibration")
+    return denoisers, facts["fusion_weights"], Calibration.from_json(fitted) if fitted else None
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

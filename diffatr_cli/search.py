@@ -13,24 +13,45 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .core.calibration import presence_features
 from .core.denoiser import AttentionDenoiser
 from .core.factored import FactoredDenoiser
-from .core.scoring import diffusion_scores, fuse
+from .core.scoring import diffusion_draws
 from .errors import UsageError
 from .index import Recordings, spans
 
 if TYPE_CHECKING:
-    from .model import Retriever
+    from .model import Direction, Retriever
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One found file: `path` below the searched folder, and the window in it that fits best, in seconds."""
+    """One found file: `path` below the searched folder, and the window in it that fits best, in seconds.
+
+    `score` is the probability that the window matches, or, of a model without calibration, cosine + weight * x0_hat.
+    """
 
     rank: int
     path: str
     start: float
     end: float
+    score: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found: hits, best first; `present`: the probability that anything searched matches, None if unknown."""
+
+    hits: list[Hit]
+    present: float | None
+
+
+@dataclass(frozen=True)
+class CaptionHit:
+    """One caption that fits a sound; `score` as a `Hit` has it."""
+
+    rank: int
+    caption: str
     score: float
 
 
@@ -52,14 +73,15 @@ def search(
     steps: int | None = None,
     min_score: float | None = None,
     seed: int = 0,
-) -> list[list[Hit]]:
+) -> list[Found]:
     """The best files for each query, best first, each with its best window; files of equal score in order of their paths.
 
     Stage one gives each window its cosine to the query, and each file its best window. Stage two runs the reverse chain over
     the windows of the `shortlist` best files, one a file, since windows of one recording would share out the probability
     among themselves; the score becomes cosine + weight * x0_hat, with the weight, eta and draws of the model's validation.
     Files beyond the shortlist keep their cosine. (A model trained by L_G alone has no weight; its shortlist is ranked by
-    x0_hat, and nothing else is found.)
+    x0_hat, and nothing else is found.) Where the model is calibrated, a hit's score is what that sum is worth as a
+    probability, and `present` comes from how far the generated distribution concentrates and how much it moves between draws.
 
     With `unwanted`, max(0, cosine to it) is subtracted in stage one, and so from the final score. Only the positive part:
     sounding unlike speech is no evidence for a dog, and would lift whatever is farthest from speech above the dogs.
@@ -67,7 +89,8 @@ def search(
     Args:
         queries: (Q, D) unit vectors, of texts or sounds.
         unwanted: (D,) unit vector of what the hits should not sound like.
-        refine: run stage two with the text-to-audio denoiser, if the model has it. For queries that are sounds there is none.
+        refine: the queries are texts: run stage two with the text-to-audio denoiser, if the model has it. For queries that
+            are sounds there is none.
         top: hits a query at most.
         steps: noise levels that the sampler visits; None takes the recipe's `evaluation.steps`.
         min_score: leave out hits that score less.
@@ -78,11 +101,13 @@ def search(
     """
     if top < 1 or shortlist < 1:
         raise UsageError(f"top and shortlist must be at least 1, got {top} and {shortlist}")
+    calibration = retriever.calibration
+    probability = calibration and (calibration.text_to_audio if refine else calibration.audio_to_audio)
     refine = refine and "t2a" in retriever.denoisers
-    if refine and steps is not None and not 1 <= steps <= len(retriever.schedule):
-        raise UsageError(f"steps must lie between 1 and this model's {len(retriever.schedule)}, got {steps}")
+    if refine:
+        _check_steps(retriever, steps)
     if not len(recordings):
-        return [[] for _ in queries]
+        return [Found([], None) for _ in queries]
     cosine = recordings.vectors @ queries.T.astype(np.float32)  # (W, Q)
     if unwanted is not None:
         cosine -= np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))[:, None]
@@ -93,44 +118,106 @@ def search(
         order = np.argsort(-of_file, kind="stable")[:depth]
         bounds = zip(recordings.offsets[order], recordings.offsets[order + 1], strict=True)
         windows = np.array([a + int(of_window[a:b].argmax()) for a, b in bounds])
-        scores = of_file[order].astype(np.float64)
+        scores, present = of_file[order].astype(np.float64), None
         if refine:
-            scores[:shortlist] = _refined(
-                retriever, query, recordings.vectors[windows[:shortlist]], scores[:shortlist], steps, seed
-            )
+            near = slice(shortlist)
+            x0_hat = _draws(retriever, "t2a", query, recordings.vectors[windows[near]], steps, seed)
+            if calibration:
+                present = float(calibration.presence(presence_features(scores[near], x0_hat)))
+            scores[near] = _fused(retriever, "t2a", scores[near], x0_hat.mean(0))
+        if probability:
+            scores = probability(scores[:, None])
         best = sorted(range(len(order)), key=lambda i: (-scores[i], order[i]))[:top]
         hits = []
         for rank, i in enumerate(best, 1):
             if min_score is None or scores[i] >= min_score:
                 start, end = recordings.spans[windows[i]].tolist()
                 hits.append(Hit(rank, recordings.paths[order[i]], start, end, float(scores[i])))
-        results.append(hits)
+        results.append(Found(hits, present))
     return results
 
 
-def _refined(
-    retriever: Retriever, query: np.ndarray, candidates: np.ndarray, cosine: np.ndarray, steps: int | None, seed: int
+def best_captions(
+    retriever: Retriever,
+    sound: np.ndarray,
+    captions: Sequence[str],
+    *,
+    top: int = 10,
+    shortlist: int = 100,
+    steps: int | None = None,
+    min_score: float | None = None,
+    seed: int = 0,
+) -> list[CaptionHit]:
+    """The captions that fit a sound best, best first; of equal score in the order given.
+
+    As `search`, with the audio-to-text denoiser over the `shortlist` best by cosine.
+
+    Args:
+        sound: (D,) unit vector.
+        captions: different texts.
+
+    Raises:
+        UsageError: as `search` and `embed_texts`.
+    """
+    if top < 1 or shortlist < 1:
+        raise UsageError(f"top and shortlist must be at least 1, got {top} and {shortlist}")
+    if "a2t" in retriever.denoisers:
+        _check_steps(retriever, steps)
+    if not captions:
+        return []
+    vectors = embed_texts(retriever, captions)
+    cosine = vectors @ sound.astype(np.float32)
+    order = np.argsort(-cosine, kind="stable")
+    scores = cosine[order].astype(np.float64)
+    if "a2t" in retriever.denoisers:
+        near = slice(shortlist)
+        x0_hat = _draws(retriever, "a2t", sound, vectors[order[near]], steps, seed).mean(0)
+        scores[near] = _fused(retriever, "a2t", scores[near], x0_hat)
+        if "a2t" not in retriever.fusion_weights:
+            order, scores = order[near], scores[near]
+    if retriever.calibration:
+        scores = retriever.calibration.audio_to_text(scores[:, None])
+    best = sorted(range(len(order)), key=lambda i: (-scores[i], order[i]))[:top]
+    return [
+        CaptionHit(rank, captions[order[i]], float(scores[i]))
+        for rank, i in enumerate(best, 1)
+        if min_score is None or scores[i] >= min_score
+    ]
+
+
+def _check_steps(retriever: Retriever, steps: int | None) -> None:
+    if steps is not None and not 1 <= steps <= len(retriever.schedule):
+        raise UsageError(f"steps must lie between 1 and this model's {len(retriever.schedule)}, got {steps}")
+
+
+def _draws(
+    retriever: Retriever, direction: Direction, query: np.ndarray, candidates: np.ndarray, steps: int | None, seed: int
 ) -> np.ndarray:
-    """Stage two for one query (D,) and S candidates (S, D) whose stage-one scores are `cosine` (S,): their final scores (S,)."""
-    denoiser, settings = retriever.denoisers["t2a"], retriever.recipe.evaluation
-    x0_hat = diffusion_scores(
-        denoiser,
-        torch.from_numpy(query[None]).to(retriever.device),
-        _factored(denoiser).prepare(torch.from_numpy(candidates).to(retriever.device)),
-        retriever.schedule,
-        steps=settings.steps if steps is None else steps,
-        eta=settings.eta,
-        draws=settings.draws,
-        seed=seed,
-        query_ids=[0],
-        x0=retriever.x0,
-    ).cpu()
-    if "t2a" in retriever.fusion_weights:
-        x0_hat = fuse(torch.from_numpy(cosine)[None], x0_hat, retriever.fusion_weights["t2a"])
-    return np.asarray(x0_hat[0])
+    """Stage two for one query (D,) and N candidates (N, D): x0_hat of each of the recipe's noise draws, (S, N)."""
+    settings = retriever.recipe.evaluation
+    return (
+        diffusion_draws(
+            torch.from_numpy(query).to(retriever.device),
+            _factored(retriever.denoisers[direction]).prepare(torch.from_numpy(candidates).to(retriever.device)),
+            retriever.schedule,
+            steps=settings.steps if steps is None else steps,
+            eta=settings.eta,
+            draws=settings.draws,
+            seed=seed,
+            x0=retriever.x0,
+        )
+        .cpu()
+        .numpy()
+    )
 
 
-@lru_cache(maxsize=1)
+def _fused(retriever: Retriever, direction: Direction, cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
+    """The final score, cosine + weight * x0_hat; of a model without a weight, x0_hat alone."""
+    weight = retriever.fusion_weights.get(direction)
+    return x0_hat.astype(np.float64) if weight is None else cosine + weight * x0_hat
+
+
+@lru_cache(maxsize=2)  # both directions of one model
 def _factored(denoiser: AttentionDenoiser) -> FactoredDenoiser:
     """A loaded model's denoiser multiplied out once, not at every search, where it would take most of the time."""
     return FactoredDenoiser(denoiser)

@@ -31,6 +31,7 @@ class FakeRetriever:
 
     device = "cpu"
     x0 = "softmax"
+    calibration = None
 
     def __init__(self, model_id="model-a", dim=DIM, phase_two=False):
         self.model_id, self.dim, self.embedded = model_id, dim, 0

@@ -3,11 +3,12 @@ import pytest
 import torch
 from fake_retriever import DIM, RATE, FakeRetriever, tone, write_tone
 
+from diffatr_cli.core.calibration import Calibration, Logistic, presence_features
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.errors import UsageError
 from diffatr_cli.index import FolderIndex, Recordings
-from diffatr_cli.search import Hit, embed_sound, embed_texts, search
+from diffatr_cli.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
 
 
 def unit(rng, *shape):
@@ -55,8 +56,9 @@ def assert_hits(hits, expected, recordings):
 def test_cosine_ranks_as_plain_loops_do(recordings, without):
     queries = unit(np.random.default_rng(1), 3)
     found = search(FakeRetriever(), recordings, queries, unwanted=without, top=7)
-    for query, hits in zip(queries, found, strict=True):
-        assert_hits(hits, best_windows(recordings, query, without)[:7], recordings)
+    for query, answer in zip(queries, found, strict=True):
+        assert answer.present is None
+        assert_hits(answer.hits, best_windows(recordings, query, without)[:7], recordings)
 
 
 def test_being_unlike_the_unwanted_is_no_merit():
@@ -66,13 +68,13 @@ def test_being_unlike_the_unwanted_is_no_merit():
     spans = np.array([[0.0, 1.0]] * 3)
     hits = search(
         FakeRetriever(), Recordings(["like", "opposite", "plain"], np.arange(4), spans, vectors), query[None], unwanted=unwanted
-    )[0]
+    )[0].hits
     assert [(hit.path, round(hit.score, 6)) for hit in hits] == [("opposite", 0.6), ("plain", 0.5), ("like", -0.2)]
 
 
 def test_equal_scores_come_in_order_of_paths(recordings):
     same = Recordings(recordings.paths, np.arange(41), recordings.spans[:40], np.tile(unit(np.random.default_rng(2)), (40, 1)))
-    hits = search(FakeRetriever(), same, unit(np.random.default_rng(3), 1), top=5)[0]
+    hits = search(FakeRetriever(), same, unit(np.random.default_rng(3), 1), top=5)[0].hits
     assert [hit.path for hit in hits] == recordings.paths[:5]
 
 
@@ -87,19 +89,19 @@ def test_diffusion_refines_the_best_windows_of_the_shortlist(recordings, steps):
     )[0]
     refined = [(cosine + 0.7 * float(x), path, row) for (cosine, path, row), x in zip(ranked, x0_hat, strict=False)]
     expected = sorted([*refined, *ranked[12:]], key=lambda each: -each[0])[:20]
-    hits = search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=5)[0]
+    hits = search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=5)[0].hits
     assert_hits(hits, expected, recordings)
-    other = search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=6)[0]
+    other = search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=6)[0].hits
     assert [hit.score for hit in hits] != [hit.score for hit in other]
-    assert hits == search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=5)[0]
+    assert hits == search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=5)[0].hits
 
 
 def test_without_a_fusion_weight_the_shortlist_is_ranked_by_x0_hat(recordings):
     retriever, query = FakeRetriever(phase_two=True), unit(np.random.default_rng(4), 1)
-    cosine = {hit.path: hit.score for hit in search(retriever, recordings, query, top=40, shortlist=12, refine=False)[0]}
-    fused = {hit.path: hit.score for hit in search(retriever, recordings, query, top=40, shortlist=12)[0]}
+    cosine = {hit.path: hit.score for hit in search(retriever, recordings, query, top=40, shortlist=12, refine=False)[0].hits}
+    fused = {hit.path: hit.score for hit in search(retriever, recordings, query, top=40, shortlist=12)[0].hits}
     del retriever.fusion_weights["t2a"]
-    alone = search(retriever, recordings, query, top=40, shortlist=12)[0]
+    alone = search(retriever, recordings, query, top=40, shortlist=12)[0].hits
     assert len(alone) == 12
     np.testing.assert_allclose(
         [hit.score for hit in alone], [(fused[hit.path] - cosine[hit.path]) / 0.7 for hit in alone], atol=1e-5
@@ -110,21 +112,21 @@ def test_without_a_fusion_weight_the_shortlist_is_ranked_by_x0_hat(recordings):
 def test_a_query_does_not_depend_on_the_queries_beside_it(recordings):
     retriever, queries = FakeRetriever(phase_two=True), unit(np.random.default_rng(6), 3)
     together = search(retriever, recordings, queries)
-    for query, hits in zip(queries, together, strict=True):
-        for one, beside in zip(search(retriever, recordings, query[None])[0], hits, strict=True):
+    for query, answer in zip(queries, together, strict=True):
+        for one, beside in zip(search(retriever, recordings, query[None])[0].hits, answer.hits, strict=True):
             assert (one.rank, one.path, one.start) == (beside.rank, beside.path, beside.start)
             assert one.score == pytest.approx(beside.score, abs=1e-6)
 
 
 def test_min_score_and_wrong_numbers(recordings):
     retriever, query = FakeRetriever(phase_two=True), unit(np.random.default_rng(7), 1)
-    everything = search(retriever, recordings, query, top=40)[0]
-    assert search(retriever, recordings, query, top=40, min_score=0.2)[0] == [hit for hit in everything if hit.score >= 0.2]
+    everything = search(retriever, recordings, query, top=40)[0].hits
+    assert search(retriever, recordings, query, top=40, min_score=0.2)[0].hits == [hit for hit in everything if hit.score >= 0.2]
     for wrong in ({"top": 0}, {"shortlist": 0}, {"steps": 11}, {"steps": 0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             search(retriever, recordings, query, **wrong)
     empty = Recordings([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, 1), np.float32))
-    assert search(retriever, empty, query) == [[]]
+    assert search(retriever, empty, query) == [Found([], None)]
 
 
 def test_sounds_and_texts_find_their_like(tmp_path):
@@ -139,10 +141,10 @@ def test_sounds_and_texts_find_their_like(tmp_path):
     index.update(retriever)
     recordings = index.read(retriever.model_id)
     for hz in (200, 900, 4000):
-        assert search(retriever, recordings, embed_texts(retriever, [f"{hz} Hz"]), top=1)[0][0].path == f"{hz}.wav"
-    hit = search(retriever, recordings, embed_texts(retriever, ["2000 Hz"]), top=1)[0][0]
+        assert search(retriever, recordings, embed_texts(retriever, [f"{hz} Hz"]), top=1)[0].hits[0].path == f"{hz}.wav"
+    hit = search(retriever, recordings, embed_texts(retriever, ["2000 Hz"]), top=1)[0].hits[0]
     assert (hit.path, hit.start, hit.end) == ("long.wav", 30, 40)
-    hit = search(retriever, recordings, embed_sound(retriever, tone(900, 2))[None], refine=False, top=1)[0][0]
+    hit = search(retriever, recordings, embed_sound(retriever, tone(900, 2))[None], refine=False, top=1)[0].hits[0]
     assert hit == Hit(1, "900.wav", 0, 2, pytest.approx(1, abs=1e-3))
 
 
@@ -156,3 +158,91 @@ def test_a_long_sound_is_the_mean_of_its_windows():
 def test_a_text_needs_words(text):
     with pytest.raises(UsageError, match="nothing to search for"):
         embed_texts(FakeRetriever(), [text])
+
+
+CALIBRATION = Calibration(
+    text_to_audio=Logistic((3.0,), -1.0),
+    audio_to_text=Logistic((2.0,), 0.5),
+    audio_to_audio=Logistic((5.0,), -2.0),
+    presence=Logistic((1.0, 2.0, -0.5, 0.25, -3.0), 0.1),
+)
+
+
+def calibrated(draws=3):
+    retriever = FakeRetriever(phase_two=True)
+    retriever.calibration = CALIBRATION
+    retriever.recipe.evaluation.draws = draws
+    return retriever
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_calibrated_scores_are_probabilities_in_the_same_order(recordings):
+    query = unit(np.random.default_rng(12), 1)
+    plain, sure = FakeRetriever(phase_two=True), calibrated(draws=1)
+    raw, worth = (search(model, recordings, query, top=40, shortlist=12)[0].hits for model in (plain, sure))
+    assert [hit.path for hit in raw] == [hit.path for hit in worth]
+    np.testing.assert_allclose([hit.score for hit in worth], [sigmoid(3 * hit.score - 1) for hit in raw], atol=1e-9)
+    raw, worth = (search(model, recordings, query, top=40, refine=False)[0] for model in (plain, sure))
+    np.testing.assert_allclose([hit.score for hit in worth.hits], [sigmoid(5 * hit.score - 2) for hit in raw.hits], atol=1e-9)
+    assert worth.present is None
+
+
+def test_presence_comes_from_all_draws_over_the_shortlist(recordings):
+    retriever, query = calibrated(), unit(np.random.default_rng(13))
+    ranked = best_windows(recordings, query)[:12]
+    vectors = torch.from_numpy(recordings.vectors[[row for *_, row in ranked]])
+    draws = [
+        ddim_sample(
+            retriever.denoisers["t2a"],
+            torch.from_numpy(query[None]),
+            vectors,
+            retriever.schedule,
+            eta=0.5,
+            noise=query_noise(5, [0], 12, draw),
+        )[0].numpy()
+        for draw in range(3)
+    ]
+    features = presence_features(np.array([score for score, *_ in ranked]), np.stack(draws))
+    expected = sigmoid(features @ CALIBRATION.presence.weights + CALIBRATION.presence.bias)
+    found = search(retriever, recordings, query[None], shortlist=12, seed=5)[0]
+    assert found.present == pytest.approx(expected, abs=1e-5)
+    fused = [s + 0.7 * float(np.mean([draw[i] for draw in draws])) for i, (s, *_) in enumerate(ranked)]
+    assert found.hits[0].score == pytest.approx(sigmoid(3 * max(fused) - 1), abs=1e-5)
+
+
+@pytest.mark.parametrize("phase_two", [False, True])
+def test_captions_for_a_sound(phase_two):
+    retriever = FakeRetriever(phase_two=phase_two)
+    if phase_two:
+        retriever.denoisers["a2t"], retriever.fusion_weights["a2t"] = retriever.denoisers["t2a"], 0.3
+    captions = ["200 Hz", "900 Hz", "4000 Hz", "950 Hz"]
+    sound = embed_sound(retriever, tone(900, 2))
+    cosine = embed_texts(retriever, captions).astype(np.float64) @ sound
+    order = np.argsort(-cosine)
+    scores = cosine[order]
+    if phase_two:
+        scores[:3] += (
+            0.3
+            * ddim_sample(
+                retriever.denoisers["a2t"],
+                torch.from_numpy(sound[None]),
+                torch.from_numpy(embed_texts(retriever, [captions[i] for i in order[:3]])),
+                retriever.schedule,
+                eta=0.5,
+                noise=query_noise(0, [0], 3),
+            )[0].numpy()
+        )
+    expected = sorted(zip(scores, order, strict=True), reverse=True)
+    hits = best_captions(retriever, sound, captions, shortlist=3)
+    assert [hit.caption for hit in hits] == [captions[i] for _, i in expected]
+    np.testing.assert_allclose([hit.score for hit in hits], [score for score, _ in expected], atol=1e-5)
+    assert best_captions(retriever, sound, captions, top=1, shortlist=3) == [CaptionHit(1, hits[0].caption, hits[0].score)]
+    retriever.calibration = CALIBRATION
+    worth = best_captions(retriever, sound, captions, shortlist=3)
+    np.testing.assert_allclose([hit.score for hit in worth], [sigmoid(2 * hit.score + 0.5) for hit in hits], atol=1e-9)
+    assert best_captions(retriever, sound, []) == []
+    with pytest.raises(UsageError, match="top"):
+        best_captions(retriever, sound, captions, top=0)

@@ -16,6 +16,7 @@ does; AP@10 counts all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import comb
 
 import numpy as np
@@ -154,3 +155,51 @@ def _query(row: NDArray[np.floating], relevant: NDArray[np.intp]) -> tuple[float
             precision_sum += wanted / members * (found + 1 + before) / (start + place + 1)
         found += wanted
     return best + 1 + (tied - good) / 2, *recalls, precision_sum / min(len(relevant), AP_CUTOFF)
+
+
+def auroc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
+    """The probability that a positive example scores higher than a negative one, ties counting half.
+
+    Args:
+        scores: (n,).
+        labels: (n,), True for positive examples.
+
+    Raises:
+        ValueError: examples of one label only.
+    """
+    positive, negative = scores[labels], np.sort(scores[~labels])
+    if not len(positive) or not len(negative):
+        raise ValueError("AUROC compares examples of both labels")
+    below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
+    return float(below.mean() / (2 * len(negative)))
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Examples whose probability lies in [low, high): how many, their mean probability, and the share that came true."""
+
+    low: float
+    high: float
+    count: int
+    predicted: float
+    observed: float
+
+
+def reliability(probabilities: NDArray[np.floating], labels: NDArray[np.bool_], bins: int = 10) -> list[ReliabilityBin]:
+    """How often what was given a probability came true, in equal bins of [0, 1]; empty bins are left out.
+
+    Args:
+        probabilities: (n,) within [0, 1].
+        labels: (n,) what came true.
+    """
+    which = np.minimum((probabilities * bins).astype(int), bins - 1)
+    return [
+        ReliabilityBin(
+            b / bins,
+            (b + 1) / bins,
+            int((which == b).sum()),
+            float(probabilities[which == b].mean()),
+            float(labels[which == b].mean()),
+        )
+        for b in np.unique(which).tolist()
+    ]

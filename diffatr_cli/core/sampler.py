@@ -150,7 +150,7 @@ class Chain:
 
 @torch.no_grad()
 def fast_ddim_sample(
-    denoiser: AttentionDenoiser,
+    denoiser: AttentionDenoiser | FactoredDenoiser,
     query: Tensor,
     candidates: Tensor | PreparedCandidates,
     schedule: NoiseSchedule,
@@ -168,6 +168,7 @@ def fast_ddim_sample(
     candidates go one by one through `_sample_alone`.
 
     Args:
+        denoiser: plain, or multiplied out once for many calls.
         candidates: as in `ddim_sample`, or (N, D) prepared once by `FactoredDenoiser(denoiser).prepare` for many calls, which
             then take the weights from there.
 
@@ -177,7 +178,8 @@ def fast_ddim_sample(
     if isinstance(candidates, PreparedCandidates):
         shared, factors, embeddings = candidates, candidates.factors, candidates.candidates
     else:
-        factors, embeddings = FactoredDenoiser(denoiser), candidates
+        factors = denoiser if isinstance(denoiser, FactoredDenoiser) else FactoredDenoiser(denoiser)
+        embeddings = candidates
         if candidates.ndim == 2:
             shared = factors.prepare(candidates)
     n = embeddings.shape[-2]

@@ -158,6 +158,40 @@ def diffusion_scores(
     return torch.cat(parts)
 
 
+@torch.no_grad()
+def diffusion_draws(
+    query: Tensor,
+    prepared: PreparedCandidates,
+    schedule: NoiseSchedule,
+    *,
+    steps: int | None = None,
+    eta: float = 0.0,
+    seed: int = 0,
+    query_id: int = 0,
+    draws: int = 1,
+    x0: X0 = "softmax",
+) -> Tensor:
+    """What one query's distribution becomes from each of several noises: (S, N), whose mean is `diffusion_scores`' row.
+
+    Args:
+        query: (D,) unit vector.
+        prepared: N candidates that all draws share.
+        query_id: of the noise.
+        draws: S.
+
+    Raises:
+        ValueError: steps, eta or draws out of range.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be at least 1, got {draws}")
+    n = prepared.candidates.shape[1]
+    of_draw = [query_noise(seed, [query_id], n, draw) for draw in range(draws)]
+    queries = query.to(prepared.candidates).expand(draws, -1)
+    return fast_ddim_sample(
+        prepared.factors, queries, prepared, schedule, steps, eta, lambda i: torch.cat([noise(i) for noise in of_draw]), x0=x0
+    )
+
+
 def fuse(cosine: Tensor, x0_hat: Tensor, weight: float) -> Tensor:
     """The final score, cosine + weight * x0_hat, (Q, N)."""
     return cosine + weight * x0_hat

@@ -1,0 +1,134 @@
+"""Fitting what scores are worth on a validation gallery: phase two's last step.
+
+T distinct captions, n clips, N candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+
+from .core.calibration import Calibration, Logistic, presence_features
+from .core.denoiser import AttentionDenoiser
+from .core.factored import FactoredDenoiser
+from .core.losses import cosine_similarity
+from .core.schedule import NoiseSchedule
+from .core.scoring import diffusion_draws, diffusion_scores, fuse
+from .core.text import normalise_caption
+from .gallery import Captions, Gallery
+from .model import Direction
+from .recipe_schema import Recipe
+
+SHORTLIST = 100  # candidates that a search re-ranks, so what scores and distributions are fitted for
+QUERIES = 400  # at most, drawn from the captions and from the clips
+FOLDERS = (16, 50, 150, 10**9)
+"""Sizes of the made-up folders in which a query's sound is there or is not: distributions look different over few clips."""
+
+
+def calibrate(
+    gallery: Gallery,
+    captions: Captions,
+    denoisers: Mapping[Direction, AttentionDenoiser],
+    fusion_weights: Mapping[Direction, float],
+    schedule: NoiseSchedule,
+    recipe: Recipe,
+    seed: int,
+) -> Calibration | None:
+    """Fit a model's calibration on a validation gallery; None where the gallery has no two sounds to tell apart.
+
+    A caption and a clip match if one of the clip's captions contains the caption, word for word: "a dog barks" matches
+    "a dog barks while rain falls". Two clips match if they share a caption. Whether a sound is there at all is fitted on
+    folders made of some of the clips, with those that match a query left out of half of them.
+    """
+    rng = np.random.default_rng([seed, 5])
+    texts, matches = matching(captions)
+    audio = gallery.audio
+    first = {normalise_caption(text): row for row, text in reversed(list(enumerate(captions.texts)))}
+    text = gallery.text[[first[each] for each in texts]]
+    if len(texts) < 2 or len(audio) < 2 or matches.all():
+        return None
+    asked = np.sort(rng.permutation(len(texts))[:QUERIES])
+    heard = np.sort(rng.permutation(len(audio))[:QUERIES])
+    sounds = captions.sounds("positives")
+    same, itself = sounds[heard][:, None] == sounds[None], heard[:, None] == np.arange(len(sounds))
+
+    def scores(direction: Direction, queries: torch.Tensor, candidates: torch.Tensor) -> np.ndarray:
+        x0_hat = diffusion_scores(
+            denoisers[direction],
+            queries,
+            candidates,
+            schedule,
+            steps=recipe.evaluation.steps,
+            eta=recipe.evaluation.eta,
+            draws=recipe.evaluation.draws,
+            seed=seed,
+            shortlist=SHORTLIST,
+            x0=recipe.diffusion.x0,
+        )
+        return fuse(cosine_similarity(queries, candidates), x0_hat, fusion_weights[direction]).numpy()
+
+    folders = list(_folders(text[asked], matches[asked], audio, FactoredDenoiser(denoisers["t2a"]), schedule, recipe, seed, rng))
+    fits = (
+        (scores("t2a", text[asked], audio).ravel(), matches[asked].ravel()),
+        (scores("a2t", audio[heard], text).ravel(), matches.T[heard].ravel()),
+        (cosine_similarity(audio[heard], audio).numpy()[~itself], same[~itself]),
+    )
+    labels = np.array([there for there, _ in folders])
+    if not all(each.any() and not each.all() for each in (labels, *(label for _, label in fits))):
+        return None
+    probabilities = [Logistic.fit(score[:, None].astype(np.float64), label) for score, label in fits]
+    return Calibration(*probabilities, presence=Logistic.fit(np.stack([features for _, features in folders]), labels))
+
+
+def matching(captions: Captions) -> tuple[list[str], np.ndarray]:
+    """The distinct captions, normalised, and which clips match them, (T, n) booleans: some caption of the clip contains it."""
+    texts = [normalise_caption(text) for text in captions.texts]
+    distinct = list(dict.fromkeys(texts))
+    matches = np.zeros((len(distinct), len(captions.first) - 1), dtype=bool)
+    padded = [f" {text} " for text in distinct]
+    owners: dict[str, list[int]] = {}
+    for text, owner in zip(texts, captions.owner.tolist(), strict=True):
+        owners.setdefault(f" {text} ", []).append(owner)
+    for row, text in enumerate(padded):
+        for other in padded:
+            if text in other:
+                matches[row, owners[other]] = True
+    return distinct, matches
+
+
+def _folders(
+    text: torch.Tensor,
+    matches: np.ndarray,
+    audio: torch.Tensor,
+    factors: FactoredDenoiser,
+    schedule: NoiseSchedule,
+    recipe: Recipe,
+    seed: int,
+    rng: np.random.Generator,
+) -> Iterator[tuple[bool, np.ndarray]]:
+    """(whether the sound is there, `presence_features`) of each query in folders of several sizes, with and without it."""
+    cosine = cosine_similarity(text, audio).numpy()
+    for row, matching_clips in enumerate(matches):
+        others = np.flatnonzero(~matching_clips)
+        own = np.flatnonzero(matching_clips)
+        for size in FOLDERS:
+            if len(others) < 2:
+                continue
+            absent = rng.permutation(others)[:size]
+            share = max(1, round(len(own) * len(absent) / len(others)))
+            present = np.concatenate([absent, rng.permutation(own)[:share]])
+            for there, clips in ((False, absent), (True, present)):
+                near = clips[np.argsort(-cosine[row, clips], kind="stable")[:SHORTLIST]]
+                x0_hat = diffusion_draws(
+                    text[row],
+                    factors.prepare(audio[near].to(factors.weight.device)),
+                    schedule,
+                    steps=recipe.evaluation.steps,
+                    eta=recipe.evaluation.eta,
+                    draws=recipe.evaluation.draws,
+                    seed=seed,
+                    x0=recipe.diffusion.x0,
+                )
+                yield there, presence_features(cosine[row, near], x0_hat.cpu().numpy())

@@ -1,0 +1,120 @@
+"""What a score is worth: probabilities fitted on labelled examples, and how sure a generated distribution is of its answer.
+
+n examples, f features, S noise draws, N candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+RIDGE = 1e-4
+"""Weight of the squared coefficients of standardised features beside the mean log-likelihood: keeps separable fits finite."""
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """P(label | features) = 1 / (1 + exp(-(weights . features + bias)))."""
+
+    weights: tuple[float, ...]
+    bias: float
+
+    def __call__(self, features: ArrayLike) -> np.ndarray:
+        """(..., f) -> probabilities (...)."""
+        logit = np.asarray(features, dtype=np.float64) @ np.array(self.weights) + self.bias
+        return np.asarray(0.5 * (1 + np.tanh(logit / 2)))  # which does not overflow
+
+    @classmethod
+    def fit(cls, features: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Self:
+        """Maximum likelihood with a small ridge, by Newton's method on standardised features.
+
+        With one feature, this is Platt scaling (Platt 1999).
+
+        Args:
+            features: (n, f), finite.
+            labels: (n,) booleans, of both kinds.
+            weights: (n,) how much each example counts; None counts all the same.
+
+        Raises:
+            ValueError: examples of one label only, or no example.
+        """
+        labels = np.asarray(labels, dtype=bool)
+        if labels.all() or not labels.any():
+            raise ValueError("a probability can be fitted only to examples of both labels")
+        share = np.full(len(labels), 1 / len(labels)) if weights is None else np.asarray(weights) / np.sum(weights)
+        mean = share @ features
+        spread = np.sqrt(share @ (features - mean) ** 2)
+        spread[spread < 1e-12] = np.inf  # a constant says nothing: its coefficient becomes 0
+        design = np.concatenate([(features - mean) / spread, np.ones((len(features), 1))], 1)
+        ridge = np.diag([RIDGE] * features.shape[1] + [0.0])
+        signs = np.where(labels, -1.0, 1.0)
+
+        def loss(beta: np.ndarray) -> float:
+            return float(share @ np.logaddexp(0, signs * (design @ beta)) + beta @ ridge @ beta / 2)
+
+        beta = np.zeros(design.shape[1])
+        for _ in range(100):
+            p = 0.5 * (1 + np.tanh(design @ beta / 2))
+            gradient = design.T @ (share * (p - labels)) + ridge @ beta
+            hessian = (design * (share * p * (1 - p))[:, None]).T @ design + ridge
+            step = np.linalg.solve(hessian + 1e-12 * np.eye(len(beta)), gradient)
+            before, size = loss(beta), 1.0
+            while loss(beta - size * step) > before - 1e-4 * size * float(gradient @ step) and size > 1e-6:
+                size /= 2  # a full step overshoots where the likelihood is nearly flat
+            beta = beta - size * step
+            if np.abs(gradient).max() < 1e-10:
+                break
+        coefficients = beta[:-1] / spread
+        return cls(tuple(coefficients.tolist()), float(beta[-1] - coefficients @ mean))
+
+
+PRESENCE = ("best cosine", "mean cosine under x0_hat", "log of x0_hat's peak", "concentration", "movement between draws")
+"""The features of `presence_features`, in order."""
+
+
+def presence_features(cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
+    """How sure the model is that any candidate matches, as five numbers.
+
+    The concentration is the divergence from the uniform distribution, in nats; the movement is the mean total variation
+    between a draw and the mean of all, 0 for a single draw.
+
+    Args:
+        cosine: (N,) of the query to each candidate.
+        x0_hat: (S, N), one generated distribution a noise draw.
+    """
+    mean = x0_hat.mean(0)
+    mean = mean / max(float(mean.sum()), 1e-12)
+    peak = max(float(mean.max()), 1e-12)
+    concentration = np.log(len(mean)) + float(mean @ np.log(np.maximum(mean, 1e-12)))
+    movement = 0.5 * float(np.abs(x0_hat - x0_hat.mean(0)).sum(1).mean())
+    return np.array([cosine.max(), mean @ cosine, np.log(peak), concentration, movement])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a model's scores are worth, fitted on its validation split.
+
+    Attributes:
+        text_to_audio: P(clip matches the text | cosine + weight * x0_hat).
+        audio_to_text: P(text matches the clip | cosine + weight * x0_hat).
+        audio_to_audio: P(both are the same kind of sound | cosine).
+        presence: P(any candidate matches the text | `presence_features`).
+    """
+
+    text_to_audio: Logistic
+    audio_to_text: Logistic
+    audio_to_audio: Logistic
+    presence: Logistic
+
+    def to_json(self) -> dict[str, Any]:
+        """As a document of plain numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """The reverse of `to_json`."""
+        return cls(**{name: Logistic(tuple(each["weights"]), each["bias"]) for name, each in document.items()})

@@ -1,0 +1,142 @@
+"""What scores are worth: fits against known distributions, and the fit that phase two keeps."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Workshop
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from diffatr_cli.calibration import calibrate, matching
+from diffatr_cli.core.calibration import Calibration, Logistic, presence_features
+from diffatr_cli.core.denoiser import AttentionDenoiser
+from diffatr_cli.core.metrics import auroc, reliability
+from diffatr_cli.core.schedule import NoiseSchedule
+from diffatr_cli.data.manifest import Clip
+from diffatr_cli.gallery import Captions, Gallery
+from diffatr_cli.model import load_retriever
+from diffatr_cli.recipe_schema import Recipe
+
+
+def test_logistic_recovers_what_made_the_labels() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal([0.3, -50.0], [0.1, 20.0], (200_000, 2))
+    truth = Logistic((12.0, 0.03), -2.0)
+    labels = rng.uniform(size=len(features)) < truth(features)
+    fitted = Logistic.fit(features, labels)
+    grid = np.stack(np.meshgrid(np.linspace(0, 0.6, 9), np.linspace(-100, 0, 9)), -1)
+    assert np.abs(fitted(grid) - truth(grid)).max() < 0.03
+    assert fitted(features).mean() == pytest.approx(labels.mean(), abs=1e-6)  # as maximum likelihood has it
+
+
+def test_logistic_weights_count_as_repetitions() -> None:
+    rng = np.random.default_rng(1)
+    features, counts = rng.normal(size=(40, 1)), rng.integers(1, 5, 40)
+    labels = rng.uniform(size=40) < 0.5
+    repeated = Logistic.fit(np.repeat(features, counts, 0), np.repeat(labels, counts))
+    weighted = Logistic.fit(features, labels, counts.astype(float))
+    assert weighted.weights == pytest.approx(repeated.weights)
+    assert weighted.bias == pytest.approx(repeated.bias)
+
+
+def test_logistic_of_separable_examples_is_finite_and_constants_say_nothing() -> None:
+    fitted = Logistic.fit(np.array([[0.0, 7.0], [1.0, 7.0], [2.0, 7.0], [3.0, 7.0]]), np.array([False, False, True, True]))
+    assert fitted.weights[1] == 0
+    assert (np.diff(fitted([[0.0, 0], [1, 0], [2, 0], [3, 0]])) > 0).all()
+    assert fitted([[1e6, 7], [-1e6, 7]]).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="both labels"):
+        Logistic.fit(np.zeros((3, 1)), np.ones(3, dtype=bool))
+
+
+def test_presence_features() -> None:
+    cosine = np.array([0.9, 0.1, -0.2, 0.3])
+    sure, unsure = np.array([1.0, 0, 0, 0]), np.full(4, 0.25)
+    assert presence_features(cosine, np.stack([sure, sure])).tolist() == pytest.approx([0.9, 0.9, 0, math.log(4), 0])
+    assert presence_features(cosine, unsure[None]).tolist() == pytest.approx([0.9, cosine.mean(), math.log(0.25), 0, 0])
+    torn = presence_features(cosine, np.stack([sure, sure[::-1]]))
+    # Each draw is half a unit of mass away from the mean of the two.
+    assert torn.tolist() == pytest.approx([0.9, 0.6, math.log(0.5), math.log(2), 0.5])
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
+def test_auroc_counts_pairs(examples: list[tuple[int, bool]]) -> None:
+    positive, negative = ([score for score, label in examples if label is wanted] for wanted in (True, False))
+    scores, labels = np.array([s for s, _ in examples], float), np.array([label for _, label in examples])
+    if not positive or not negative:
+        with pytest.raises(ValueError, match="both"):
+            auroc(scores, labels)
+        return
+    won = sum((p > n) + 0.5 * (p == n) for p in positive for n in negative)
+    assert auroc(scores, labels) == pytest.approx(won / (len(positive) * len(negative)))
+
+
+def test_reliability_bins() -> None:
+    probabilities = np.array([0.0, 0.05, 0.15, 0.95, 1.0, 0.98])
+    labels = np.array([False, True, False, True, True, False])
+    rows = reliability(probabilities, labels, bins=10)
+    assert [(row.low, row.high, row.count) for row in rows] == [(0.0, 0.1, 2), (0.1, 0.2, 1), (0.9, 1.0, 3)]
+    assert [row.predicted for row in rows] == pytest.approx([0.025, 0.15, 0.9766667])
+    assert [row.observed for row in rows] == pytest.approx([0.5, 0, 2 / 3])
+
+
+def clips(*captions: tuple[str, ...]) -> Captions:
+    return Captions.of([Clip(str(i), "val", "", 1.0, some) for i, some in enumerate(captions)])
+
+
+def test_a_caption_matches_the_clips_that_mention_it() -> None:
+    texts, matches = matching(clips(("A dog barks.",), ("a dog barks while rain falls", "rain"), ("rain falls",), ("training",)))
+    found = dict(zip(texts, matches.tolist(), strict=True))
+    assert found["a dog barks"] == [True, True, False, False]
+    assert found["a dog barks while rain falls"] == [False, True, False, False]
+    assert found["rain"] == [False, True, True, False]  # whole words: not `training`
+
+
+def test_calibration_tells_near_from_far_and_there_from_not() -> None:
+    """Ten kinds of sound along ten axes, with noise: a match is about 0.86 in cosine, anything else about 0."""
+    generator = torch.Generator().manual_seed(0)
+    kinds, dim = torch.arange(80) % 10, 16
+    audio = functional.normalize(torch.eye(10, dim)[kinds] + 0.1 * torch.randn(80, dim, generator=generator), dim=1)
+    text = functional.normalize(torch.eye(10, dim)[kinds] + 0.1 * torch.randn(80, dim, generator=generator), dim=1)
+    captions = clips(*((f"kind {'abcdefghij'[kind]}",) for kind in kinds))
+    denoisers = {d: AttentionDenoiser(dim, 8, generator=torch.Generator().manual_seed(i)) for i, d in enumerate(("t2a", "a2t"))}
+    fitted = calibrate(
+        Gallery(audio, text, np.arange(80)),
+        captions,
+        denoisers,  # type: ignore[arg-type]
+        {"t2a": 0.1, "a2t": 0.1},
+        NoiseSchedule.cosine(10),
+        Recipe(),
+        seed=0,
+    )
+    assert fitted is not None
+    for probability in (fitted.text_to_audio, fitted.audio_to_text, fitted.audio_to_audio):
+        assert probability([[0.85], [0.0]]).tolist() == pytest.approx([1, 0], abs=0.05)
+    spread = np.full((1, 50), 1 / 50)
+    there, absent = (presence_features(np.r_[best, np.zeros(49)], spread) for best in (0.9, 0.2))
+    assert fitted.presence(there) > 0.9
+    assert fitted.presence(absent) < 0.1
+    assert Calibration.from_json(fitted.to_json()) == fitted
+
+
+def test_without_two_sounds_there_is_nothing_to_fit() -> None:
+    gallery = Gallery(torch.eye(2, 4), torch.eye(2, 4), np.arange(2))
+    denoisers = {d: AttentionDenoiser(4, 8) for d in ("t2a", "a2t")}
+    same = calibrate(
+        gallery, clips(("x",), ("x",)), denoisers, {"t2a": 0.1, "a2t": 0.1}, NoiseSchedule.cosine(4), Recipe(), seed=0
+    )  # type: ignore[arg-type]
+    assert same is None
+
+
+def test_phase_two_keeps_its_calibration(trained: Path, workshop: Workshop) -> None:
+    retriever = load_retriever(trained, "cpu")
+    assert retriever.calibration is not None
+    probability = retriever.calibration.text_to_audio([[-1.0], [0.0], [1.0]])
+    assert (np.diff(probability) > 0).all()
+    assert (probability >= 0).all()
+    assert (probability <= 1).all()

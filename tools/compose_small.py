@@ -1,0 +1,158 @@
+"""Compose what `diffatr-small` learns from, out of real recordings and procedural sounds, as a folder for `prepare folder`.
+
+    python tools/compose_small.py --composer PATH/make_scenes.py --out SOUNDS
+    diffatr prepare folder --from SOUNDS --name small
+    diffatr pretrain small
+    diffatr train-diffusion small
+
+The composer is a Python file that knows the recordings: their kinds and clauses (`EVENTS`), which of them belong to a split
+(`kinds`, `take`), and how scenes of several are put together (`render`). Its recordings are not part of this repository.
+
+Four parts, all labelled by clauses: scenes in AudioCaps' layout (10 s, one to three sounds) and in Clotho's (15-20 s, sounds over
+a background), of several seeds; single sounds, one clip each, of all kinds; and procedural sounds. Clips of one kind alone carry
+all clauses of that kind, so that clips which share a caption are known to be the same sound (`data.same_captions`).
+The test split is not written: it is kept for `tools/evaluate_small.py`, recording by recording.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import random
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from diffatr_cli.data.sounds import KINDS, render
+
+RATE = 32000
+HELD_OUT = ("puppy", "ambulance", "thunderstorm", "computer")
+"""Words that no training caption has, so that searches for them show what the caption encoder brings along."""
+SEEDS = (0, 1)
+SCENES = {"train": {"audiocaps": 800, "clotho": 250}, "val": {"audiocaps": 60, "clotho": 0}}  # of each seed
+SINGLES = {"train": 12, "val": 4}  # cut anew from the recordings of a kind, beside every short recording as it is
+WHOLE = {"train": 10**6, "val": 8}  # of a kind's short recordings as they are
+PROCEDURAL = {"train": 14, "val": 2}  # of each kind
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to write: `make` names the function, `arguments` what it takes."""
+
+    split: str
+    path: str
+    make: str
+    arguments: tuple[Any, ...]
+
+
+def load_composer(path: Path) -> ModuleType:
+    """The composer as a module, with its kinds completed and its clauses without the held-out words."""
+    spec = importlib.util.spec_from_file_location("composer", path)
+    assert spec is not None
+    assert spec.loader is not None
+    composer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(composer)
+    composer.add_effects()
+    for label, (files, terse, wordy) in composer.EVENTS.items():
+        terse = list(without_held_out(terse))
+        composer.EVENTS[label] = (files, terse, list(without_held_out(wordy)) or terse)
+    return composer
+
+
+def without_held_out(clauses: Iterable[str]) -> Iterator[str]:
+    """The clauses that have none of the held-out words."""
+    return (clause for clause in clauses if not any(word in clause.lower() for word in HELD_OUT))
+
+
+def phrases(clauses: Iterable[str]) -> list[str]:
+    """A kind's clauses and two more ways to say the first one."""
+    clauses = list(dict.fromkeys(clauses))
+    return [*clauses, f"the sound of {clauses[0]}", f"a recording of {clauses[-1]}"]
+
+
+def jobs(composer: ModuleType, split: str) -> Iterator[Job]:
+    """All clips of a split; the same every time."""
+    for seed in SEEDS:
+        for layout, count in SCENES[split].items():
+            for i in range(count):
+                yield Job(split, f"scenes/{layout}-{seed}-{i:05d}.wav", "scene", (layout, i, seed))
+    for label in composer.kinds(split):
+        whole = [*composer.urban_files(split).get(label, []), *composer.effect_files(label, split)]
+        for i, file in enumerate(whole[: WHOLE[split]]):
+            yield Job(split, f"whole/{label}-{i:04d}.wav", "whole", (label, str(file)))
+        for i in range(SINGLES[split]):
+            yield Job(split, f"single/{label}-{i:04d}.wav", "single", (label, i))
+    for kind in KINDS:
+        for i in range(PROCEDURAL[split]):
+            yield Job(split, f"procedural/{kind}-{i:04d}.wav", "procedural", (kind, i))
+
+
+def write(job: Job, out: Path) -> tuple[str, str, list[str]] | None:
+    """Write a job's clip; its path, split and captions, or None for a scene that two captions cannot tell."""
+    path = out / job.split / job.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = f"{job.split}/{job.path}"
+    rng = random.Random(name)
+    if job.make == "scene":
+        layout, i, seed = job.arguments
+        captions, _ = COMPOSER.render((layout, job.split, i, seed, str(path), 5, True))
+        return name, job.split, list(dict.fromkeys(captions))
+    if job.make == "procedural":
+        kind, i = job.arguments
+        seed = [zlib.crc32(kind.encode()), i, ("train", "val").index(job.split)]
+        generator = np.random.default_rng(seed)
+        samples = render(kind, generator, float(generator.uniform(2, 6)))
+        captions = phrases(without_held_out(KINDS[kind].captions))
+    else:
+        label = job.arguments[0]
+        captions = phrases([*COMPOSER.EVENTS[label][1], *COMPOSER.EVENTS[label][2]])
+        if job.make == "whole":
+            samples = COMPOSER.load(job.arguments[1])
+        else:
+            samples = 0.9 * COMPOSER.take(rng, label, job.split, rng.uniform(1.5, 6))
+    soundfile.write(path, samples, RATE, subtype="PCM_16")
+    return name, job.split, captions
+
+
+COMPOSER: ModuleType
+
+
+def _start(composer: Path) -> None:
+    global COMPOSER
+    COMPOSER = load_composer(composer)
+
+
+def _written(job: Job, out: Path) -> tuple[str, str, list[str]] | None:
+    return write(job, out)
+
+
+def main() -> None:
+    """Write the clips and `captions.csv` with the columns file, split, caption."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--composer", type=Path, required=True, help="the file that knows the recordings")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    options = parser.parse_args()
+    _start(options.composer)
+    todo = [job for split in ("train", "val") for job in jobs(COMPOSER, split)]
+    options.out.mkdir(parents=True, exist_ok=True)
+    with (
+        ProcessPoolExecutor(initializer=_start, initargs=(options.composer,)) as pool,
+        (options.out / "captions.csv").open("w", newline="", encoding="utf-8") as file,
+    ):
+        rows = csv.writer(file)
+        rows.writerow(["file", "split", "caption"])
+        for name, split, captions in pool.map(_written, todo, [options.out] * len(todo), chunksize=32):
+            rows.writerows([name, split, caption] for caption in captions)
+    print(f"{len(todo)} clips -> {options.out}")
+
+
+if __name__ == "__main__":
+    main()
