@@ -105,7 +105,7 @@ def test_every_mistake_in_a_recipe_is_told_at_once(diffatr: Diffatr, workshop: W
         (("evaluate", "--source", "x", "--target", "y", "--seeds", "one"), 2, "--seeds"),
         (("evaluate", "--source", "x", "--target", "y", "--seeds", "1,1"), 2, "--seeds"),
         (("cross-domain", "x", "x"), 2, "two different"),
-        (("query", "x", "--corpus", "."), 1, "diffatr demo"),
+        (("query", "x", "--corpus", ".", "--runs", "runs"), 1, "diffatr demo"),
         (("pretrain", "demo", "--device", "warp"), 2, "--device"),
         (("pretrain", "demo"), 1, "diffatr prepare synthetic"),
         (("train-diffusion", "demo"), 1, "diffatr prepare synthetic"),

@@ -3,17 +3,20 @@ import io
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 import typer
-from fake_retriever import FakeRetriever, write_tone
+from fake_retriever import RATE, FakeRetriever, write_tone
 from typer.testing import CliRunner
 
 from diffatr_cli.cli import query as module
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.index import FolderIndex
-from diffatr_cli.search import Hit, embed_sound, embed_texts, search
+from diffatr_cli.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
 
 app = typer.Typer()
 module.register(app)
@@ -44,22 +47,24 @@ def direct(clips, query, **options):
     """What the job finds, called without the command line."""
     model, index = FakeRetriever(phase_two=True), FolderIndex(clips)
     index.update(model)
-    return search(model, index.read(model.model_id), embed_texts(model, [query]), **options)[0]
+    return search(model, index.read(model.model_id), embed_texts(model, [query]), **options)[0].hits
 
 
 def test_json_is_one_document_as_agreed(clips):
     result = run("query", "900 Hz", "--corpus", "clips", "--top", 3, "--json")
     document = json.loads(result.stdout)
     expected = direct(clips, "900 Hz", top=3)
-    assert set(document) == {"query", "results"}
-    assert document["query"] == "900 Hz"
+    assert list(document) == ["query", "present", "results"]
+    assert (document["query"], document["present"]) == ("900 Hz", None)
     assert [list(row) for row in document["results"]] == [["rank", "path", "start", "end", "score"]] * 3
     assert [(row["rank"], row["path"], row["start"], row["end"]) for row in document["results"]] == [
         (hit.rank, os.path.join("clips", hit.path), hit.start, hit.end) for hit in expected
     ]
     assert [row["score"] for row in document["results"]] == pytest.approx([hit.score for hit in expected], abs=1e-6)
     assert "6 indexed" in result.stderr
-    assert run("query", "900 Hz", "--corpus", "clips", "--top", 3, "--json").stderr == ""  # nothing new, nothing to say
+    again = run("query", "900 Hz", "--corpus", "clips", "--top", 3, "--json")
+    assert again.stderr.startswith("This run has no calibration")
+    assert len(again.stderr.splitlines()) == 1  # nothing new, nothing more to say
 
 
 def test_several_texts_give_a_list(clips):
@@ -100,7 +105,7 @@ def test_a_sound_as_query(clips):
     document = json.loads(run("query", "--audio", clips / "deep" / "long.wav", "--corpus", clips, "--json").stdout)
     model, index = FakeRetriever(), FolderIndex(clips)
     waveform = load_audio(clips / "deep" / "long.wav")
-    expected = search(model, index.read(model.model_id), embed_sound(model, waveform)[None], refine=False)[0]
+    expected = search(model, index.read(model.model_id), embed_sound(model, waveform)[None], refine=False)[0].hits
     assert document["query"] == str(clips / "deep" / "long.wav")
     assert [row["path"] for row in document["results"]] == [str(clips / hit.path) for hit in expected]
     assert document["results"][0]["path"] == str(clips / "deep" / "long.wav")
@@ -189,6 +194,10 @@ def test_wrong_use_is_told_before_any_work(clips, tmp_path, monkeypatch):
         (("900 Hz", "--audio", clips / "200.wav"), "not both"),
         (("900 Hz", "--json", "--csv"), "exclude each other"),
         (("900 Hz", "--copy-to", clips / "found"), "--copy-to"),
+        (("900 Hz", "--captions", clips / "200.wav"), "--audio FILE"),
+        (("900 Hz", "--audio", clips / "200.wav", "--captions", clips / "200.wav"), "not both"),
+        (("--audio", clips / "200.wav", "--captions", clips / "200.wav", "--play"), "--play"),
+        (("--audio", clips / "200.wav", "--captions", clips / "200.wav", "--not", "x"), "--not"),
         (("-",), "stdin holds no line"),
         (("900 Hz", "--corpus", tmp_path / "nowhere"), "no such folder"),
         (("900 Hz", "--corpus", clips / "200.wav"), "not a folder"),
@@ -211,8 +220,213 @@ def test_nothing_to_search_in(clips, tmp_path):
         assert error.exit_code == 1
 
 
-def test_without_a_run_it_says_how_to_get_one(tmp_path):
+def test_which_model(tmp_path, monkeypatch):
     write_tone(tmp_path / "clips" / "a.wav", 300, 1)
     error = failure("query", "x", "--corpus", tmp_path / "clips", "--runs", tmp_path / "runs")
-    assert "--run" in str(error)
+    assert "diffatr demo" in str(error)
+    both = ("--runs", tmp_path / "runs", "--run", tmp_path / "runs" / "x" / "seed-0")
+    for command in (("query", "x", "--corpus"), ("index",)):
+        error = failure(*command, tmp_path / "clips", *both)
+        assert (error.exit_code, "exclude each other" in str(error)) == (2, True)
     assert not (tmp_path / "clips" / ".diffatr").exists()
+
+    asked = []
+    monkeypatch.setattr("diffatr_cli.model.load_retriever", lambda run, device: asked.append((run, device)) or FakeRetriever())
+    monkeypatch.setattr("diffatr_cli.model.shipped_model", lambda: tmp_path / "shipped")
+    monkeypatch.setattr("diffatr_cli.runs.newest_run", lambda runs: runs / "newest")
+    for options, run_folder in (((), "shipped"), (("--runs", tmp_path), "newest"), (("--run", tmp_path / "this"), "this")):
+        for command in (("query", "300 Hz", "--corpus"), ("index",)):
+            assert run(*command, tmp_path / "clips", *options, "--device", "cpu").exit_code == 0
+            assert asked.pop() == (tmp_path / run_folder, "cpu")
+
+
+def found(monkeypatch, present, *scores):
+    """Let the search find files of these scores, with this probability that anything is there."""
+    hits = [Hit(rank, f"{rank}.wav", 0.0, 2.0, score) for rank, score in enumerate(scores, 1)]
+    monkeypatch.setattr("diffatr_cli.search.search", lambda *_, **__: [Found(hits, present)])
+
+
+def test_calibrated_scores_are_shown_as_percentages(clips, monkeypatch):
+    monkeypatch.setattr(FakeRetriever, "calibration", SimpleNamespace())
+    found(monkeypatch, 0.97, 0.934, 0.081)
+    result = run("query", "900 Hz", "--corpus", "clips")
+    assert "match" in result.stdout
+    assert "score" not in result.stdout
+    assert " 93 % " in result.stdout
+    assert " 8 % " in result.stdout
+    assert "calibration" not in result.stderr
+    assert "nothing here" not in result.output
+    document = json.loads(run("query", "900 Hz", "--corpus", "clips", "--json").stdout)
+    assert (document["present"], [row["score"] for row in document["results"]]) == (0.97, [0.934, 0.081])
+    assert ",0.934\r\n" in run("query", "900 Hz", "--corpus", "clips", "--csv").stdout_bytes.decode()
+
+    monkeypatch.setattr("diffatr_cli.search.best_captions", lambda *_, **__: [CaptionHit(1, "rain", 0.77)])
+    (clips / "captions.txt").write_text("rain")
+    table = run("query", "--audio", clips / "900.wav", "--captions", clips / "captions.txt")
+    assert "match" in table.stdout
+    assert " 77 %  " in table.stdout
+    assert table.stderr == ""
+
+
+def test_scores_without_a_calibration_are_no_percentages(clips, monkeypatch):
+    found(monkeypatch, None, 0.934, 0.081)
+    result = run("query", "900 Hz", "--corpus", "clips")
+    assert result.stderr.count("no calibration") == 1
+    assert "score" in result.stdout
+    assert "match" not in result.stdout
+    assert "0.934" in result.stdout
+    assert "%" not in result.stdout
+
+
+def test_a_folder_without_such_a_sound_says_so_and_lists_the_nearest(clips, monkeypatch):
+    monkeypatch.setattr(FakeRetriever, "calibration", SimpleNamespace())
+    found(monkeypatch, 0.2, 0.15, 0.02)
+    result = run("query", "900 Hz", "--corpus", clips)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == "900 Hz: nothing here sounds like that."
+    assert "these are the nearest" in result.stdout
+    assert "15 %" in result.stdout
+    as_json = run("query", "900 Hz", "--corpus", clips, "--json")
+    assert "nothing here sounds like that" in as_json.stderr
+    assert json.loads(as_json.stdout)["present"] == 0.2
+    assert len(json.loads(as_json.stdout)["results"]) == 2
+    found(monkeypatch, 0.5, 0.45)
+    assert "nothing here" not in run("query", "900 Hz", "--corpus", clips).output
+
+
+def test_captions_for_a_sound(clips, tmp_path):
+    (tmp_path / "captions.txt").write_text("200 Hz\r\n\n  6000 Hz [red] \n900 Hz\n200 Hz\n---\n", encoding="utf-8")
+    arguments = ("query", "--audio", clips / "200.wav", "--captions", "captions.txt", "--corpus", tmp_path / "nowhere")
+    result = run(*arguments, "--json")
+    document = json.loads(result.stdout)
+    model = FakeRetriever(phase_two=True)
+    choices = ["200 Hz", "6000 Hz [red]", "900 Hz"]
+    expected = best_captions(model, embed_sound(model, load_audio(clips / "200.wav")), choices)
+    assert list(document) == ["query", "results"]
+    assert document["query"] == str(clips / "200.wav")
+    assert [list(row) for row in document["results"]] == [["rank", "caption", "score"]] * 3
+    assert [(row["rank"], row["caption"]) for row in document["results"]] == [(hit.rank, hit.caption) for hit in expected]
+    assert [row["score"] for row in document["results"]] == pytest.approx([hit.score for hit in expected], abs=1e-6)
+    assert document["results"][0]["caption"] == "200 Hz"
+    notes = result.stderr.splitlines()
+    assert (len(notes), notes[0]) == (2, "captions.txt:6: a caption without a letter or digit")
+    assert "no calibration" in notes[1]
+    assert not (clips / ".diffatr").exists()
+
+    rows = list(csv.DictReader(io.StringIO(run(*arguments, "--csv", "--top", 2).stdout)))
+    assert [row["caption"] for row in rows] == [hit.caption for hit in expected][:2]
+    assert rows[0] == {"query": document["query"], **{k: str(v) for k, v in document["results"][0].items()}}
+    table = run(*arguments).stdout
+    assert "6000 Hz [red]" in table
+    assert f"{expected[0].score:.3f}" in table
+    least = (expected[0].score + expected[1].score) / 2
+    assert len(json.loads(run(*arguments, "--json", "--min-score", least).stdout)["results"]) == 1
+    none = run(*arguments, "--min-score", 50)
+    assert (none.exit_code, none.stdout) == (0, "")
+    assert "no caption scores 50" in none.stderr
+
+
+def test_captions_come_from_tables_too(clips, tmp_path):
+    (tmp_path / "c.csv").write_text("file,caption_1,caption_2\na.wav,200 Hz,900 Hz\nb.wav,900 Hz,\nc.wav\n", encoding="utf-8")
+    (tmp_path / "only.csv").write_text("caption\n4000 Hz\n", encoding="utf-8")
+    (tmp_path / "c.jsonl").write_text('{"captions": ["200 Hz", ""]}\n\n{"caption": "900 Hz"}\nnonsense\n', encoding="utf-8")
+    (tmp_path / "latin.txt").write_bytes("200 Hz caf\u00e9\n".encode("latin-1"))
+    for name, captions, note in (
+        ("c.csv", {"200 Hz", "900 Hz"}, "c.csv:4: 1 cells"),
+        ("only.csv", {"4000 Hz"}, ""),
+        ("c.jsonl", {"200 Hz", "900 Hz"}, "c.jsonl:4: not JSON"),
+        ("latin.txt", {"200 Hz caf\u00e9"}, "read as Latin-1"),
+    ):
+        result = run("query", "--audio", clips / "200.wav", "--captions", name, "--json")
+        assert {row["caption"] for row in json.loads(result.stdout)["results"]} == captions, name
+        assert note in result.stderr
+        assert len(result.stderr.splitlines()) == 1 + bool(note)  # the other says that there is no calibration
+
+
+def test_caption_files_that_cannot_be_used(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_model", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "other.csv").write_text("file,text\na.wav,rain\n")
+    for name, words in (
+        ("missing.txt", "cannot be read"),
+        ("empty.txt", "no captions"),
+        ("other.csv", "no column caption"),
+        (clips / "200.wav", "not a text file"),
+    ):
+        assert words in str(failure("query", "--audio", clips / "200.wav", "--captions", name)), name
+
+
+@pytest.fixture
+def players(tmp_path, monkeypatch):
+    """A path with no programs; call it to add a player that writes its arguments down, one a line, and keeps its last file."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def add(name, code=0):
+        told = tmp_path / f"{name}.told"
+        script = f"""#!/bin/sh
+printf 'noise on stdout'
+for last; do printf '%s\\n' "$last" >> '{told}'; done
+/bin/cp -- "$last" '{told}.wav'
+exit {code}
+"""
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
+        return told
+
+    return add
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the players are shell scripts")
+def test_play_takes_the_first_player_and_plays_the_window(clips, tmp_path, monkeypatch, players):
+    shutil.move(clips / "deep" / "long.wav", clips / "-$(x) ;'\".wav")
+    monkeypatch.chdir(clips)
+    name = str(clips / "-$(x) ;'\".wav")
+
+    def arguments(*options):
+        result = run("query", "6000 Hz", "--corpus", ".", "--top", 2, "--play", *options)
+        assert result.exit_code == 0, result.output
+        assert "noise" not in result.output
+        return result
+
+    aplay = players("aplay")
+    best = json.loads(arguments("--json").stdout)["results"][0]
+    start, end = best["start"], best["end"]
+    assert (best["path"], end - start) == (os.path.basename(name), 10)
+    played, rate = soundfile.read(f"{aplay}.wav")
+    whole = load_audio(name)[round(start * RATE) : round(end * RATE)]
+    assert rate == RATE
+    np.testing.assert_allclose(played, whole, atol=1e-4)
+    assert len(aplay.read_text().splitlines()) == 1
+    assert not os.path.exists(aplay.read_text().strip())  # nothing stays behind
+
+    sox = players("play")
+    result = arguments()
+    assert "playing 00:0" in result.stderr
+    assert sox.read_text().splitlines()[0] == "-q"
+    np.testing.assert_allclose(soundfile.read(f"{sox}.wav")[0], whole, atol=1e-4)
+    mpv = players("mpv")
+    arguments()
+    assert mpv.read_text().splitlines()[-4:] == [f"--start={start:.3f}", f"--end={end:.3f}", "--", name]
+    ffplay = players("ffplay")
+    arguments()
+    assert ffplay.read_text().splitlines()[-6:] == ["-ss", f"{start:.3f}", "-t", f"{end - start:.3f}", "-i", name]
+    assert len(mpv.read_text().splitlines()) == 6  # it was not asked again
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the players are shell scripts")
+def test_play_fails_quietly(clips, players, tmp_path):
+    command = ("query", "900 Hz", "--corpus", clips, "--top", 1, "--play")
+    result = run(*command)
+    assert result.exit_code == 0
+    assert "900.wav" in result.stdout
+    assert result.stderr.splitlines()[-1] == "--play: there is no player here. Install ffmpeg (with its ffplay), mpv or sox."
+    told = players("ffplay", code=3)
+    result = run(*command)
+    assert (result.exit_code, "failed (exit code 3)" in result.stderr) == (0, True)
+    (tmp_path / "bin" / "ffplay").write_bytes(b"no program")
+    assert "--play: " in run(*command).stderr.splitlines()[-1]
+    told.unlink()
+    assert run(*command, "--min-score", 50).exit_code == 0  # nothing to play
+    assert not told.exists()

@@ -56,14 +56,15 @@ def demo(
         )
     command = "diffatr evaluate --source synthetic --target synthetic --recipe demo"
     step("evaluate", command, result.to_json(), evaluation_table(result))
-    model = load_retriever(run_folder(runs, "demo", seed), device)
+    run = run_folder(runs, "demo", seed)
+    model = load_retriever(run, device)
     corpus = data / "synthetic" / "test"
     folder = FolderIndex(corpus)
     with progress_bar() as progress:
         folder.update(model, progress)
-    hits = search(model, folder.read(model.model_id), embed_texts(model, [QUERY]), top=5, seed=seed)[0]
+    hits = search(model, folder.read(model.model_id), embed_texts(model, [QUERY]), top=5, seed=seed)[0].hits
     found = QueryResult(QUERY, tuple(QueryHit(hit.rank, str(corpus / hit.path), hit.start, hit.end, hit.score) for hit in hits))
-    step("query", f'diffatr query "{QUERY}" --corpus {corpus} --top 5', found.to_json(), query_table(found))
+    step("query", f'diffatr query "{QUERY}" --corpus {corpus} --top 5 --run {run}', found.to_json(), query_table(found))
     if as_json:
         show(document, as_json=True)
 

@@ -1,4 +1,4 @@
-"""`diffatr query` and `diffatr index`: find sounds in a folder of one's own recordings."""
+"""`diffatr query` and `diffatr index`: find sounds in a folder of one's own recordings, and captions for a sound."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import gc
 import io
 import json
 import math
+import os
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,18 +21,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DiffATRError, UsageError
-from .console import Device, Json, Runs, Seed, progress_bar, say, show
+from .console import Device, Json, Seed, progress_bar, say, show
 
 if TYPE_CHECKING:
+    from ..data.audio import Samples
     from ..index import FolderIndex, IndexReport
     from ..model import Retriever
-    from ..search import Hit
+    from ..search import CaptionHit, Found, Hit
 
 Run = Annotated[
     Path | None,
     typer.Option(
-        "--run", metavar="DIR", help="The model: a run's folder, RUNS/RECIPE/seed-N. The newest of --runs if not given."
+        "--run",
+        metavar="DIR",
+        help="The model: a run's folder, RUNS/RECIPE/seed-N. The one that ships with diffatr if not given.",
     ),
+]
+NewestOf = Annotated[
+    Path | None,
+    typer.Option("--runs", metavar="DIR", help="The model: the newest run below this folder, instead of --run.", file_okay=False),
 ]
 IndexFolder = Annotated[
     Path | None,
@@ -37,6 +47,9 @@ IndexFolder = Annotated[
         "--index", metavar="DIR", help="Where the index is kept; inside the folder of recordings (.diffatr) if not given."
     ),
 ]
+
+_PLAYERS = ("ffplay", "mpv", "play", "paplay", "aplay", "afplay")
+_PRESENT = 0.5  # a folder that holds what is asked for with less probability than this is said not to
 
 
 def query(
@@ -50,9 +63,17 @@ def query(
     audio: Annotated[
         Path | None, typer.Option("--audio", metavar="FILE", help="Search for what sounds like this file, instead of a text.")
     ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            "--captions",
+            metavar="FILE",
+            help="With --audio: rank these captions, one a line or in a CSV or JSONL file, instead of searching a folder.",
+        ),
+    ] = None,
     unwanted: Annotated[str | None, typer.Option("--not", metavar="TEXT", help="What it should not sound like.")] = None,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="Hits to show for each search.")] = 10,
-    min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less.")] = None,
+    min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less; 0.5 is 50 %.")] = None,
     steps: Annotated[
         int | None, typer.Option("--steps", min=1, help="Diffusion steps; the number of the model's recipe if not given.")
     ] = None,
@@ -62,24 +83,41 @@ def query(
     copy_to: Annotated[
         Path | None, typer.Option("--copy-to", metavar="DIR", help="Copy the found files into this folder too.")
     ] = None,
+    play: Annotated[
+        bool, typer.Option("--play", help="Play the best hit, from its place, with ffplay, mpv, sox, paplay, aplay or afplay.")
+    ] = False,
     run: Run = None,
-    runs: Runs = Path("runs"),
+    runs: NewestOf = None,
     index_folder: IndexFolder = None,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout instead of a table.")] = False,
 ) -> None:
-    """Find the recordings in a folder that sound like a text, or like another sound.
+    """Find the recordings in a folder that sound like a text, or like another sound; or the captions that fit a sound.
 
-    The folder is indexed first, which takes its time once; afterwards only new and changed files are read.
+    The folder is indexed first, which takes its time once; afterwards only new and changed files are read. A match in percent
+    is the probability that the file holds what was asked for. Runs without a calibration give scores that only rank.
 
     Example: diffatr query "dog barking" --corpus ./clips
+
+    Example: diffatr query --audio what.wav --captions captions.txt
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other: stdout carries one of them.")
     if (audio is None) == (not texts):
         raise UsageError("Say what to look for: a TEXT in quotes, or --audio FILE" + (", not both." if texts else "."))
+    if captions is not None:
+        if audio is None:
+            raise UsageError("--captions: they are ranked for a sound. Name it: --audio FILE.")
+        for option, given in (("--not", unwanted is not None), ("--copy-to", copy_to is not None), ("--play", play)):
+            if given:
+                raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
+        choices, heard = _captions_and_sound(captions, audio)
+        model = _model(run, runs, device)
+        described = _best_captions(model, heard, choices, top, shortlist, steps, min_score, seed)
+        _print_captions(str(audio), described, model, min_score, as_json, as_csv)
+        return
     if copy_to is not None and copy_to.resolve().is_relative_to(corpus.resolve()):
         raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {corpus}, where the copies would be found as well.")
     names = [str(audio)] if audio is not None else _lines(texts or [])
@@ -121,24 +159,33 @@ def query(
     results = list(zip(names, found, strict=True))
     if copy_to is not None:
         _copy(results, corpus, copy_to)
-    documents = [{"query": name, "results": [_row(hit, corpus) for hit in hits]} for name, hits in results]
+    _tell_without_calibration(model)
+    for name, each in results:
+        if _is_absent(each):
+            say(f"{_printable(name)}: nothing here sounds like that.")
+    documents = [_document(name, each, corpus) for name, each in results]
     if as_csv:
-        _print_csv(documents)
+        _print_csv(documents, "path", "start", "end", "score")
     elif as_json:
         several = len(documents) > 1 or "-" in (texts or [])
         # Escaped to ASCII, because names of files need not be valid text.
         typer.echo(json.dumps(documents if several else documents[0], indent=2))
     else:
-        show(None, *(_table(name, hits, corpus) for name, hits in results if hits), as_json=False)
-        for name, hits in results:
-            if not hits:
-                say(f"{name}: no sound scores {min_score:g} or more.")
+        show(None, *(_table(name, each, corpus, model) for name, each in results if each.hits), as_json=False)
+        for name, each in results:
+            if not each.hits:
+                say(f"{_printable(name)}: no sound scores {min_score:g} or more.")
+    if play:
+        sys.stdout.flush()
+        for _, each in results:
+            for hit in each.hits[:1]:
+                _play(corpus / hit.path, hit)
 
 
 def index(
     corpus: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of recordings, with all below it.")],
     run: Run = None,
-    runs: Runs = Path("runs"),
+    runs: NewestOf = None,
     index_folder: IndexFolder = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -203,12 +250,17 @@ def _open(corpus: Path, index_folder: Path | None) -> FolderIndex:
     return FolderIndex(corpus, index_folder)
 
 
-def _model(run: Path | None, runs: Path, device: str) -> Retriever:
+def _model(run: Path | None, runs: Path | None, device: str) -> Retriever:
+    """The model of `run`, of the newest run below `runs`, or, without either, the one that ships with the package."""
+    if run is not None and runs is not None:
+        raise UsageError("--run and --runs exclude each other: one names the run, the other asks for the newest.")
     with _no_collection():
-        from ..model import load_retriever
+        from ..model import load_retriever, shipped_model
         from ..runs import newest_run
 
-    return load_retriever(newest_run(runs) if run is None else run, device)
+    if runs is not None:
+        run = newest_run(runs)
+    return load_retriever(shipped_model() if run is None else run, device)
 
 
 def _update(folder: FolderIndex, model: Retriever) -> IndexReport:
@@ -233,6 +285,64 @@ def _tell(report: IndexReport) -> None:
     say(text)
 
 
+def _captions_and_sound(captions: Path, audio: Path) -> tuple[list[str], Samples]:
+    from ..data.audio import load_audio
+    from ..data.captions import read_captions
+
+    choices, notes = read_captions(captions)
+    if notes:
+        say(_printable("; ".join(notes[:3])) + ("; ..." if len(notes) > 3 else ""))
+    return choices, load_audio(audio)
+
+
+def _best_captions(
+    model: Retriever,
+    sound: Samples,
+    captions: Sequence[str],
+    top: int,
+    shortlist: int,
+    steps: int | None,
+    min_score: float | None,
+    seed: int,
+) -> list[CaptionHit]:
+    from ..search import best_captions, embed_sound
+
+    if steps is not None and not model.denoisers:
+        say("This model has no diffusion phase; captions are ranked by cosine, and --steps means nothing.")
+    query = embed_sound(model, sound)
+    return best_captions(model, query, captions, top=top, shortlist=shortlist, steps=steps, min_score=min_score, seed=seed)
+
+
+def _print_captions(
+    name: str, hits: Sequence[CaptionHit], model: Retriever, min_score: float | None, as_json: bool, as_csv: bool
+) -> None:
+    from rich.text import Text
+
+    _tell_without_calibration(model)
+    document = {
+        "query": name,
+        "results": [{"rank": hit.rank, "caption": hit.caption, "score": round(hit.score, 6)} for hit in hits],
+    }
+    if as_csv:
+        _print_csv([document], "caption", "score")
+    elif as_json or hits:
+        table = _hits_table(name, _score_heading(model), "caption")
+        for hit in hits:
+            table.add_row(str(hit.rank), _score(hit.score, model), Text(_printable(hit.caption)))
+        show(document, table, as_json=as_json)
+    else:
+        say(f"{_printable(name)}: no caption scores {min_score:g} or more.")
+
+
+def _is_absent(found: Found) -> bool:
+    return found.present is not None and found.present < _PRESENT
+
+
+def _document(name: str, found: Found, corpus: Path) -> dict[str, Any]:
+    present = None if found.present is None else round(found.present, 6)
+    return {"query": name, "present": present, "results": [_row(hit, corpus) for hit in found.hits]}
+
+
 def _row(hit: Hit, corpus: Path) -> dict[str, Any]:
     return {
         "rank": hit.rank,
@@ -243,19 +353,40 @@ def _row(hit: Hit, corpus: Path) -> dict[str, Any]:
     }
 
 
-def _table(name: str, hits: Sequence[Hit], corpus: Path) -> Any:
+def _table(name: str, found: Found, corpus: Path, model: Retriever) -> Any:
+    from rich.text import Text
+
+    title = f"{name} (nothing here sounds like that; these are the nearest)" if _is_absent(found) else name
+    table = _hits_table(title, _score_heading(model), "place", "file")
+    for hit in found.hits:
+        table.add_row(str(hit.rank), _score(hit.score, model), place(hit), Text(_printable(str(corpus / hit.path))))
+    return table
+
+
+def _score_heading(model: Retriever) -> str:
+    return "score" if model.calibration is None else "match"
+
+
+def _score(score: float, model: Retriever) -> str:
+    return f"{score:.3f}" if model.calibration is None else f"{100 * score:.0f} %"
+
+
+def _tell_without_calibration(model: Retriever) -> None:
+    if model.calibration is None:
+        say("This run has no calibration: its scores rank the hits of a search, and are no probabilities.")
+
+
+def _hits_table(title: str, *columns: str) -> Any:
+    """A table for ranks and these columns, of which the last is text and may take several lines."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(_printable(name)), title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("place", justify="right", no_wrap=True)
-    table.add_column("file", overflow="fold")
-    for hit in hits:
-        # As Text, because brackets and colons in names are no markup.
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", place(hit), Text(_printable(str(corpus / hit.path))))
+    # Texts and names go in as Text, because brackets and colons in them are no markup.
+    table = Table(title=Text(_printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("", *columns[:-1]):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column(columns[-1], overflow="fold")
     return table
 
 
@@ -275,22 +406,22 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
-def _print_csv(documents: Sequence[dict[str, Any]]) -> None:
+def _print_csv(documents: Sequence[dict[str, Any]], *columns: str) -> None:
     out = io.StringIO()
     writer = csv.writer(out)
-    writer.writerow(["query", "rank", "path", "start", "end", "score"])
+    writer.writerow(["query", "rank", *columns])
     for document in documents:
-        writer.writerows([document["query"], *row.values()] for row in document["results"])
+        writer.writerows([document["query"], row["rank"], *(row[name] for name in columns)] for row in document["results"])
     typer.echo(out.getvalue().encode("utf-8", "surrogateescape"), nl=False)  # names that are not UTF-8 come out as they are
 
 
-def _copy(results: Sequence[tuple[str, Sequence[Hit]]], corpus: Path, folder: Path) -> None:
+def _copy(results: Sequence[tuple[str, Found]], corpus: Path, folder: Path) -> None:
     """Copy found files, whole, as RANK-NAME, or QUERY-RANK-NAME with several queries; never over another file."""
     copied = 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, (_, hits) in enumerate(results, 1):
-            for hit in hits:
+        for number, (_, found) in enumerate(results, 1):
+            for hit in found.hits:
                 source = corpus / hit.path
                 stem = f"{hit.rank:02d}-{source.stem}" if len(results) == 1 else f"{number:02d}-{hit.rank:02d}-{source.stem}"
                 target, again = folder / (stem + source.suffix), 1
@@ -303,3 +434,38 @@ def _copy(results: Sequence[tuple[str, Sequence[Hit]]], corpus: Path, folder: Pa
     except OSError as error:
         raise DiffATRError(f"--copy-to {folder}: {error.strerror} ({error.filename}); {copied} files were copied.") from error
     say(f"{copied} files copied to {folder}")
+
+
+def _play(path: Path, hit: Hit) -> None:
+    """Play a hit's window of a file, with the first player that there is; what goes wrong costs a line, no failure."""
+    program = next(filter(None, map(shutil.which, _PLAYERS)), None)
+    if program is None:
+        say("--play: there is no player here. Install ffmpeg (with its ffplay), mpv or sox.")
+        return
+    say(f"playing {place(hit)} of {_printable(str(path))}")
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):  # which ends the sound alone
+            command = [program, *_play_arguments(Path(program).stem, path.absolute(), hit, Path(folder))]
+            # What a player prints is no result of ours, and the keys are not its own.
+            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode
+            if code:
+                say(f"--play: {program} failed (exit code {code}).")
+    except OSError as error:
+        say(f"--play: {program}: {error.strerror}")
+    except DiffATRError as error:
+        say(f"--play: {error}")
+
+
+def _play_arguments(player: str, path: Path, hit: Hit, folder: Path) -> list[str]:
+    """What to tell a player; `path` is absolute, so that no name is taken for an option or an address."""
+    if player == "ffplay":
+        quiet = ("-nodisp", "-autoexit", "-loglevel", "error")
+        return [*quiet, "-ss", f"{hit.start:.3f}", "-t", f"{hit.end - hit.start:.3f}", "-i", os.fspath(path)]
+    if player == "mpv":
+        return ["--no-video", "--really-quiet", f"--start={hit.start:.3f}", f"--end={hit.end:.3f}", "--", os.fspath(path)]
+    # The others cannot seek or know few formats, and sox takes brackets in a name for a pattern: they get the window as a WAV.
+    from ..data.audio import to_pcm16, write_wav
+    from ..data.excerpt import read_excerpt
+
+    write_wav(folder / "hit.wav", to_pcm16(read_excerpt(path, hit.start, hit.end)))
+    return [*(("-q",) if player == "play" else ()), os.fspath(folder / "hit.wav")]

@@ -19,7 +19,7 @@ from .prepare import Item, Plan, Report, Skip, claim, prepare
 from .tables import read_csv, read_text
 
 FILE_COLUMNS = ("file", "file_name", "path", "audio")
-_CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
+CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "development"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -51,7 +51,7 @@ def prepare_folder(
     table = captions or _only_table(source)
     with claim(out, "folder"):
         plan = Plan()
-        rows = _jsonl_rows(table, plan) if table.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows(table, plan)
+        rows = jsonl_rows(table, plan) if table.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows(table, plan)
         texts: dict[str, list[str]] = {}
         splits: dict[str, str] = {}
         for place, file, captions_here, named in rows:
@@ -98,10 +98,10 @@ def _csv_rows(table: Path, plan: Plan) -> Iterator[tuple[str, str, list[str], st
     for place, row in read_csv(table, _ALL, (), plan):
         if file_column is None:
             file_column = _file_column(row, table)
-        yield place, row[file_column], _captions(row), row.get("split", "")
+        yield place, row[file_column], captions_in(row), row.get("split", "")
 
 
-def _jsonl_rows(table: Path, plan: Plan) -> Iterator[tuple[str, str, list[str], str]]:
+def jsonl_rows(table: Path, plan: Plan) -> Iterator[tuple[str, str, list[str], str]]:
     for number, line in enumerate(read_text(table, plan).split("\n"), 1):
         if not line.strip():
             continue
@@ -118,22 +118,22 @@ def _jsonl_rows(table: Path, plan: Plan) -> Iterator[tuple[str, str, list[str], 
         if not isinstance(file, str) or not isinstance(row.get("split") or "", str):
             plan.skipped.append(Skip(_ALL, place, "file and split must be text"))
             continue
-        yield place, file, _captions(row), row.get("split") or ""
+        yield place, file, captions_in(row), row.get("split") or ""
 
 
 def _file_column(row: dict[str, Any], table: Path) -> str:
     column = next((column for column in FILE_COLUMNS if column in row), None)
-    if column is None or not any(map(_CAPTION_COLUMN.fullmatch, row)):
+    if column is None or not any(map(CAPTION_COLUMN.fullmatch, row)):
         lacking = "file, file_name, path or audio" if column is None else "caption, captions or caption_1"
         raise DiffATRError(f"{table}:1: no column {lacking}; the heading is {','.join(row)!r}")
     return column
 
 
-def _captions(row: dict[str, Any]) -> list[str]:
+def captions_in(row: dict[str, Any]) -> list[str]:
     """All captions of a row, in the columns' order; a cell may hold a JSON list."""
     found: list[str] = []
     for column, value in row.items():
-        if not _CAPTION_COLUMN.fullmatch(column):
+        if not CAPTION_COLUMN.fullmatch(column):
             continue
         if isinstance(value, str) and value.lstrip().startswith("["):
             with contextlib.suppress(ValueError):  # a caption that begins with a bracket
