@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import report, startup
+from benchmarks import index, report, startup
 from benchmarks.common import Row, Skip
 
 CASES = [(topic, name) for topic in runner.TOPICS for name in importlib.import_module(f"benchmarks.{topic}").cases("tiny")]
@@ -18,9 +18,10 @@ CASES = [(topic, name) for topic in runner.TOPICS for name in importlib.import_m
 
 @pytest.mark.parametrize(("topic", "name"), CASES)
 def test_every_benchmark_runs(topic, name, monkeypatch, request):
-    if topic == "startup":
+    if topic in ("startup", "index"):
         run, python = request.getfixturevalue("trained"), startup.python
         monkeypatch.setattr(startup, "make_run", lambda folder: run)
+        monkeypatch.setattr(index, "a_run", lambda folder: run)
         # Importing other people's packages in fresh processes takes seconds and shows nothing about this one.
         monkeypatch.setattr(startup, "python", lambda *a: "" if str(a[1]).startswith(("import", "from")) else python(*a))
     outcome = runner.run_case(topic, name, "tiny")
