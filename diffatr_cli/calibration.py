@@ -78,8 +78,11 @@ def calibrate(
     labels = np.array([there for there, _ in folders])
     if not all(each.any() and not each.all() for each in (labels, *(label for _, label in fits))):
         return None
-    probabilities = [Logistic.fit(score[:, None].astype(np.float64), label) for score, label in fits]
-    return Calibration(*probabilities, presence=Logistic.fit(np.stack([features for _, features in folders]), labels))
+    text_to_audio, audio_to_text, audio_to_audio = (
+        Logistic.fit(score[:, None].astype(np.float64), label) for score, label in fits
+    )
+    presence = Logistic.fit(np.stack([features for _, features in folders]), labels)
+    return Calibration(text_to_audio, audio_to_text, audio_to_audio, presence)
 
 
 def matching(captions: Captions) -> tuple[list[str], np.ndarray]:

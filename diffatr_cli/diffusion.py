@@ -208,7 +208,7 @@ def train_diffusion(
             val,
             Captions.of(dataset.split("val")),
             {d: pair.of(d).eval() for d in DIRECTIONS},
-            facts["fusion_weights"],
+            {d: best[d]["weight"] for d in DIRECTIONS},
             pair.schedule,
             recipe,
             seed,
