@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from diffatr_cli.data.manifest import Clip
+from diffatr_cli.data.manifest import Clip, load_dataset
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.gallery import Captions
-from diffatr_cli.data.manifest import load_dataset
 from diffatr_cli.pretrain import PhaseOne, _overlapped_batches, epoch_batches, learning_rate, pretrain
 from diffatr_cli.progress import silent
 from diffatr_cli.recipe_schema import PretrainSection

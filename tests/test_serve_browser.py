@@ -1,0 +1,408 @@
+"""The page of `diffatr serve` in a real browser, against a real server."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+from fake_retriever import RATE, FakeRetriever, tone, write_tone
+
+from diffatr_cli.index import FolderIndex
+from diffatr_cli.library import Library
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if BROWSER is None:
+    pytest.skip("no Chromium to open the page in (Debian's package: chromium)", allow_module_level=True)
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
+uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+
+WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
+
+
+class Server:
+    """A library on a free port of this machine, in a thread."""
+
+    def __init__(self, library, token=None):
+        from diffatr_cli.serve import listen, make_app
+
+        listener = listen("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        app = make_app(library, hosts=frozenset(("127.0.0.1",)), token=token)
+        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
+        self._thread.start()
+
+    def stop(self):
+        self._server.should_exit = True
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for i, hz in enumerate(range(300, 4200, 300)):
+        write_tone(folder / "tones" / f"{hz}.wav", hz, 2, seed=i)
+    soundfile.write(folder / "long.flac", [*tone(300, 30), *tone(7000, 10), *tone(300, 30)], RATE)
+    soundfile.write(folder / "other.aiff", tone(200, 2), RATE)
+    write_tone(folder / "<img src=x onerror=alert(1)> with a name far too long for the width of a telephone.wav", 5500, 2)
+    made = Library(FakeRetriever(phase_two=True), FolderIndex(folder))
+    made.update()
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(library):
+    made = Server(library)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    options = [
+        "--autoplay-policy=no-user-gesture-required",
+        *(["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []),
+    ]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium, server):
+    """Opens the page; in the end, nothing may have failed in it, and it may have asked nobody else."""
+    contexts, complaints, asked = [], [], set()
+
+    def open_page(query="", address=None, **options):
+        context = chromium.new_context(viewport=options.pop("viewport", WIDE), **options)
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if "Policy" in message.text else None)
+        page.on("request", lambda request: asked.add(re.match(r"(data:|[a-z]+://[^/]+/)", request.url)[0]))
+        page.goto((address or server.url) + query)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert all(place.startswith(("http://127.0.0.1:", "data:")) for place in asked)
+
+
+def until(page, condition):
+    """Wait for an expression. Not by `wait_for_function`, which evaluates text in the page: its policy forbids that."""
+    end = time.monotonic() + 10
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"never: {condition}"
+        page.wait_for_timeout(20)
+
+
+def ask(page, text):
+    page.evaluate("before = hits")
+    page.locator("#q").fill(text)
+    page.keyboard.press("Enter")
+    until(page, "hits !== before && hits.length > 0")
+
+
+def names(page):
+    return page.locator(".name").all_text_contents()
+
+
+def place_of(page, name):
+    (place,) = [i for i, each in enumerate(names(page)) if each == name]
+    return place
+
+
+def test_type_and_see(opened):
+    page = opened()
+    assert page.locator("#state").text_content() == "16 recordings"
+    page.keyboard.type("900 Hz")  # the search box has the focus from the start
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".hit.chosen")
+    assert len(names(page)) == 10
+    assert page.title() == "900 Hz · DiffATR"
+    assert "10 sounds of 16, best first" in page.locator("#said").text_content()
+    assert page.locator(".score").first.text_content().count(".") == 1
+    until(page, "document.querySelector('.hit img').naturalWidth > 100 && document.querySelector('.hit .wave-in')")
+    page.locator("#more").click()
+    until(page, "hits.length === 16")
+    assert page.locator("#more").is_hidden()
+    ask(page, "7000 Hz")
+    hit = page.locator(".hit").nth(place_of(page, "long.flac"))
+    assert "of 1:10" in hit.locator(".meta").text_content()
+    sound, window = hit.locator(".sound").bounding_box(), hit.locator(".window").bounding_box()
+    assert window["width"] == pytest.approx(sound["width"] / 6, rel=0.02)  # 10 of the 60 seconds in view
+    page.go_back()
+    until(page, "asked?.text === '900 Hz' && hits.length === 10")
+    assert page.locator("#q").input_value() == "900 Hz"
+
+
+def test_by_keyboard_alone(opened, library):
+    page = opened()
+    press = page.keyboard.press
+    press("?")  # is only a letter while one writes
+    assert page.locator("#q").input_value() == "?"
+    press("Backspace")
+    page.keyboard.type("1500 Hz")
+    press("Enter")
+    page.wait_for_selector(".hit.chosen")
+    assert page.evaluate("document.activeElement.id") == "q"
+    press("ArrowDown")
+    assert page.evaluate("[chosen, document.activeElement === hits[0].parts.article]") == [0, True]
+    ring = page.evaluate("(s => [s.outlineStyle, parseFloat(s.outlineWidth)])(getComputedStyle(document.activeElement))")
+    assert ring[0] == "solid"
+    assert ring[1] >= 2
+    for key, place in (("j", 1), ("ArrowDown", 2), ("k", 1), ("ArrowUp", 0), ("End", 9), ("Home", 0), ("j", 1)):
+        press(key)
+        assert page.evaluate("[chosen, document.activeElement === hits[chosen].parts.article]") == [place, True]
+    assert page.locator("[aria-current]").count() == 1
+    press("Enter")
+    until(page, "!audio.paused && audio.currentTime > 0.05")
+    assert page.locator(".chosen .play span").text_content() == "Pause"
+    press(" ")
+    until(page, "audio.paused")
+    press("c")
+    until(page, "document.querySelector('.chosen .copy span').textContent === 'Copied'")
+    path = page.evaluate("hits[1].path")
+    assert page.evaluate("navigator.clipboard.readText()") == path
+    assert Path(path).is_file()
+    assert Path(path).is_relative_to(library.corpus)
+    assert "Copied" in page.locator("#said").text_content()
+    liked = names(page)[1]
+    page.evaluate("before = hits")
+    press("m")
+    until(page, "hits !== before")
+    assert page.locator("#verdict").text_content() == f"More like {liked}"
+    assert liked not in names(page)
+    assert page.evaluate("[chosen, document.activeElement === hits[0].parts.article]") == [0, True]
+    press("?")
+    assert page.locator("#keys").is_visible()
+    press("j")  # goes nowhere behind the dialog
+    press("Escape")
+    assert page.locator("#keys").is_hidden()
+    assert page.evaluate("chosen") == 0
+    press("/")
+    assert page.evaluate("document.activeElement.id") == "q"
+
+
+def test_play_from_the_hit(opened):
+    page = opened("?q=7000+Hz")
+    page.wait_for_selector(".hit.chosen")
+    place = place_of(page, "long.flac")
+    page.locator(".hit").nth(place).locator(".name").click()
+    page.locator(".chosen .play").click()
+    until(page, "!audio.paused && audio.currentTime > 30.2")
+    hit = page.locator(".hit").nth(place)
+    assert page.evaluate("audio.currentTime") < 35
+    needle, window = hit.locator(".needle").bounding_box(), hit.locator(".window").bounding_box()
+    assert window["x"] - 2 <= needle["x"] < window["x"] + window["width"]
+    page.keyboard.press("Escape")
+    until(page, "audio.paused")
+    sound = hit.locator(".sound").bounding_box()
+    page.mouse.click(sound["x"] + sound["width"] * 0.95, sound["y"] + 20)  # from a place in the picture
+    until(page, "!audio.paused && audio.currentTime > 55")
+
+
+def test_what_no_browser_plays_comes_as_wav(opened):
+    page = opened("?q=200+Hz")
+    page.wait_for_selector(".hit.chosen")
+    page.locator("#more").click()
+    until(page, "hits.length === 16")
+    page.locator(".hit").nth(place_of(page, "other.aiff")).locator(".sound").click()
+    until(page, "!audio.paused && audio.currentTime > 0.1")
+    assert "/wav/" in page.evaluate("audio.src")
+
+
+def drop(page, name, content):
+    page.evaluate(
+        """([name, content]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([Uint8Array.from(atob(content), each => each.charCodeAt(0))], name));
+            for (const type of ["dragenter", "dragover", "drop"]) {
+                document.body.dispatchEvent(new DragEvent(type, {dataTransfer: transfer, bubbles: true, cancelable: true}));
+                if (type === "dragover") window.invited = !document.getElementById("drop").hidden;
+            }
+        }""",
+        [name, base64.b64encode(content).decode()],
+    )
+
+
+def test_drop_a_sound(opened):
+    page = opened()
+    out = io.BytesIO()
+    soundfile.write(out, tone(2100, 1), RATE, format="FLAC")
+    drop(page, "heard.flac", out.getvalue())
+    page.wait_for_selector(".hit.chosen")
+    assert page.evaluate("invited")
+    assert page.locator("#drop").is_hidden()
+    assert names(page)[0] == "2100.wav"
+    assert page.locator("#verdict").text_content() == "What sounds like heard.flac"
+    assert page.locator("#way").is_hidden()
+    drop(page, "letter.wav", b"Dear all, this is no sound.")
+    page.wait_for_selector("#trouble:not([hidden])")
+    assert page.locator("#trouble").text_content() == "letter.wav: not audio"
+    assert names(page) == []
+    page.evaluate("state.upload = 10")
+    drop(page, "big.wav", b"more than ten bytes")
+    until(page, "document.querySelector('#trouble').textContent.includes('larger than')")
+    ask(page, "900 Hz")
+    assert page.locator("#trouble").is_hidden()
+
+
+def ink(page, canvas):
+    """What is drawn, to see whether it moves."""
+    return page.evaluate("id => document.getElementById(id).toDataURL()", canvas)
+
+
+def test_the_answer_comes_out_of_noise(opened):
+    page = opened("?q=1200+Hz")
+    page.wait_for_selector("#way[open]")
+    # In the page itself, because a busy machine may take longer to ask than the animation lasts.
+    moved = page.evaluate(
+        """async () => {
+            const drawn = () => document.getElementById("chart-x").toDataURL();
+            stopWay(); goTo(0);
+            const first = drawn();
+            runWay();
+            while (step < 1) await new Promise(requestAnimationFrame);
+            return [drawn() !== first, document.getElementById("run").textContent, step < way.levels.length - 1];
+        }"""
+    )
+    assert moved[0]
+    assert moved[1:] in (["Pause", True], ["Play", False])
+    until(page, "step === way.levels.length - 1 && !running")
+    assert page.locator("#run").text_content() == "Play"
+    assert page.locator("#now").text_content().startswith("Step 10 of 10, noise level 1: ")
+    last = ink(page, "chart-x")
+    page.locator("#scrub").focus()
+    page.keyboard.press("Home")
+    assert page.locator("#now").text_content().startswith("Step 1 of 10, noise level 10: ")
+    assert ink(page, "chart-x") != last
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("step") == 1
+    assert "Step 2 of 10" in page.locator("#scrub").get_attribute("aria-valuetext")
+    page.locator("#scrub").blur()
+    page.keyboard.press("d")
+    until(page, "step > 1.2")
+    marked = page.evaluate("drawWay() || way.clips.filter(clip => clip.key === hits[chosen].key).length")
+    assert marked == 1
+
+
+def test_who_wants_no_motion_sees_the_answer_at_once(opened):
+    page = opened("?q=1200+Hz", reduced_motion="reduce")
+    page.wait_for_selector("#way[open]")
+    assert page.locator("#now").text_content().startswith("Step 10 of 10")
+    assert page.evaluate("running") == 0
+
+
+def test_nothing_here_sounds_like_that(opened):
+    page = opened()
+
+    def doubtful(route):
+        document = route.fetch().json() | {"present": 0.2, "calibrated": True}
+        for hit, score in zip(document["hits"], (0.31, 0.004, 0.996), strict=False):
+            hit["score"] = score
+        route.fulfill(json=document)
+
+    page.route("**/api/search?*", doubtful)
+    ask(page, "900 Hz")
+    assert page.locator("#verdict h1").text_content() == "Nothing here sounds like that."
+    assert page.locator("#columns").get_attribute("class").count("weak") == 1
+    assert page.locator(".score").all_text_contents()[:3] == ["31 %", "< 1 %", "> 99 %"]
+
+
+def test_errors_are_told(opened):
+    page = opened("?q=%3F!")
+    page.wait_for_selector("#trouble:not([hidden])")
+    assert page.locator("#trouble").text_content().startswith("Nothing to search for in the text")
+    page.route("**/api/search?*", lambda route: route.abort())
+    page.locator("#q").fill("900 Hz")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('#trouble').textContent.includes('does not answer')")
+
+
+def test_names_are_text_and_nothing_else(opened):
+    page = opened("?q=5500+Hz")
+    page.wait_for_selector(".hit.chosen")
+    assert any(name.startswith("<img src=x onerror=alert(1)> with") for name in names(page))
+    assert page.locator("#hits img:not([alt^='Spectrogram'])").count() == 0
+
+
+def test_dark_and_light(opened):
+    seen = {}
+    for scheme in ("light", "dark"):
+        page = opened("?q=900+Hz", color_scheme=scheme)
+        until(page, "document.querySelector('.hit img')?.naturalWidth > 0")
+        colours = page.evaluate("(s => [s.backgroundColor, s.color])(getComputedStyle(document.documentElement))")
+        paper, text = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours)
+        seen[scheme] = paper, text, page.evaluate("document.querySelector('.hit img').currentSrc.split('theme=')[1]")
+    assert seen["light"][0] > 700 > 100 > seen["light"][1]
+    assert seen["dark"][0] < 100 < 600 < seen["dark"][1]
+    assert (seen["light"][2], seen["dark"][2]) == ("light", "dark")
+
+
+def test_at_a_telephones_width(opened):
+    page = opened(viewport=PHONE, has_touch=True, is_mobile=True)
+
+    def fits():
+        return page.evaluate("document.documentElement.scrollWidth") <= 360
+
+    assert fits()
+    ask(page, "5500 Hz")
+    assert fits()
+    assert not page.evaluate("document.getElementById('way').open")  # the sounds come first
+    page.locator("#way summary").tap()
+    until(page, "document.getElementById('chart-x').width > 100")
+    assert fits()
+    page.locator(".hit .name").nth(1).tap()
+    assert page.evaluate("chosen") == 1
+    for button in page.locator(".chosen .actions button").all():
+        box = button.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+        assert box["height"] >= 32
+    page.locator("#help").tap()
+    assert fits()
+
+
+def test_a_refresh_shows_what_is_new(opened, library):
+    page = opened("?q=900+Hz")
+    page.wait_for_selector(".hit.chosen")
+    path = library.corpus / "new.wav"
+    write_tone(path, 901, 2)
+    try:
+        page.locator("#state").click()  # out of the search box
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("r")
+        until(page, "document.querySelector('#state').textContent === '17 recordings'")
+        assert "Up to date" in page.locator("#said").text_content()
+        ask(page, "901 Hz")
+        assert "new.wav" in names(page)
+    finally:
+        path.unlink()
+        library._thread.join()
+        library.update()
+
+
+def test_the_key_stays_out_of_the_address(opened, library):
+    guarded = Server(library, token="k3y")
+    try:
+        page = opened(address=guarded.url, query="?token=k3y")
+        ask(page, "900 Hz")
+        assert "k3y" not in page.evaluate("location.href")
+        assert page.evaluate("document.cookie") == ""
+        until(page, "document.querySelector('.hit img').naturalWidth > 0")
+        page.reload()
+        page.wait_for_selector(".hit.chosen")
+    finally:
+        guarded.stop()
