@@ -262,6 +262,17 @@ def test_kernels_equal_numpy(shape, threads, monkeypatch):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("block", [kernels._block_of_nine, kernels._block_of_sixteen])
+def test_both_tilings_equal_numpy(shape, block):
+    """Whichever of the two this processor uses."""
+    table, floor, weight = term(*shape)
+    out = torch.full((shape[0], floor.shape[1], table.shape[1]), torch.nan)
+    for g in range(shape[0]):
+        block(table[g].numpy(), floor[g].numpy(), weight.numpy(), out[g].numpy())
+    assert out.numpy() == pytest.approx(reference(table, floor, weight), abs=2e-5)
+
+
 def test_the_eager_path_samples_the_same(monkeypatch):
     """What small work and a GPU without Triton compute."""
     args = trained(), unit(3, 24), unit(8, 24, seed=1), NoiseSchedule.cosine(10), None, 0.0, query_noise(0, range(3), 8)

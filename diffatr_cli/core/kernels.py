@@ -5,6 +5,7 @@ G groups of queries that share candidates, T queries of a group, N candidates of
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -52,11 +53,37 @@ def jit(function: Callable[..., None]) -> Any:
 
 
 @jit
-def _block(a: Any, b: Any, weight: Any, out: Any) -> None:
-    """out[t, i] = sum_h weight[h] max(a[i, h], b[t, h]), in tiles of 4 queries by 4 candidates held in 16 vector registers.
+def _block_of_nine(a: Any, b: Any, weight: Any, out: Any) -> None:
+    """out[t, i] = sum_h weight[h] max(a[i, h], b[t, h]), in tiles of 3 queries by 3 candidates: 9 sums and their operands fit
+    into 16 vector registers.
 
     A tile that reaches over the edge repeats the last row, which writes the same value again.
     """
+    n, queries, hidden = len(a), len(b), len(weight)
+    zero = weight.dtype.type(0)
+    for t in range(0, queries, 3):
+        t1, t2 = min(t + 1, queries - 1), min(t + 2, queries - 1)
+        b0, b1, b2 = b[t], b[t1], b[t2]
+        for i in range(0, n, 3):
+            i1, i2 = min(i + 1, n - 1), min(i + 2, n - 1)
+            a0, a1, a2 = a[i], a[i1], a[i2]
+            s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = zero
+            for h in range(hidden):
+                w, x0, x1, x2 = weight[h], a0[h], a1[h], a2[h]
+                y = b0[h]
+                s00, s01, s02 = s00 + w * max(x0, y), s01 + w * max(x1, y), s02 + w * max(x2, y)
+                y = b1[h]
+                s10, s11, s12 = s10 + w * max(x0, y), s11 + w * max(x1, y), s12 + w * max(x2, y)
+                y = b2[h]
+                s20, s21, s22 = s20 + w * max(x0, y), s21 + w * max(x1, y), s22 + w * max(x2, y)
+            out[t, i], out[t, i1], out[t, i2] = s00, s01, s02
+            out[t1, i], out[t1, i1], out[t1, i2] = s10, s11, s12
+            out[t2, i], out[t2, i1], out[t2, i2] = s20, s21, s22
+
+
+@jit
+def _block_of_sixteen(a: Any, b: Any, weight: Any, out: Any) -> None:
+    """`_block_of_nine` in tiles of 4 by 4, for processors with 32 vector registers."""
     n, queries, hidden = len(a), len(b), len(weight)
     zero = weight.dtype.type(0)
     for t in range(0, queries, 4):
@@ -81,6 +108,16 @@ def _block(a: Any, b: Any, weight: Any, out: Any) -> None:
             out[t1, i], out[t1, i1], out[t1, i2], out[t1, i3] = s10, s11, s12, s13
             out[t2, i], out[t2, i1], out[t2, i2], out[t2, i3] = s20, s21, s22, s23
             out[t3, i], out[t3, i1], out[t3, i2], out[t3, i3] = s30, s31, s32, s33
+
+
+def many_registers() -> bool:
+    """Whether this processor has 32 vector registers: x86 with AVX-512, and 64-bit ARM."""
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_features().get("avx512f")) or platform.machine().lower() in ("aarch64", "arm64")
+
+
+_block = _block_of_sixteen if many_registers() else _block_of_nine
 
 
 @jit
