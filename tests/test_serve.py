@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from diffatr_cli.data.excerpt import duration, read_excerpt
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.index import FolderIndex, IndexReport
 from diffatr_cli.library import Library, Turns, key_of
+from diffatr_cli.model import load_retriever
 from diffatr_cli.search import embed_sound, embed_texts, search
 from diffatr_cli.serve import listen, make_app, view
 from diffatr_cli.spectrogram import levels, outline, png
@@ -508,6 +510,26 @@ def test_no_trajectory_without_a_denoiser(library):
             trajectory(model, recordings, query, **wrong)
     empty = type(recordings)([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, DIM), np.float32))
     assert trajectory(model, empty, query).levels == []
+
+
+def test_a_trained_model_is_served(workshop, trained, tmp_path):
+    shutil.copytree(workshop.data / "tones" / "test", tmp_path / "clips")
+    model = load_retriever(trained, "cpu")
+    made, outcomes = Library(model, FolderIndex(tmp_path / "clips"), seed=1), []
+    made.start(told=outcomes.append)
+    until(lambda: outcomes, 60)
+    client = client_of(made)
+    document = client.get("/api/search", params={"q": "a low tone", "top": 3}).json()
+    expected = search(model, made.folder.read(model.model_id), embed_texts(model, ["a low tone"]), top=3, seed=1)[0]
+    assert [hit["path"] for hit in document["hits"]] == [str(made.corpus / hit.path) for hit in expected.hits]
+    assert document["present"] == (None if expected.present is None else pytest.approx(expected.present, abs=1e-5))
+    assert document["calibrated"] == (model.calibration is not None)
+    way = client.get("/api/trajectory", params={"q": "a low tone"}).json()
+    assert way["levels"][-1] == 0
+    assert sum(way["x0_hat"][-1]) == pytest.approx(1, abs=0.01)
+    first = document["hits"][0]
+    same = client.post("/api/sound", content=(made.corpus / os.path.relpath(first["path"], made.corpus)).read_bytes()).json()
+    assert first["path"] in [hit["path"] for hit in same["hits"]]
 
 
 def until(condition, seconds=10.0):

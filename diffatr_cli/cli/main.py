@@ -13,7 +13,7 @@ import typer
 
 from .. import __version__
 from ..errors import DiffATRError
-from . import demo, evaluate, prepare, query, train
+from . import demo, evaluate, prepare, query, serve, train
 from .console import say
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.add_typer(prepare.app, name="prepare")
 train.register(app)
 evaluate.register(app)
 query.register(app)
+serve.register(app)
 demo.register(app)
 
 

@@ -1,0 +1,357 @@
+"""A folder of recordings to ask and to listen to, while its index keeps up with it: what a page or any other window shows.
+
+F files, W windows, D embedding size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+
+from .data.audio import SAMPLE_RATE, Samples
+from .errors import DiffATRError, UsageError
+from .index import FolderIndex, IndexReport, Recordings
+from .progress import Progress, silent
+from .search import Found, embed_sound, embed_texts, search
+from .trajectory import Trajectory, trajectory
+
+if TYPE_CHECKING:
+    from .model import Retriever
+
+_PIECE = 8  # windows that indexing embeds before it lets a search go first
+_REREAD = 5.0  # seconds at least between two looks at an index that grows
+
+
+class NotServed(DiffATRError):
+    """A clip that is not given out; `gone` where it is not there (any more), else it is refused."""
+
+    def __init__(self, message: str, *, gone: bool) -> None:
+        super().__init__(message)
+        self.gone = gone
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A recording of the index. `path`: as it is named below the folder; `real`: the file behind all links; `seconds` long."""
+
+    path: Path
+    real: Path
+    seconds: float
+
+
+class State(NamedTuple):
+    """How the index stands. `indexing`: (done, total) of files while it is brought up to date; `problem`: why it could not be."""
+
+    files: int
+    windows: int
+    skipped: int
+    indexing: tuple[int, int] | None
+    problem: str | None
+
+
+class _Shelf(NamedTuple):
+    """One state of the index, only ever replaced as a whole, so that whoever reads it needs no lock."""
+
+    recordings: Recordings
+    places: dict[str, int]  # which file a key stands for
+    outside: dict[str, str]  # files that links lead to outside the folder, by path
+
+
+class _Stopped(Exception):
+    """Ends an update between two files."""
+
+
+class Turns:
+    """One at a time; those who are patient wait until nobody else does."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._taken = False
+        self._waiting = 0
+
+    @contextlib.contextmanager
+    def take(self, *, patient: bool = False) -> Iterator[None]:
+        """Hold the turn while the block runs."""
+        with self._free:
+            self._waiting += not patient
+            try:
+                self._free.wait_for(lambda: not self._taken and not (patient and self._waiting))
+                self._taken = True
+            finally:
+                self._waiting -= not patient
+        try:
+            yield
+        finally:
+            with self._free:
+                self._taken = False
+                self._free.notify_all()
+
+
+class _Patient:
+    """The model as the indexing sees it: a few windows at a time, after whoever asks for something meanwhile."""
+
+    def __init__(self, model: Retriever, turns: Turns) -> None:
+        self._model, self._turns = model, turns
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        parts = []
+        for first in range(0, len(waveforms), _PIECE):
+            with self._turns.take(patient=True):
+                parts.append(self._model.embed_audio(waveforms[first : first + _PIECE]))
+        return np.concatenate(parts)
+
+
+class Library:
+    """One folder, its index and a model. All methods may be called from any thread; the model works for one at a time.
+
+    A clip goes by a key, a hash of its path below the folder, and keys are looked up among the files that the index holds:
+    no request can spell a path.
+
+    Args:
+        shortlist, steps, seed: as in `search`.
+
+    Raises:
+        UsageError: steps beyond the model's chain.
+    """
+
+    def __init__(
+        self, model: Retriever, folder: FolderIndex, *, shortlist: int = 100, steps: int | None = None, seed: int = 0
+    ) -> None:
+        if "t2a" in model.denoisers and steps is not None and not 1 <= steps <= len(model.schedule):
+            raise UsageError(f"steps must lie between 1 and this model's {len(model.schedule)}, got {steps}")
+        self.model, self.folder = model, folder
+        self.corpus = Path(os.path.abspath(folder.corpus))
+        self._settings: dict[str, Any] = {"shortlist": shortlist, "steps": steps, "seed": seed}
+        self._turns = Turns()
+        self._root = os.path.realpath(folder.corpus)
+        nothing = Recordings([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, model.dim), np.float32))
+        self._shelf = _Shelf(nothing, {}, {})
+        self._updating, self._starting = threading.Lock(), threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._indexing: tuple[int, int] | None = None
+        self._problem: str | None = None
+        self._skipped = 0
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether answers to texts come out of noise, so that there is a trajectory to show."""
+        return "t2a" in self.model.denoisers
+
+    @property
+    def state(self) -> State:
+        """How the index stands now."""
+        recordings = self._shelf.recordings
+        return State(len(recordings), len(recordings.spans), self._skipped, self._indexing, self._problem)
+
+    def by_text(self, text: str, top: int) -> Found:
+        """The best files for a text. Raises UsageError for a text without a letter or digit."""
+        with self._turns.take():
+            query = embed_texts(self.model, [text])
+            return search(self.model, self._shelf.recordings, query, top=top, **self._settings)[0]
+
+    def by_sound(self, waveform: Samples, top: int) -> Found:
+        """The best files for a sound, 32 kHz mono, not empty."""
+        with self._turns.take():
+            query = embed_sound(self.model, waveform)[None]
+            return search(self.model, self._shelf.recordings, query, refine=False, top=top, **self._settings)[0]
+
+    def like(self, key: str, start: float, top: int) -> Found:
+        """The best other files for the window of a clip that begins nearest to `start` seconds. Raises NotServed."""
+        shelf = self._shelf
+        place = _place(shelf, key)
+        recordings = shelf.recordings
+        rows = slice(recordings.offsets[place], recordings.offsets[place + 1])
+        row = rows.start + int(np.abs(recordings.spans[rows, 0] - start).argmin())
+        with self._turns.take():
+            query = recordings.vectors[row : row + 1]
+            found = search(self.model, recordings, query, refine=False, top=top + 1, **self._settings)[0]
+        others = [hit for hit in found.hits if hit.path != recordings.paths[place]][:top]
+        return Found([replace(hit, rank=rank) for rank, hit in enumerate(others, 1)], None)
+
+    def trajectory(self, text: str) -> Trajectory:
+        """How the answer to a text comes out of noise. Raises UsageError for a text without words, or without a denoiser."""
+        with self._turns.take():
+            query = embed_texts(self.model, [text])[0]
+            return trajectory(self.model, self._shelf.recordings, query, **self._settings)
+
+    def seconds(self, path: str) -> float:
+        """How long a found file is: where its last window ends; 0 for one that the index has forgotten meanwhile."""
+        shelf = self._shelf
+        place = shelf.places.get(key_of(path))
+        return 0.0 if place is None else _seconds(shelf, place)
+
+    def clip(self, key: str) -> Clip:
+        """The clip of a key, if its file may be given out.
+
+        Links are followed as the index's own scan follows them, so the file may lie outside the folder: but then only where
+        its link led when the index last took it in. A link that was put in a recording's place since then could lead to
+        anything, and is refused until the next update has looked at what is there.
+
+        Raises:
+            NotServed: no such clip, its file is gone, or a link leads elsewhere.
+        """
+        shelf = self._shelf
+        place = _place(shelf, key)
+        path = shelf.recordings.paths[place]
+        full = self.corpus / path
+        real = os.path.realpath(full)
+        if not _inside(real, self._root) and real != shelf.outside.get(path):
+            raise NotServed(f"{path}: a link leads out of the folder, to where it did not when it was indexed.", gone=False)
+        if not os.path.isfile(real):
+            raise NotServed(f"{path}: the file is gone. Refresh the index.", gone=True)
+        return Clip(full, Path(real), _seconds(shelf, place))
+
+    def update(self, progress: Progress = silent) -> IndexReport | None:
+        """Bring the index up to date, while searches go on in what it held, and in what it holds by and by.
+
+        Returns:
+            What was done; None if an update is under way already.
+
+        Raises:
+            DiffATRError: as `FolderIndex.update`; the state tells of it as well.
+        """
+        if not self._updating.acquire(blocking=False):
+            return None
+        try:
+            self._indexing, self._problem = (0, 0), None
+            report = self.folder.update(cast("Retriever", _Patient(self.model, self._turns)), self._reading_along(progress))
+            self._skipped = len(report.skipped)
+            if not report.files:
+                self._problem = f"No sound in {self.corpus} can be searched; {len(report.skipped)} files were skipped."
+            self._load(settled=True)
+            return report
+        except DiffATRError as error:
+            self._problem = str(error)
+            with contextlib.suppress(DiffATRError):
+                self._load(settled=False)
+            raise
+        finally:
+            self._indexing = None
+            self._updating.release()
+
+    def start(
+        self,
+        watch: Callable[[], AbstractContextManager[Progress]] = lambda: contextlib.nullcontext(silent),
+        told: Callable[[IndexReport | DiffATRError], None] = lambda outcome: None,
+    ) -> None:
+        """Begin an update in a thread of its own, and get the model ready for a first question; nothing if one is under way.
+
+        Args:
+            watch: gives the progress to tell, for as long as the update takes.
+            told: called with what came of it.
+        """
+        with self._starting:
+            if self._thread is not None and self._thread.is_alive():
+                return
+            first = self._thread is None
+            self._indexing = (0, 0)  # now, or whoever asks for the state next would take it for done
+            self._thread = threading.Thread(target=self._work, args=(first, watch, told), name="index", daemon=True)
+            self._thread.start()
+
+    def _work(
+        self,
+        first: bool,
+        watch: Callable[[], AbstractContextManager[Progress]],
+        told: Callable[[IndexReport | DiffATRError], None],
+    ) -> None:
+        outcome: IndexReport | DiffATRError | None
+        try:
+            if first:
+                with contextlib.suppress(DiffATRError):  # what is wrong shows in the update, or in the first search
+                    self._load(settled=False)
+                    self._warm()
+            with watch() as progress:
+                outcome = self.update(progress)
+        except DiffATRError as error:
+            outcome = error
+        except _Stopped:
+            return
+        finally:
+            self._indexing = None
+        if outcome is not None:
+            told(outcome)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End an update after the file that it is at; what it committed stays."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+
+    def _warm(self) -> None:
+        """A first search, and a first sound, load the encoders and compile what is compiled, which takes seconds."""
+        self.by_text("1 kHz tone", 1)
+        if self.diffuses:
+            self.trajectory("1 kHz tone")
+        with self._turns.take(patient=True):
+            self.model.embed_audio([np.zeros(SAMPLE_RATE, np.float32)])
+
+    def _reading_along(self, progress: Progress) -> Progress:
+        due = time.monotonic() + _REREAD
+
+        def step(done: int, total: int, note: str) -> None:
+            nonlocal due
+            if self._stopping.is_set():
+                raise _Stopped
+            self._indexing = (done, total)
+            progress(done, total, note)
+            if (began := time.monotonic()) > due:
+                self._load(settled=False)
+                now = time.monotonic()
+                due = now + max(_REREAD, 20 * (now - began))  # a large index is read less often
+
+        return step
+
+    def _load(self, *, settled: bool) -> None:
+        """Take up what the index holds. Links out of the folder are trusted only where an update has just seen every file."""
+        recordings = self.folder.read(self.model.model_id)
+        outside = _outside(self._root, recordings.paths) if settled else {}
+        self._shelf = _Shelf(recordings, {key_of(path): place for place, path in enumerate(recordings.paths)}, outside)
+
+
+def key_of(path: str) -> str:
+    """What a clip goes by in addresses: a hash of its path, since names of files need not be valid text."""
+    return hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
+
+
+def _place(shelf: _Shelf, key: str) -> int:
+    if (place := shelf.places.get(key)) is None:
+        raise NotServed("There is no such clip in the index.", gone=True)
+    return place
+
+
+def _seconds(shelf: _Shelf, place: int) -> float:
+    return float(shelf.recordings.spans[shelf.recordings.offsets[place + 1] - 1, 1])
+
+
+def _inside(real: str, root: str) -> bool:
+    return real.startswith(os.path.join(root, ""))
+
+
+def _outside(root: str, paths: Sequence[str]) -> dict[str, str]:
+    """Where links lead that leave the folder: the real file of each such path."""
+    folders: dict[str, str] = {}
+    found = {}
+    for path in paths:
+        below, name = os.path.split(path)
+        if below not in folders:
+            folders[below] = os.path.realpath(os.path.join(root, below))
+        real = os.path.join(folders[below], name)
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        if not _inside(real, root):
+            found[path] = real
+    return found

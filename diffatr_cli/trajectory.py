@@ -1,0 +1,95 @@
+"""How the answer to a text comes out of noise: the paper's Figure 3, for one query and its shortlist.
+
+W windows, S files of the shortlist, L levels visited, D embedding size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .core.sampler import fast_ddim_sample
+from .core.scoring import query_noise
+from .errors import UsageError
+from .index import Recordings
+
+if TYPE_CHECKING:
+    from .model import Retriever
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What the sampler held at every level, from noise to answer.
+
+    Attributes:
+        paths: S paths below the folder, best cosine first, which is the sampler's own order.
+        windows: (S,) the row in `Recordings` of each file's best window.
+        levels: L indices of noise levels, falling; 0 is the last.
+        x: (L, S) float32, x_k.
+        x0_hat: (L, S) float32, the distribution that the denoiser sees in x_k; the last row is what a search fuses.
+    """
+
+    paths: list[str]
+    windows: np.ndarray
+    levels: list[int]
+    x: np.ndarray
+    x0_hat: np.ndarray
+
+
+def trajectory(
+    retriever: Retriever,
+    recordings: Recordings,
+    query: np.ndarray,
+    *,
+    shortlist: int = 100,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Trajectory:
+    """Run stage two of `search.search` once more for one text, with the same candidates and the same noise, and keep each step.
+
+    Of a model whose validation asks for several draws it is the first.
+
+    Args:
+        query: (D,) unit vector of a text.
+        shortlist, steps, seed: as in `search`.
+
+    Raises:
+        UsageError: the model has no text-to-audio denoiser, shortlist is below 1, or steps lie beyond the model's chain.
+    """
+    if "t2a" not in retriever.denoisers:
+        raise UsageError("this model has no diffusion phase, so there is no way from noise to an answer to show")
+    if shortlist < 1:
+        raise UsageError(f"shortlist must be at least 1, got {shortlist}")
+    if steps is not None and not 1 <= steps <= len(retriever.schedule):
+        raise UsageError(f"steps must lie between 1 and this model's {len(retriever.schedule)}, got {steps}")
+    if not len(recordings):
+        return Trajectory([], np.zeros(0, np.int64), [], np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
+    cosine = recordings.vectors @ query.astype(np.float32)  # (W,)
+    order = np.argsort(-np.maximum.reduceat(cosine, recordings.offsets[:-1]), kind="stable")[:shortlist]
+    bounds = zip(recordings.offsets[order], recordings.offsets[order + 1], strict=True)
+    windows = np.array([a + int(cosine[a:b].argmax()) for a, b in bounds])
+    levels: list[int] = []
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(level: int, x: Tensor, x0_hat: Tensor) -> None:
+        levels.append(level)
+        seen.append((x[0].cpu().clone(), x0_hat[0].cpu().clone()))  # the sampler goes on in the same memory
+
+    settings = retriever.recipe.evaluation
+    fast_ddim_sample(
+        retriever.denoisers["t2a"],
+        torch.from_numpy(query[None]).to(retriever.device),
+        torch.from_numpy(recordings.vectors[windows]).to(retriever.device),
+        retriever.schedule,
+        settings.steps if steps is None else steps,
+        settings.eta,
+        query_noise(seed, [0], len(order)),
+        x0=retriever.x0,
+        on_step=keep,
+    )
+    x, x0_hat = (torch.stack(column).float().numpy() for column in zip(*seen, strict=True))
+    return Trajectory([recordings.paths[i] for i in order], windows, levels, x, x0_hat)
