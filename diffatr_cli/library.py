@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from .data.audio import SAMPLE_RATE, Samples
-from .errors import DiffATRError, UsageError
+from .errors import DiffATRError
 from .index import FolderIndex, IndexReport, Recordings
 from .progress import Progress, silent
-from .search import Found, embed_sound, embed_texts, search
+from .search import Found, check_steps, embed_sound, embed_texts, search
 from .trajectory import Trajectory, trajectory
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ class Library:
     def __init__(
         self, model: Retriever, folder: FolderIndex, *, shortlist: int = 100, steps: int | None = None, seed: int = 0
     ) -> None:
-        if "t2a" in model.denoisers and steps is not None and not 1 <= steps <= len(model.schedule):
-            raise UsageError(f"steps must lie between 1 and this model's {len(model.schedule)}, got {steps}")
+        if "t2a" in model.denoisers:
+            check_steps(model, steps)
         self.model, self.folder = model, folder
         self.corpus = Path(os.path.abspath(folder.corpus))
         self._settings: dict[str, Any] = {"shortlist": shortlist, "steps": steps, "seed": seed}

@@ -105,20 +105,17 @@ def search(
     probability = calibration and (calibration.text_to_audio if refine else calibration.audio_to_audio)
     refine = refine and "t2a" in retriever.denoisers
     if refine:
-        _check_steps(retriever, steps)
+        check_steps(retriever, steps)
     if not len(recordings):
         return [Found([], None) for _ in queries]
     cosine = recordings.vectors @ queries.T.astype(np.float32)  # (W, Q)
     if unwanted is not None:
         cosine -= np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))[:, None]
-    per_file = np.maximum.reduceat(cosine, recordings.offsets[:-1])  # (F, Q)
     depth = max(top, shortlist) if refine and "t2a" in retriever.fusion_weights else shortlist if refine else top
     results = []
-    for query, of_window, of_file in zip(queries, cosine.T, per_file.T, strict=True):
-        order = np.argsort(-of_file, kind="stable")[:depth]
-        bounds = zip(recordings.offsets[order], recordings.offsets[order + 1], strict=True)
-        windows = np.array([a + int(of_window[a:b].argmax()) for a, b in bounds])
-        scores, present = of_file[order].astype(np.float64), None
+    for query, of_window in zip(queries, cosine.T, strict=True):
+        order, windows = best_windows(recordings, of_window, depth)
+        scores, present = of_window[windows].astype(np.float64), None
         if refine:
             near = slice(shortlist)
             x0_hat = _draws(retriever, "t2a", query, recordings.vectors[windows[near]], steps, seed)
@@ -135,6 +132,20 @@ def search(
                 hits.append(Hit(rank, recordings.paths[order[i]], start, end, float(scores[i])))
         results.append(Found(hits, present))
     return results
+
+
+def best_windows(recordings: Recordings, scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stage one: the `depth` best files by their best windows, best first, equal ones in order of their paths.
+
+    Args:
+        scores: (W,) of every window.
+
+    Returns:
+        The files' numbers and the rows of their best windows, both (min(depth, F),).
+    """
+    files = np.argsort(-np.maximum.reduceat(scores, recordings.offsets[:-1]), kind="stable")[:depth]
+    bounds = zip(recordings.offsets[files], recordings.offsets[files + 1], strict=True)
+    return files, np.array([a + int(scores[a:b].argmax()) for a, b in bounds])
 
 
 def best_captions(
@@ -162,7 +173,7 @@ def best_captions(
     if top < 1 or shortlist < 1:
         raise UsageError(f"top and shortlist must be at least 1, got {top} and {shortlist}")
     if "a2t" in retriever.denoisers:
-        _check_steps(retriever, steps)
+        check_steps(retriever, steps)
     if not captions:
         return []
     vectors = embed_texts(retriever, captions)
@@ -185,7 +196,8 @@ def best_captions(
     ]
 
 
-def _check_steps(retriever: Retriever, steps: int | None) -> None:
+def check_steps(retriever: Retriever, steps: int | None) -> None:
+    """Raise UsageError for more noise levels than the model's chain has, or none."""
     if steps is not None and not 1 <= steps <= len(retriever.schedule):
         raise UsageError(f"steps must lie between 1 and this model's {len(retriever.schedule)}, got {steps}")
 

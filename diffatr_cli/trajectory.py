@@ -16,6 +16,7 @@ from .core.sampler import fast_ddim_sample
 from .core.scoring import query_noise
 from .errors import UsageError
 from .index import Recordings
+from .search import best_windows, check_steps
 
 if TYPE_CHECKING:
     from .model import Retriever
@@ -64,14 +65,11 @@ def trajectory(
         raise UsageError("this model has no diffusion phase, so there is no way from noise to an answer to show")
     if shortlist < 1:
         raise UsageError(f"shortlist must be at least 1, got {shortlist}")
-    if steps is not None and not 1 <= steps <= len(retriever.schedule):
-        raise UsageError(f"steps must lie between 1 and this model's {len(retriever.schedule)}, got {steps}")
+    check_steps(retriever, steps)
     if not len(recordings):
         return Trajectory([], np.zeros(0, np.int64), [], np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
     cosine = recordings.vectors @ query.astype(np.float32)  # (W,)
-    order = np.argsort(-np.maximum.reduceat(cosine, recordings.offsets[:-1]), kind="stable")[:shortlist]
-    bounds = zip(recordings.offsets[order], recordings.offsets[order + 1], strict=True)
-    windows = np.array([a + int(cosine[a:b].argmax()) for a, b in bounds])
+    order, windows = best_windows(recordings, cosine, shortlist)
     levels: list[int] = []
     seen: list[tuple[Tensor, Tensor]] = []
 

@@ -13,6 +13,7 @@ from fake_retriever import RATE, FakeRetriever, write_tone
 from typer.testing import CliRunner
 
 from diffatr_cli.cli import query as module
+from diffatr_cli.cli.corpus import place
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.index import FolderIndex
@@ -25,7 +26,7 @@ module.register(app)
 @pytest.fixture
 def clips(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "_model", lambda run, runs, device: FakeRetriever(phase_two=True))
+    monkeypatch.setattr(module, "load_model", lambda run, runs, device: FakeRetriever(phase_two=True))
     for hz in (200, 450, 900, 2000, 4000):
         write_tone(tmp_path / "clips" / f"{hz}.wav", hz, 2)
     write_tone(tmp_path / "clips" / "deep" / "long.wav", 6000, 12)
@@ -98,7 +99,7 @@ def test_the_table_names_file_and_place(clips):
     [(0, 0.4, "00:00-00:01"), (200, 210, "03:20-03:30"), (2.5, 12.5, "00:02-00:13"), (3595, 3605, "59:55-1:00:05")],
 )
 def test_places(start, end, text):
-    assert module.place(Hit(1, "x", start, end, 0.0)) == text
+    assert place(Hit(1, "x", start, end, 0.0)) == text
 
 
 def test_a_sound_as_query(clips):
@@ -188,7 +189,7 @@ def test_an_index_that_cannot_be_updated_is_searched_as_it_is(clips, monkeypatch
 
 
 def test_wrong_use_is_told_before_any_work(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("the model was loaded"))
     for arguments, words in (
         ((), "Say what to look for"),
         (("900 Hz", "--audio", clips / "200.wav"), "not both"),
@@ -344,7 +345,7 @@ def test_captions_come_from_tables_too(clips, tmp_path):
 
 
 def test_caption_files_that_cannot_be_used(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("the model was loaded"))
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "other.csv").write_text("file,text\na.wav,rain\n")
     for name, words in (

@@ -675,7 +675,7 @@ def other():
 def started(own, monkeypatch):
     """What the command line builds and opens, without serving."""
     seen = {"opened": []}
-    monkeypatch.setattr(command, "_model", lambda run, runs, device: FakeRetriever(phase_two=True))
+    monkeypatch.setattr(command, "load_model", lambda run, runs, device: FakeRetriever(phase_two=True))
     monkeypatch.setattr(command.webbrowser, "open", seen["opened"].append)
 
     def run(app, listener):
@@ -718,7 +718,7 @@ def test_beyond_this_machine_a_key_is_needed(started):
 
 
 def test_wrong_use_is_told_before_any_work(started, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(command, "load_model", lambda *_: pytest.fail("the model was loaded"))
     find = command.importlib.util.find_spec
     with monkeypatch.context() as patched:
         patched.setattr(command.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))

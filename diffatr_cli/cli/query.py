@@ -2,53 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import filecmp
-import gc
 import io
 import json
-import math
-import os
 import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import DiffATRError, UsageError
-from .console import Device, Json, Seed, progress_bar, say, show
+from .console import Device, Json, Seed, say, show
+from .corpus import (
+    IndexFolder,
+    NewestOf,
+    Run,
+    load_model,
+    no_collection,
+    open_folder,
+    place,
+    printable,
+    tell_update,
+    update_index,
+)
+from .play import play_hit
 
 if TYPE_CHECKING:
     from ..data.audio import Samples
-    from ..index import FolderIndex, IndexReport
     from ..model import Retriever
     from ..search import CaptionHit, Found, Hit
 
-Run = Annotated[
-    Path | None,
-    typer.Option(
-        "--run",
-        metavar="DIR",
-        help="The model: a run's folder, RUNS/RECIPE/seed-N. The one that ships with diffatr if not given.",
-    ),
-]
-NewestOf = Annotated[
-    Path | None,
-    typer.Option("--runs", metavar="DIR", help="The model: the newest run below this folder, instead of --run.", file_okay=False),
-]
-IndexFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--index", metavar="DIR", help="Where the index is kept; inside the folder of recordings (.diffatr) if not given."
-    ),
-]
-
-_PLAYERS = ("ffplay", "mpv", "play", "paplay", "aplay", "afplay")
 _PRESENT = 0.5  # a folder that holds what is asked for with less probability than this is said not to
 
 
@@ -114,7 +100,7 @@ def query(
             if given:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
         choices, heard = _captions_and_sound(captions, audio)
-        model = _model(run, runs, device)
+        model = load_model(run, runs, device)
         described = _best_captions(model, heard, choices, top, shortlist, steps, min_score, seed)
         _print_captions(str(audio), described, model, min_score, as_json, as_csv)
         return
@@ -122,19 +108,19 @@ def query(
         raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {corpus}, where the copies would be found as well.")
     names = [str(audio)] if audio is not None else _lines(texts or [])
 
-    with _no_collection():
+    with no_collection():
         from ..data.audio import load_audio
         from ..index import CannotUpdate, no_sounds
         from ..search import embed_sound, embed_texts, search
 
-    folder = _open(corpus, index_folder)
+    folder = open_folder(corpus, index_folder)
     sound = None if audio is None else load_audio(audio)  # before the model, which takes seconds
-    model = _model(run, runs, device)
+    model = load_model(run, runs, device)
     unusable = []
     try:
-        report = _update(folder, model)
+        report = update_index(folder, model)
         unusable = report.skipped
-        _tell(report)
+        tell_update(report)
     except CannotUpdate as error:
         if not len(folder.read(model.model_id)):
             raise
@@ -162,7 +148,7 @@ def query(
     _tell_without_calibration(model)
     for name, each in results:
         if _is_absent(each):
-            say(f"{_printable(name)}: nothing here sounds like that.")
+            say(f"{printable(name)}: nothing here sounds like that.")
     documents = [_document(name, each, corpus) for name, each in results]
     if as_csv:
         _print_csv(documents, "path", "start", "end", "score")
@@ -174,12 +160,12 @@ def query(
         show(None, *(_table(name, each, corpus, model) for name, each in results if each.hits), as_json=False)
         for name, each in results:
             if not each.hits:
-                say(f"{_printable(name)}: no sound scores {min_score:g} or more.")
+                say(f"{printable(name)}: no sound scores {min_score:g} or more.")
     if play:
         sys.stdout.flush()
         for _, each in results:
             for hit in each.hits[:1]:
-                _play(corpus / hit.path, hit)
+                play_hit(corpus / hit.path, hit)
 
 
 def index(
@@ -196,11 +182,11 @@ def index(
     """
     from ..index import no_sounds
 
-    folder = _open(corpus, index_folder)
-    report = _update(folder, _model(run, runs, device))
+    folder = open_folder(corpus, index_folder)
+    report = update_index(folder, load_model(run, runs, device))
     if not as_json:
         for each in report.skipped:
-            say(f"skipped {_printable(each.path)}: {each.reason}")
+            say(f"skipped {printable(each.path)}: {each.reason}")
     if not report.files:
         raise no_sounds(corpus, report.skipped)
     counts = {name: getattr(report, name) for name in ("files", "windows", "embedded", "reused", "unchanged", "removed")}
@@ -220,17 +206,6 @@ def register(app: typer.Typer) -> None:
     app.command("index")(index)
 
 
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Collect no garbage while modules load: there is next to none, and to look for it takes a tenth of a query's start."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()  # or the first collection would look through all that was loaded
-        gc.enable()
-
-
 def _lines(texts: Sequence[str]) -> list[str]:
     """The texts to search for, `-` replaced by the lines of stdin."""
     lines = [
@@ -244,54 +219,13 @@ def _lines(texts: Sequence[str]) -> list[str]:
     return [line.strip() for line in lines]
 
 
-def _open(corpus: Path, index_folder: Path | None) -> FolderIndex:
-    from ..index import FolderIndex
-
-    return FolderIndex(corpus, index_folder)
-
-
-def _model(run: Path | None, runs: Path | None, device: str) -> Retriever:
-    """The model of `run`, of the newest run below `runs`, or, without either, the one that ships with the package."""
-    if run is not None and runs is not None:
-        raise UsageError("--run and --runs exclude each other: one names the run, the other asks for the newest.")
-    with _no_collection():
-        from ..model import load_retriever, shipped_model
-        from ..runs import newest_run
-
-    if runs is not None:
-        run = newest_run(runs)
-    return load_retriever(shipped_model() if run is None else run, device)
-
-
-def _update(folder: FolderIndex, model: Retriever) -> IndexReport:
-    with progress_bar() as progress:
-        return folder.update(model, progress)
-
-
-def _tell(report: IndexReport) -> None:
-    """What an update did, in one line, if it did anything."""
-    counts = (
-        (report.embedded, "indexed"),
-        (report.reused, "known by content"),
-        (report.removed, "removed"),
-        (report.newly_skipped, "skipped"),
-    )
-    if not any(count for count, _ in counts):
-        return
-    text = "files: " + ", ".join(f"{count} {what}" for count, what in counts if count)
-    if report.newly_skipped:
-        text += ": " + "; ".join(f"{_printable(each.path)} ({each.reason})" for each in report.skipped[:3])
-        text += " ..." if len(report.skipped) > 3 else ""
-    say(text)
-
-
 def _captions_and_sound(captions: Path, audio: Path) -> tuple[list[str], Samples]:
     from ..data.audio import load_audio
     from ..data.captions import read_captions
 
     choices, notes = read_captions(captions)
     if notes:
-        say(_printable("; ".join(notes[:3])) + ("; ..." if len(notes) > 3 else ""))
+        say(printable("; ".join(notes[:3])) + ("; ..." if len(notes) > 3 else ""))
     return choices, load_audio(audio)
 
 
@@ -328,10 +262,10 @@ def _print_captions(
     elif as_json or hits:
         table = _hits_table(name, _score_heading(model), "caption")
         for hit in hits:
-            table.add_row(str(hit.rank), _score(hit.score, model), Text(_printable(hit.caption)))
+            table.add_row(str(hit.rank), _score(hit.score, model), Text(printable(hit.caption)))
         show(document, table, as_json=as_json)
     else:
-        say(f"{_printable(name)}: no caption scores {min_score:g} or more.")
+        say(f"{printable(name)}: no caption scores {min_score:g} or more.")
 
 
 def _is_absent(found: Found) -> bool:
@@ -359,7 +293,7 @@ def _table(name: str, found: Found, corpus: Path, model: Retriever) -> Any:
     title = f"{name} (nothing here sounds like that; these are the nearest)" if _is_absent(found) else name
     table = _hits_table(title, _score_heading(model), "place", "file")
     for hit in found.hits:
-        table.add_row(str(hit.rank), _score(hit.score, model), place(hit), Text(_printable(str(corpus / hit.path))))
+        table.add_row(str(hit.rank), _score(hit.score, model), place(hit), Text(printable(str(corpus / hit.path))))
     return table
 
 
@@ -383,27 +317,11 @@ def _hits_table(title: str, *columns: str) -> Any:
     from rich.text import Text
 
     # Texts and names go in as Text, because brackets and colons in them are no markup.
-    table = Table(title=Text(_printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", *columns[:-1]):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(columns[-1], overflow="fold")
     return table
-
-
-def place(hit: Hit) -> str:
-    """Where in its file a hit is, mm:ss-mm:ss or h:mm:ss, rounded outwards to whole seconds."""
-    return "-".join(_clock(seconds) for seconds in (math.floor(hit.start), math.ceil(hit.end)))
-
-
-def _clock(seconds: int) -> str:
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
-
-
-def _printable(text: str) -> str:
-    """Text without what a terminal would obey or cannot show."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _print_csv(documents: Sequence[dict[str, Any]], *columns: str) -> None:
@@ -434,38 +352,3 @@ def _copy(results: Sequence[tuple[str, Found]], corpus: Path, folder: Path) -> N
     except OSError as error:
         raise DiffATRError(f"--copy-to {folder}: {error.strerror} ({error.filename}); {copied} files were copied.") from error
     say(f"{copied} files copied to {folder}")
-
-
-def _play(path: Path, hit: Hit) -> None:
-    """Play a hit's window of a file, with the first player that there is; what goes wrong costs a line, no failure."""
-    program = next(filter(None, map(shutil.which, _PLAYERS)), None)
-    if program is None:
-        say("--play: there is no player here. Install ffmpeg (with its ffplay), mpv or sox.")
-        return
-    say(f"playing {place(hit)} of {_printable(str(path))}")
-    try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):  # which ends the sound alone
-            command = [program, *_play_arguments(Path(program).stem, path.absolute(), hit, Path(folder))]
-            # What a player prints is no result of ours, and the keys are not its own.
-            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode
-            if code:
-                say(f"--play: {program} failed (exit code {code}).")
-    except OSError as error:
-        say(f"--play: {program}: {error.strerror}")
-    except DiffATRError as error:
-        say(f"--play: {error}")
-
-
-def _play_arguments(player: str, path: Path, hit: Hit, folder: Path) -> list[str]:
-    """What to tell a player; `path` is absolute, so that no name is taken for an option or an address."""
-    if player == "ffplay":
-        quiet = ("-nodisp", "-autoexit", "-loglevel", "error")
-        return [*quiet, "-ss", f"{hit.start:.3f}", "-t", f"{hit.end - hit.start:.3f}", "-i", os.fspath(path)]
-    if player == "mpv":
-        return ["--no-video", "--really-quiet", f"--start={hit.start:.3f}", f"--end={hit.end:.3f}", "--", os.fspath(path)]
-    # The others cannot seek or know few formats, and sox takes brackets in a name for a pattern: they get the window as a WAV.
-    from ..data.audio import to_pcm16, write_wav
-    from ..data.excerpt import read_excerpt
-
-    write_wav(folder / "hit.wav", to_pcm16(read_excerpt(path, hit.start, hit.end)))
-    return [*(("-q",) if player == "play" else ()), os.fspath(folder / "hit.wav")]

@@ -15,7 +15,7 @@ import typer
 
 from ..errors import DiffATRError, UsageError
 from .console import Device, Seed, progress_bar, say
-from .query import IndexFolder, NewestOf, Run, _model, _open, _tell
+from .corpus import IndexFolder, NewestOf, Run, load_model, open_folder, tell_update
 
 if TYPE_CHECKING:
     from ..index import IndexReport
@@ -60,11 +60,11 @@ def serve(
     from .. import serve as job
     from ..library import Library
 
-    folder = _open(corpus, index_folder)
+    folder = open_folder(corpus, index_folder)
     listener = job.listen(host, port)
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    library = Library(_model(run, runs, device), folder, shortlist=shortlist, steps=steps, seed=seed)
+    library = Library(load_model(run, runs, device), folder, shortlist=shortlist, steps=steps, seed=seed)
     token = None if loopback else secrets.token_urlsafe(24)
     hosts = frozenset((_bracketed(host).lower(), "localhost", "127.0.0.1", "[::1]")) if loopback else None
     url = f"http://{_bracketed(_reachable(host))}:{number}/" + (f"?token={token}" if token else "")
@@ -94,7 +94,7 @@ def _report(outcome: IndexReport | DiffATRError) -> None:
     if isinstance(outcome, DiffATRError):
         say(f"diffatr: {outcome}")
     else:
-        _tell(outcome)
+        tell_update(outcome)
 
 
 def _bracketed(host: str) -> str:

@@ -1,0 +1,107 @@
+"""What the commands that search a folder share: their options, the model, the index, and how names and places are shown."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+from .console import progress_bar, say
+
+if TYPE_CHECKING:
+    from ..index import FolderIndex, IndexReport
+    from ..model import Retriever
+    from ..search import Hit
+
+Run = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="DIR",
+        help="The model: a run's folder, RUNS/RECIPE/seed-N. The one that ships with diffatr if not given.",
+    ),
+]
+NewestOf = Annotated[
+    Path | None,
+    typer.Option("--runs", metavar="DIR", help="The model: the newest run below this folder, instead of --run.", file_okay=False),
+]
+IndexFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--index", metavar="DIR", help="Where the index is kept; inside the folder of recordings (.diffatr) if not given."
+    ),
+]
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Collect no garbage while modules load: there is next to none, and to look for it takes a tenth of a query's start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # or the first collection would look through all that was loaded
+        gc.enable()
+
+
+def open_folder(corpus: Path, index_folder: Path | None) -> FolderIndex:
+    from ..index import FolderIndex
+
+    return FolderIndex(corpus, index_folder)
+
+
+def load_model(run: Path | None, runs: Path | None, device: str) -> Retriever:
+    """The model of `run`, of the newest run below `runs`, or, without either, the one that ships with the package."""
+    if run is not None and runs is not None:
+        raise UsageError("--run and --runs exclude each other: one names the run, the other asks for the newest.")
+    with no_collection():
+        from ..model import load_retriever, shipped_model
+        from ..runs import newest_run
+
+    if runs is not None:
+        run = newest_run(runs)
+    return load_retriever(shipped_model() if run is None else run, device)
+
+
+def update_index(folder: FolderIndex, model: Retriever) -> IndexReport:
+    with progress_bar() as progress:
+        return folder.update(model, progress)
+
+
+def tell_update(report: IndexReport) -> None:
+    """What an update did, in one line, if it did anything."""
+    counts = (
+        (report.embedded, "indexed"),
+        (report.reused, "known by content"),
+        (report.removed, "removed"),
+        (report.newly_skipped, "skipped"),
+    )
+    if not any(count for count, _ in counts):
+        return
+    text = "files: " + ", ".join(f"{count} {what}" for count, what in counts if count)
+    if report.newly_skipped:
+        text += ": " + "; ".join(f"{printable(each.path)} ({each.reason})" for each in report.skipped[:3])
+        text += " ..." if len(report.skipped) > 3 else ""
+    say(text)
+
+
+def place(hit: Hit) -> str:
+    """Where in its file a hit is, mm:ss-mm:ss or h:mm:ss, rounded outwards to whole seconds."""
+    return "-".join(_clock(seconds) for seconds in (math.floor(hit.start), math.ceil(hit.end)))
+
+
+def _clock(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey or cannot show."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
