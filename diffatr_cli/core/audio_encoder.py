@@ -39,6 +39,7 @@ class AudioEncoder(nn.Module):
 
     Attributes:
         reduction: log-mel frames a feature frame stands for; clips of fewer frames leave nothing to pool.
+        heavy: whether a clip costs so much that code compiled for it repays its seconds of compiling and loading.
 
     Args:
         features: F, the size of the pooled output.
@@ -49,6 +50,7 @@ class AudioEncoder(nn.Module):
     """
 
     reduction: int
+    heavy = True
 
     def __init__(
         self,
@@ -104,6 +106,8 @@ class SmallCnn(AudioEncoder):
     (B, 1, T, M) -> (B, F, T / 2^n, M / 2^n), F the last width, n blocks. At full resolution the first block of PANNs would
     cost more than all the others together, hence the stride.
     """
+
+    heavy = False
 
     def __init__(
         self,

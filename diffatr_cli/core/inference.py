@@ -40,8 +40,8 @@ class FoldedConv(nn.Module):
 def optimise_for_inference(encoder: AudioEncoder, dtype: torch.dtype = torch.float32) -> AudioEncoder:
     """A frozen copy of `encoder` in evaluation mode, for the device that it is on, that gives the same features faster.
 
-    Batch norms that follow a convolution are folded into it and maps are channels-last. On the CPU in float32, 3x3
-    convolutions become `WinogradConv`s: features stay within 1e-5 relative, and the weights take up to three times the
+    Batch norms that follow a convolution are folded into it and maps are channels-last. On the CPU in float32, wide 3x3
+    convolutions of heavy encoders become `WinogradConv`s: features stay within 1e-5 relative, and the weights take up to three times the
     memory. `bn0` stays: it comes before a padding with zeros, which folding would change.
 
     Args:
@@ -53,19 +53,22 @@ def optimise_for_inference(encoder: AudioEncoder, dtype: torch.dtype = torch.flo
     before_relu = {conv for block in copy.modules() if isinstance(block, ConvBlock) for conv in (block.conv1, block.conv2)}
     faster: dict[nn.Module, nn.Module] = {}
     for conv, norm, mels in _normalised_convs(copy):
-        faster[conv] = _faster(fuse_conv_bn_eval(conv, norm), mels, conv in before_relu, dtype)
+        fused = fuse_conv_bn_eval(conv, norm)
+        assert fused.bias is not None
+        if copy.heavy and dtype == torch.float32 and _suits_winograd(fused):
+            faster[conv] = WinogradConv(fused.weight, fused.bias, conv in before_relu, mels)
+        else:
+            faster[conv] = FoldedConv(fused, conv in before_relu, dtype)
         faster[norm] = nn.Identity()
     for name, child in copy.named_children():
         setattr(copy, name, _rebuilt(child, faster))
     return copy
 
 
-def _faster(conv: nn.Conv2d, mels: int, relu: bool, dtype: torch.dtype) -> nn.Module:
+def _suits_winograd(conv: nn.Conv2d) -> bool:
+    """Whether `WinogradConv` can stand for this convolution, and is faster."""
     plain = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-    assert conv.bias is not None
-    if plain and conv.in_channels >= WINOGRAD_CHANNELS and dtype == torch.float32 and conv.weight.device.type == "cpu":
-        return WinogradConv(conv.weight, conv.bias, relu, mels)
-    return FoldedConv(conv, relu, dtype)
+    return plain and conv.in_channels >= WINOGRAD_CHANNELS and conv.weight.device.type == "cpu"
 
 
 def _rebuilt(module: nn.Module, faster: dict[nn.Module, nn.Module]) -> nn.Module:
