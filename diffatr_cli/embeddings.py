@@ -91,15 +91,17 @@ def _augmented_views(
             module.eval()  # augmentation yes, statistics of the batch no: they would tie a clip to its neighbours
     frames = int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
     total = recipe.diffusion.views * len(logmels)
+    by_length = np.argsort(np.diff(logmels.offsets), kind="stable")  # or short clips would be padded to the longest
     for view in range(recipe.diffusion.views):
         rng = np.random.default_rng([seed, view, 2])
         torch.manual_seed(seed * 1_000_003 + view)
-        parts = []
+        out = torch.empty(len(logmels), recipe.model.dim)
         for start in range(0, len(logmels), batch):
-            clips = range(start, min(start + batch, len(logmels)))
-            parts.append(towers.embed_logmel(logmels.crop(clips, frames, rng).to(device)).cpu())
-            progress(view * len(logmels) + clips.stop, total, f"training clips under augmentation, view {view + 1}")
-        yield torch.cat(parts)
+            clips = by_length[start : start + batch]
+            out[clips] = towers.embed_logmel(logmels.crop(clips, frames, rng).to(device)).cpu()
+            done = view * len(logmels) + start + len(clips)
+            progress(done, total, f"training clips under augmentation, view {view + 1}")
+        yield out
 
 
 class CandidateBatches:

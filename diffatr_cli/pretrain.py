@@ -241,20 +241,14 @@ def epoch_batches(
     return batches
 
 
-FRAME_STEP = 32  # batches are padded to a multiple of so many log-mel frames
-
-
 def _overlapped_batches(
     train: Split, recipe: Recipe, seed: int, steps_per_epoch: int, start: int
 ) -> Iterator[tuple[int, np.ndarray, Tensor]]:
     """(step, caption indices, log-mels of their clips) from a step on; the next batch is cut out while this one trains."""
-    longest = int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
+    frames = int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
 
     def cut(step: int, rows: np.ndarray) -> tuple[int, np.ndarray, Tensor]:
         clips = np.unique(train.captions.owner[rows])
-        # Rounded up, so that a whole epoch has few shapes and every clip at least one feature frame.
-        needed = -(-max(map(train.logmels.frames, clips)) // FRAME_STEP) * FRAME_STEP
-        frames = min(longest, needed)
         return step, rows, train.logmels.crop(clips, frames, np.random.default_rng([seed, step, 1]))
 
     def plan() -> Iterator[tuple[int, np.ndarray]]:

@@ -23,6 +23,7 @@ from ..progress import Progress, silent
 from .manifest import Clip, Dataset, read_piece
 
 STEPS_PER_DB = 200
+FRAME_STEP = 32  # batches of short clips are padded to a multiple of so many frames
 
 Indices = Sequence[int] | NDArray[np.integer]
 
@@ -49,7 +50,12 @@ class LogMels:
         return torch.from_numpy(padded).float().div_(STEPS_PER_DB)
 
     def crop(self, indices: Indices, frames: int, rng: np.random.Generator) -> Tensor:
-        """A random stretch of `frames` frames of each clip, padded with silence where the clip is shorter: (B, T, M) dB."""
+        """A random stretch of at most `frames` frames of each clip: (B, T, M) dB.
+
+        Shorter clips are padded with silence to the longest of them, rounded up to `FRAME_STEP`, so that few shapes occur.
+        """
+        longest = -(-max(map(self.frames, indices)) // FRAME_STEP) * FRAME_STEP
+        frames = min(frames, longest)
         out = np.full((len(indices), frames, N_MELS), round(SILENCE * STEPS_PER_DB), np.int16)
         for row, index in enumerate(indices):
             length = self.frames(index)
