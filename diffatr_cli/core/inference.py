@@ -41,8 +41,8 @@ def optimise_for_inference(encoder: AudioEncoder, dtype: torch.dtype = torch.flo
     """A frozen copy of `encoder` in evaluation mode, for the device that it is on, that gives the same features faster.
 
     Batch norms that follow a convolution are folded into it and maps are channels-last. On the CPU in float32, wide 3x3
-    convolutions of heavy encoders become `WinogradConv`s: features stay within 1e-5 relative, and the weights take up to three times the
-    memory. `bn0` stays: it comes before a padding with zeros, which folding would change.
+    convolutions of heavy encoders become `WinogradConv`s: features stay within 1e-5 relative, and the weights take up to three
+    times the memory. `bn0` stays: it comes before a padding with zeros, which folding would change.
 
     Args:
         dtype: of the convolutions. bfloat16 is off by about 0.4 %; it pays on GPUs and on processors with matrix units
