@@ -25,6 +25,7 @@ from .progress import Progress, silent
 from .recipe_schema import DiffusionSection, Recipe
 from .runs import BEST
 
+VIEW_BATCH = 32  # clips that are embedded together under augmentation, as large as phase one's batches
 NEIGHBOUR_BLOCK = 1024  # queries whose nearest others are sought at once
 
 
@@ -63,7 +64,7 @@ def embedded_splits(
         towers.to(device)
         logmels = cached_logmels(dataset, "train", recipe.audio.hop, progress)
         tensors = {
-            "train_audio": torch.stack(list(_augmented_views(towers, logmels, recipe, seed, device, progress))),
+            "train_audio": _embed_views(towers, augmented_views(towers, logmels, recipe, seed, device, progress), device),
             "train_text": _embed_captions(towers, train.texts, device),
             "val_audio": embed_logmels(towers, cached_logmels(dataset, "val", recipe.audio.hop, progress), device),
             "val_text": _embed_captions(towers, val.texts, device),
@@ -82,26 +83,33 @@ def _embed_captions(towers: TwoTowers, texts: list[str], device: torch.device) -
 
 
 @torch.inference_mode()
-def _augmented_views(
-    towers: TwoTowers, logmels: LogMels, recipe: Recipe, seed: int, device: torch.device, progress: Progress, batch: int = 32
-) -> Iterator[Tensor]:
+def _embed_views(towers: TwoTowers, pooled: Tensor, device: torch.device) -> Tensor:
+    towers.train()  # the heads' dropout is a part of the augmentation
+    return torch.stack([towers.embed_pooled_audio(view.to(device)).cpu() for view in pooled])
+
+
+@torch.inference_mode()
+def augmented_views(
+    towers: TwoTowers, logmels: LogMels, recipe: Recipe, seed: int, device: torch.device, progress: Progress = silent
+) -> Tensor:
+    """Every clip's pooled features under each of `diffusion.views` of phase one's augmentations, (V, n, F) on the CPU."""
     towers.train()
     for module in towers.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # augmentation yes, statistics of the batch no: they would tie a clip to its neighbours
     frames = int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
-    total = recipe.diffusion.views * len(logmels)
+    views = recipe.diffusion.views
     by_length = np.argsort(np.diff(logmels.offsets), kind="stable")  # or short clips would be padded to the longest
-    for view in range(recipe.diffusion.views):
+    out = torch.empty(views, len(logmels), towers.audio.features)
+    for view in range(views):
         rng = np.random.default_rng([seed, view, 2])
         torch.manual_seed(seed * 1_000_003 + view)
-        out = torch.empty(len(logmels), recipe.model.dim)
-        for start in range(0, len(logmels), batch):
-            clips = by_length[start : start + batch]
-            out[clips] = towers.embed_logmel(logmels.crop(clips, frames, rng).to(device)).cpu()
+        for start in range(0, len(logmels), VIEW_BATCH):
+            clips = by_length[start : start + VIEW_BATCH]
+            out[view, clips] = towers.audio.pooled(logmels.crop(clips, frames, rng).to(device)).float().cpu()
             done = view * len(logmels) + start + len(clips)
-            progress(done, total, f"training clips under augmentation, view {view + 1}")
-        yield out
+            progress(done, views * len(logmels), f"training clips under augmentation, view {view + 1}")
+    return out
 
 
 class CandidateBatches:

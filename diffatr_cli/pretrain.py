@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_state, save_state, save_weights
+from .checkpoint import load_state, load_weights, save_state, save_weights
 from .core.logmel import SAMPLE_RATE
 from .core.losses import nt_xent
 from .data.logmels import LogMels, cached_logmels
 from .data.manifest import Dataset, load_dataset
 from .diffusion import DenoiserPair, rank_by_diffusion
+from .embeddings import augmented_views
 from .errors import DiffATRError
 from .gallery import Captions, Gallery, cosine_metrics, embed_logmels, recall_sum
+from .heads import PooledViews, refit_heads
 from .model import build_towers, resolve_device, trained_state
 from .progress import Progress, silent
 from .recipe_schema import PretrainSection, Recipe
@@ -79,7 +81,19 @@ def pretrain(
         phase.load_state_dict(phase.state_dict() | state["model"])
         phase.optimizer.load_state_dict(state["optimizer"])
     best, loss_sum = state["best"], state["loss"]
-    log = MetricsLog(folder, state["step"] // steps_per_epoch)
+    kept = load_weights(folder / BEST)[1]["best"] if best else {}
+    if kept.get("epoch", 0) > section.epochs:  # killed after the refitted heads were kept and before that was noted
+        best, state["refitted"] = kept, True
+    refitted = state.get("refitted", False)
+    log = MetricsLog(folder, state["step"] // steps_per_epoch + refitted)
+
+    def keep_if_best(row: dict[str, Any]) -> None:
+        nonlocal best
+        log.append(row)
+        if not best or row["score"] > best["score"]:
+            best = row
+            facts = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "best": best}
+            save_weights(folder / BEST, phase.kept(), facts | {"fusion_weights": {}})
 
     saved = time.monotonic()
     for step, rows, logmels in _overlapped_batches(train, recipe, seed, steps_per_epoch, state["step"]):
@@ -96,17 +110,17 @@ def pretrain(
                 raise DiffATRError(
                     f"{folder}: the loss is {loss_sum} in epoch {epoch}. Lower pretrain.lr and start with a new --name."
                 )
-            row = {"epoch": epoch, "loss": loss_sum / steps_per_epoch, **phase.validate(val, seed)}
-            log.append(row)
+            keep_if_best({"epoch": epoch, "loss": loss_sum / steps_per_epoch, **phase.validate(val, seed)})
             loss_sum = 0.0
-            if not best or row["score"] > best["score"]:
-                best = row
-                facts = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "best": best}
-                save_weights(folder / BEST, phase.kept(), facts | {"fusion_weights": {}})
         if inside == 0 or time.monotonic() - saved > 60 * section.checkpoint_minutes:
             saved = time.monotonic()
             done = {"step": step + 1, "best": best, "loss": loss_sum}
             save_state(folder / LAST, done | {"model": phase.kept(), "optimizer": phase.optimizer.state_dict()})
+    if section.head_steps and not refitted:
+        phase.load_state_dict(phase.state_dict() | load_weights(folder / BEST)[0])
+        loss = phase.refit_heads(train, seed, progress)
+        keep_if_best({"epoch": section.epochs + 1, "loss": loss, **phase.validate(val, seed)})
+        save_state(folder / LAST, (load_state(folder / LAST) or {}) | {"best": best, "refitted": True})
     return TrainingResult(folder, best, time.monotonic() - began)
 
 
@@ -156,6 +170,13 @@ class PhaseOne(nn.Module):
             group["lr"] = lr
         self.optimizer.step()
         return float(loss.detach())
+
+    def refit_heads(self, train: Split, seed: int, progress: Progress) -> float:
+        """The heads fitted again on the frozen encoders; the loss. Needs cached caption vectors."""
+        assert train.vectors is not None
+        audio = augmented_views(self.towers, train.logmels, self.recipe, seed, self.device, progress)
+        views = PooledViews(audio, train.vectors, train.captions, train.sounds)
+        return refit_heads(self.towers, views, self.recipe, seed, self.device, progress)
 
     def embed_captions(self, split: Split, rows: np.ndarray) -> Tensor:
         """Unit vectors of captions, from the BERT or from its cached vectors."""

@@ -111,6 +111,18 @@ class PretrainSection(Section):
         default="auto",
         description="bf16 runs forward passes under autocast; `auto` does where the device multiplies bf16 natively",
     )
+    head_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="after the last epoch, steps that fit the projection heads alone again, on `diffusion.views` augmented "
+        "views by the frozen encoders; kept if validation is better for it",
+    )
+    head_batch: Annotated[int, Field(ge=2)] = Field(default=256, description="clips a batch of those steps")
+    head_lr: Rate = Field(default=1e-3, description="learning rate of those steps, falling to nothing by a cosine")
+    head_jitter: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="length of the noise on caption vectors in those steps, as a share of theirs: 1 makes words that no "
+        "training caption had fall near those that some had",
+    )
     checkpoint_minutes: Rate = Field(
         default=10.0, description="a resumable checkpoint is written at every epoch's end and this often between"
     )
@@ -175,6 +187,15 @@ class Recipe(Section):
     pretrain: PretrainSection = PretrainSection()
     diffusion: DiffusionSection = DiffusionSection()
     evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _heads_need_frozen_captions(self) -> Self:
+        if self.pretrain.head_steps and (self.text.finetune or self.model.strategy == "gen"):
+            raise ValueError(
+                "pretrain.head_steps: fits heads to frozen encoders under Eq. 8; set text.finetune=false and a model.strategy "
+                "other than gen, or head_steps=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _steps_within_chain(self) -> Self:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from diffatr_cli import pretrain as module
+from diffatr_cli.core.audio_encoder import SmallCnn
+from diffatr_cli.core.towers import TwoTowers
 from diffatr_cli.data.manifest import Clip, load_dataset
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.gallery import Captions
+from diffatr_cli.heads import PooledViews, refit_heads
 from diffatr_cli.pretrain import PhaseOne, _overlapped_batches, epoch_batches, learning_rate, pretrain
 from diffatr_cli.progress import silent
-from diffatr_cli.recipe_schema import PretrainSection
+from diffatr_cli.recipe_schema import PretrainSection, Recipe
+from diffatr_cli.runs import BEST, LAST
 
 
 class Killed(Exception):
@@ -156,3 +164,82 @@ def test_learning_rates() -> None:
         torch_cycle.optimizer.step()
         torch_cycle.step() if len(theirs) < 100 else None
     assert np.allclose([learning_rate(cycle, s, 10) for s in range(100)], theirs)
+
+
+HEADS = ("pretrain.head_steps=30", "pretrain.head_batch=16", "pretrain.head_lr=0.01", "pretrain.head_jitter=0.3")
+
+
+def test_the_heads_are_refitted_after_the_last_epoch(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = workshop.recipe(*HEADS)
+    before = pretrain("r", workshop.recipe(), data=workshop.data, runs=tmp_path / "before", seed=0, device="cpu")
+    monkeypatch.setattr(PhaseOne, "validate", climbing(PhaseOne.validate))
+    after = pretrain("r", recipe, data=workshop.data, runs=tmp_path / "after", seed=0, device="cpu")
+    rows = [json.loads(line) for line in (after.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert after.best["epoch"] == 5
+    assert rows[4]["loss"] != rows[3]["loss"]
+    old, new = (load_file(result.folder / BEST) for result in (before, after))
+    last = torch.load(after.folder / LAST, weights_only=True)["model"]
+    changed = {name for name in new if not torch.equal(new[name], last[name])}
+    assert changed == {name for name in new if name.startswith(("towers.audio_head", "towers.text_head"))}
+    assert old.keys() == new.keys()
+    again = pretrain("r", recipe, data=workshop.data, runs=tmp_path / "after", seed=0, device="cpu")
+    assert again.best == after.best
+    assert all(torch.equal(value, load_file(after.folder / BEST)[name]) for name, value in new.items())
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_killed_around_keeping_the_refitted_heads(
+    moment: str, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = workshop.recipe(*HEADS)
+    validate = PhaseOne.validate
+
+    def run(runs: Path, validated: int = 0) -> Path:
+        monkeypatch.setattr(PhaseOne, "validate", climbing(validate, validated))
+        return pretrain("r", recipe, data=workshop.data, runs=runs, seed=0, device="cpu").folder
+
+    calm = run(tmp_path / "calm")
+    name = "save_weights" if moment == "before" else "save_state"
+    plain = getattr(module, name)
+
+    def killing(path: Path, state: dict[str, object], *rest: object) -> None:
+        if state.get("refitted") or (rest and rest[0]["best"]["epoch"] == 5):  # type: ignore[index]
+            raise KeyboardInterrupt
+        plain(path, state, *rest)
+
+    monkeypatch.setattr(module, name, killing)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed")
+    monkeypatch.setattr(module, name, plain)
+    killed = run(tmp_path / "killed", validated=4)
+    assert (killed / "metrics.jsonl").read_text() == (calm / "metrics.jsonl").read_text()
+    expected = load_file(calm / BEST)
+    assert all(torch.equal(value, expected[name]) for name, value in load_file(killed / BEST).items())
+
+
+def climbing(validate: Callable[..., dict[str, Any]], start: int = 0) -> Callable[..., dict[str, Any]]:
+    """Validation whose score rises from call to call, so that whatever comes last is kept."""
+    calls = itertools.count(start)
+    return lambda phase, val, seed: validate(phase, val, seed) | {"score": float(next(calls))}
+
+
+def test_refitting_learns_from_jittered_captions() -> None:
+    """Two kinds of clip with a caption each: the heads learn which goes with which, whatever the encoders made of them."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.arange(40) % 4
+    audio, text = torch.randn(4, 12, generator=generator)[kinds], torch.randn(4, 10, generator=generator)[kinds]
+    recipe = Recipe.model_validate(
+        {"text": {"finetune": False}, "pretrain": {"head_steps": 80, "head_batch": 16, "head_lr": 1e-2, "head_jitter": 0.2}}
+    )
+    towers = TwoTowers(SmallCnn((8, 12)), None, 10, 8)
+    captions = Captions.of([Clip(str(i), "train", "", 1.0, (f"kind {int(kind)}",)) for i, kind in enumerate(kinds)])
+    views = PooledViews(audio[None].repeat(2, 1, 1), text, captions, captions.sounds("positives"))
+    loss = refit_heads(towers, views, recipe, 0, torch.device("cpu"))
+    towers.eval()
+    cosine = towers.embed_pooled_text(text + 0.2 * torch.randn(40, 10, generator=generator)) @ towers.embed_pooled_audio(audio).T
+    same = kinds[:, None] == kinds[None]
+    assert cosine[same].mean() > cosine[~same].mean() + 0.7
+    assert loss < 0.3
+    with pytest.raises(ValueError, match="head_steps"):
+        Recipe.model_validate({"pretrain": {"head_steps": 5}})
