@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from diffatr_cli.report.paper import PaperValue, paper_result, paper_tables
-from diffatr_cli.report.results import METRICS, EvaluationResult, QueryHit, QueryResult, SystemResult
-from diffatr_cli.report.tables import clock, cross_domain_tables, evaluation_table, query_table, rows_table
+from diffatr_cli.report.results import METRICS, EvaluationResult, SystemResult
+from diffatr_cli.report.tables import cross_domain_tables, evaluation_table, rows_table
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper"
 
@@ -72,13 +72,6 @@ class TestResults:
         assert document["paper"]["diff"]["a2t"]["r5"] == {"mean": 74.4, "std": 0.4}
         assert result("mine", "mine").to_json()["paper"] == {}
         assert result(seeds=1).to_json()["systems"]["diff"]["t2a"]["r1"] == {"mean": 40, "std": None, "per_seed": [40]}
-
-    def test_the_query_document(self) -> None:
-        document = QueryResult("a dog", (QueryHit(1, "a b/[x].wav", 5.0, 15.0, 0.5),)).to_json()
-        assert document == {
-            "query": "a dog",
-            "results": [{"rank": 1, "path": "a b/[x].wav", "start": 5.0, "end": 15.0, "score": 0.5}],
-        }
 
 
 class TestPaper:
@@ -178,19 +171,6 @@ class TestTables:
         assert [" ".join(row[:2]) for row in rows[4:12]] == [label for name in names for label in (name, "the paper")]
         assert rows[8][2:] == ["41.0±1.0", "61.0±1.0", "71.0±1.0", "61.0±1.0", "81.0±1.0", "91.0±1.0"]
         assert rows[9][2:] == ["17.2±0.2", "40.2±0.3", "54.3±0.2", "19.4±0.3", "44.3±0.6", "56.6±0.2"]
-
-    def test_query(self) -> None:
-        hits = (QueryHit(1, "a/[red]x.wav", 200.0, 210.0, 0.91234), QueryHit(2, "b.wav", 0.0, 4.6, -0.1))
-        rows = [line.split() for line in printed(query_table(QueryResult("[/x] dog", hits)))]
-        assert ["[/x]", "dog"] in rows
-        assert ["1", "0.912", "03:20-03:30", "a/[red]x.wav"] in rows
-        assert ["2", "-0.100", "00:00-00:05", "b.wav"] in rows
-
-    @pytest.mark.parametrize(
-        ("seconds", "text"), [(0, "00:00"), (59.6, "01:00"), (3599, "59:59"), (3600, "1:00:00"), (36125, "10:02:05")]
-    )
-    def test_clock(self, seconds: float, text: str) -> None:
-        assert clock(seconds) == text
 
     def test_rows(self) -> None:
         rows = [

@@ -27,11 +27,11 @@ def demo(
     from ..model import load_retriever
     from ..pretrain import pretrain
     from ..recipe import load_recipe
-    from ..report.results import QueryHit, QueryResult
-    from ..report.tables import evaluation_table, query_table
+    from ..report.tables import evaluation_table
     from ..runs import run_folder
     from ..search import embed_texts, search
     from .prepare import report_tables
+    from .query import found_document, found_table
     from .train import training_table
 
     recipe = load_recipe("demo")
@@ -62,9 +62,9 @@ def demo(
     folder = FolderIndex(corpus)
     with progress_bar() as progress:
         folder.update(model, progress)
-    hits = search(model, folder.read(model.model_id), embed_texts(model, [QUERY]), top=5, seed=seed)[0].hits
-    found = QueryResult(QUERY, tuple(QueryHit(hit.rank, str(corpus / hit.path), hit.start, hit.end, hit.score) for hit in hits))
-    step("query", f'diffatr query "{QUERY}" --corpus {corpus} --top 5 --run {run}', found.to_json(), query_table(found))
+    found = search(model, folder.read(model.model_id), embed_texts(model, [QUERY]), top=5, seed=seed)[0]
+    command = f'diffatr query "{QUERY}" --corpus {corpus} --top 5 --run {run}'
+    step("query", command, found_document(QUERY, found, corpus), found_table(QUERY, found, corpus, model))
     if as_json:
         show(document, as_json=True)
 

@@ -149,7 +149,7 @@ def query(
     for name, each in results:
         if _is_absent(each):
             say(f"{printable(name)}: nothing here sounds like that.")
-    documents = [_document(name, each, corpus) for name, each in results]
+    documents = [found_document(name, each, corpus) for name, each in results]
     if as_csv:
         _print_csv(documents, "path", "start", "end", "score")
     elif as_json:
@@ -157,7 +157,7 @@ def query(
         # Escaped to ASCII, because names of files need not be valid text.
         typer.echo(json.dumps(documents if several else documents[0], indent=2))
     else:
-        show(None, *(_table(name, each, corpus, model) for name, each in results if each.hits), as_json=False)
+        show(None, *(found_table(name, each, corpus, model) for name, each in results if each.hits), as_json=False)
         for name, each in results:
             if not each.hits:
                 say(f"{printable(name)}: no sound scores {min_score:g} or more.")
@@ -272,7 +272,8 @@ def _is_absent(found: Found) -> bool:
     return found.present is not None and found.present < _PRESENT
 
 
-def _document(name: str, found: Found, corpus: Path) -> dict[str, Any]:
+def found_document(name: str, found: Found, corpus: Path) -> dict[str, Any]:
+    """The document of `query --json` for one search."""
     present = None if found.present is None else round(found.present, 6)
     return {"query": name, "present": present, "results": [_row(hit, corpus) for hit in found.hits]}
 
@@ -287,7 +288,8 @@ def _row(hit: Hit, corpus: Path) -> dict[str, Any]:
     }
 
 
-def _table(name: str, found: Found, corpus: Path, model: Retriever) -> Any:
+def found_table(name: str, found: Found, corpus: Path, model: Retriever) -> Any:
+    """The rich table of one search's hits."""
     from rich.text import Text
 
     title = f"{name} (nothing here sounds like that; these are the nearest)" if _is_absent(found) else name

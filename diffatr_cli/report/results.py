@@ -121,29 +121,3 @@ class EvaluationResult:
             "systems": systems,
             "paper": paper,
         }
-
-
-@dataclass(frozen=True)
-class QueryHit:
-    """A clip, or a window of one: rank from 1, start and end in seconds."""
-
-    rank: int
-    path: str
-    start: float
-    end: float
-    score: float
-
-
-@dataclass(frozen=True)
-class QueryResult:
-    """The best hits for one query, best first."""
-
-    query: str
-    hits: tuple[QueryHit, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The document of `query --json`."""
-        return {
-            "query": self.query,
-            "results": [{"rank": h.rank, "path": h.path, "start": h.start, "end": h.end, "score": h.score} for h in self.hits],
-        }

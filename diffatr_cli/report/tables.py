@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .paper import TEST_SETS, Direction, PaperValue, System
-from .results import METRICS, EvaluationResult, QueryResult, SystemResult
+from .results import METRICS, EvaluationResult, SystemResult
 
 METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map10": "mAP@10", "medr": "MedR", "meanr": "MeanR"}
 DIRECTION_NAMES: dict[Direction, str] = {"t2a": "Text-to-Audio", "a2t": "Audio-to-Text"}
@@ -90,26 +90,6 @@ def cross_domain_tables(results: Sequence[EvaluationResult]) -> list[Table]:
                     table.add_row("  the paper", *(_papers(paper, m) for _, _, paper in row for m in _RECALLS), style="dim")
         tables.append(table)
     return tables
-
-
-def query_table(result: QueryResult) -> Table:
-    """The hits of a query: rank, score, place in the recording, path."""
-    table = _table(result.query, None)
-    table.add_column("#", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("place", no_wrap=True)
-    table.add_column("file", overflow="fold")
-    for hit in result.hits:
-        place = f"{clock(hit.start)}-{clock(hit.end)}"
-        table.add_row(str(hit.rank), f"{hit.score:.3f}", place, Text(hit.path))
-    return table
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 03:20, or 1:03:20 from an hour on, rounded to the nearest second."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
 
 
 def _table(title: str, caption: str | None) -> Table:
