@@ -43,7 +43,7 @@ def refit_heads(
     section = recipe.pretrain
     heads = nn.ModuleList([towers.audio_head, towers.text_head]).to(device).train()
     parameters = list(heads.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=section.head_lr, weight_decay=section.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=section.head_lr, weight_decay=section.head_weight_decay)
     first, clips_in_batch = views.captions.first, min(section.head_batch, len(views.sounds))
     losses = []
     for step in range(section.head_steps):

@@ -118,6 +118,7 @@ class PretrainSection(Section):
     )
     head_batch: Annotated[int, Field(ge=2)] = Field(default=256, description="clips a batch of those steps")
     head_lr: Rate = Field(default=1e-3, description="learning rate of those steps, falling to nothing by a cosine")
+    head_weight_decay: Annotated[float, Field(ge=0)] = 0.0
     head_jitter: Annotated[float, Field(ge=0)] = Field(
         default=0.0,
         description="length of the noise on caption vectors in those steps, as a share of theirs: 1 makes words that no "
