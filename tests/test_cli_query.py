@@ -249,11 +249,12 @@ def found(monkeypatch, present, *scores):
 
 def test_calibrated_scores_are_shown_as_percentages(clips, monkeypatch):
     monkeypatch.setattr(FakeRetriever, "calibration", SimpleNamespace())
-    found(monkeypatch, 0.97, 0.934, 0.081)
+    found(monkeypatch, 0.97, 0.934, 0.081, 0.004)
     result = run("query", "900 Hz", "--corpus", "clips")
     assert "match" in result.stdout
     assert "score" not in result.stdout
     assert " 93 % " in result.stdout
+    assert " < 1 % " in result.stdout
     assert " 8 % " in result.stdout
     assert "calibration" not in result.stderr
     assert "nothing here" not in result.output

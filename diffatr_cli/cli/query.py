@@ -304,7 +304,9 @@ def _score_heading(model: Retriever) -> str:
 
 
 def _score(score: float, model: Retriever) -> str:
-    return f"{score:.3f}" if model.calibration is None else f"{100 * score:.0f} %"
+    if model.calibration is None:
+        return f"{score:.3f}"
+    return f"{100 * score:.0f} %" if score >= 0.01 else "< 1 %"
 
 
 def _tell_without_calibration(model: Retriever) -> None:
