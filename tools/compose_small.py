@@ -95,8 +95,8 @@ def jobs(composer: ModuleType, split: str) -> Iterator[Job]:
             yield Job(split, f"procedural/{kind}-{i:04d}.wav", "procedural", (kind, i))
 
 
-def write(job: Job, out: Path) -> tuple[str, str, list[str]] | None:
-    """Write a job's clip; its path, split and captions, or None for a scene that two captions cannot tell."""
+def write(job: Job, out: Path) -> tuple[str, str, list[str]]:
+    """Write a job's clip; its path below `out`, split and captions."""
     path = out / job.split / job.path
     path.parent.mkdir(parents=True, exist_ok=True)
     name = f"{job.split}/{job.path}"
@@ -130,10 +130,6 @@ def _start(composer: Path) -> None:
     COMPOSER = load_composer(composer)
 
 
-def _written(job: Job, out: Path) -> tuple[str, str, list[str]] | None:
-    return write(job, out)
-
-
 def main() -> None:
     """Write the clips and `captions.csv` with the columns file, split, caption."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,7 +145,7 @@ def main() -> None:
     ):
         rows = csv.writer(file)
         rows.writerow(["file", "split", "caption"])
-        for name, split, captions in pool.map(_written, todo, [options.out] * len(todo), chunksize=32):
+        for name, split, captions in pool.map(write, todo, [options.out] * len(todo), chunksize=32):
             rows.writerows([name, split, caption] for caption in captions)
     print(f"{len(todo)} clips -> {options.out}")
 
