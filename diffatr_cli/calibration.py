@@ -38,9 +38,8 @@ def calibrate(
 ) -> Calibration | None:
     """Fit a model's calibration on a validation gallery; None where the gallery has no two sounds to tell apart.
 
-    A caption and a clip match if one of the clip's captions contains the caption, word for word: "a dog barks" matches
-    "a dog barks while rain falls". Two clips match if they share a caption. Whether a sound is there at all is fitted on
-    folders made of some of the clips, with those that match a query left out of half of them.
+    Which captions and clips match is `matching`'s. Two clips match if they share a caption. Whether a sound is there at all is
+    fitted on folders made of some of the clips, with those that match a query left out of half of them.
     """
     rng = np.random.default_rng([seed, 5])
     texts, matches = matching(captions)
@@ -86,19 +85,22 @@ def calibrate(
 
 
 def matching(captions: Captions) -> tuple[list[str], np.ndarray]:
-    """The distinct captions, normalised, and which clips match them, (T, n) booleans: some caption of the clip contains it."""
+    """The distinct captions, normalised, and which clips match them, (T, n) booleans.
+
+    A clip matches a caption if one of its own captions contains it, or contains what else a clip of that caption is said to
+    be, word for word: where "a dog barks" and "a hound yaps" are captions of one clip, both match "a hound yaps in the rain".
+    """
     texts = [normalise_caption(text) for text in captions.texts]
     distinct = list(dict.fromkeys(texts))
-    matches = np.zeros((len(distinct), len(captions.first) - 1), dtype=bool)
+    number = {text: row for row, text in enumerate(distinct)}
+    clips = len(captions.first) - 1
+    has = np.zeros((len(distinct), clips), dtype=bool)
+    has[[number[text] for text in texts], captions.owner] = True
     padded = [f" {text} " for text in distinct]
-    owners: dict[str, list[int]] = {}
-    for text, owner in zip(texts, captions.owner.tolist(), strict=True):
-        owners.setdefault(f" {text} ", []).append(owner)
-    for row, text in enumerate(padded):
-        for other in padded:
-            if text in other:
-                matches[row, owners[other]] = True
-    return distinct, matches
+    inside = np.array([[text in other for other in padded] for text in padded])  # [a, b]: b contains a
+    mentions = inside.astype(np.float32) @ has.astype(np.float32) > 0  # (T, n): some caption of the clip contains it
+    together = has.astype(np.float32) @ has.T.astype(np.float32) > 0  # (T, T): both are captions of one clip
+    return distinct, together.astype(np.float32) @ mentions.astype(np.float32) > 0
 
 
 def _folders(
