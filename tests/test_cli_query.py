@@ -259,7 +259,7 @@ def test_calibrated_scores_are_shown_as_percentages(clips, monkeypatch):
     assert "calibration" not in result.stderr
     assert "nothing here" not in result.output
     document = json.loads(run("query", "900 Hz", "--corpus", "clips", "--json").stdout)
-    assert (document["present"], [row["score"] for row in document["results"]]) == (0.97, [0.934, 0.081])
+    assert (document["present"], [row["score"] for row in document["results"]]) == (0.97, [0.934, 0.081, 0.004])
     assert ",0.934\r\n" in run("query", "900 Hz", "--corpus", "clips", "--csv").stdout_bytes.decode()
 
     monkeypatch.setattr("diffatr_cli.search.best_captions", lambda *_, **__: [CaptionHit(1, "rain", 0.77)])
