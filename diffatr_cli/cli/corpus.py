@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from ..model import Retriever
     from ..search import Hit
 
+Corpus = Annotated[Path, typer.Option("--corpus", metavar="DIR", help="Folder of recordings to search, with all below it.")]
+Steps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Diffusion steps; the number of the model's recipe if not given.")
+]
+Shortlist = Annotated[int, typer.Option("--shortlist", min=1, help="Files, the best by cosine, that diffusion re-ranks.")]
 Run = Annotated[
     Path | None,
     typer.Option(

@@ -17,9 +17,12 @@ import typer
 from ..errors import DiffATRError, UsageError
 from .console import Device, Json, Seed, say, show
 from .corpus import (
+    Corpus,
     IndexFolder,
     NewestOf,
     Run,
+    Shortlist,
+    Steps,
     load_model,
     no_collection,
     open_folder,
@@ -43,9 +46,7 @@ def query(
         list[str] | None,
         typer.Argument(metavar="TEXT...", help="What it sounds like, in quotes; several for several searches; - reads lines."),
     ] = None,
-    corpus: Annotated[
-        Path, typer.Option("--corpus", metavar="DIR", help="Folder of recordings to search, with all below it.")
-    ] = Path("."),
+    corpus: Corpus = Path("."),
     audio: Annotated[
         Path | None, typer.Option("--audio", metavar="FILE", help="Search for what sounds like this file, instead of a text.")
     ] = None,
@@ -60,12 +61,8 @@ def query(
     unwanted: Annotated[str | None, typer.Option("--not", metavar="TEXT", help="What it should not sound like.")] = None,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="Hits to show for each search.")] = 10,
     min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less; 0.5 is 50 %.")] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Diffusion steps; the number of the model's recipe if not given.")
-    ] = None,
-    shortlist: Annotated[
-        int, typer.Option("--shortlist", min=1, help="Files, the best by cosine, that diffusion re-ranks.")
-    ] = 100,
+    steps: Steps = None,
+    shortlist: Shortlist = 100,
     copy_to: Annotated[
         Path | None, typer.Option("--copy-to", metavar="DIR", help="Copy the found files into this folder too.")
     ] = None,

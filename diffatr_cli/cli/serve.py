@@ -15,16 +15,14 @@ import typer
 
 from ..errors import DiffATRError, UsageError
 from .console import Device, Seed, progress_bar, say
-from .corpus import IndexFolder, NewestOf, Run, load_model, open_folder, tell_update
+from .corpus import Corpus, IndexFolder, NewestOf, Run, Shortlist, Steps, load_model, open_folder, tell_update
 
 if TYPE_CHECKING:
     from ..index import IndexReport
 
 
 def serve(
-    corpus: Annotated[
-        Path, typer.Option("--corpus", metavar="DIR", help="Folder of recordings to search, with all below it.")
-    ] = Path("."),
+    corpus: Corpus = Path("."),
     host: Annotated[
         str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets others in who have the key.")
     ] = "127.0.0.1",
@@ -36,12 +34,8 @@ def serve(
         bool | None,
         typer.Option("--open/--no-open", help="Open the page in the browser; done if this is a terminal, if not given."),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Diffusion steps; the number of the model's recipe if not given.")
-    ] = None,
-    shortlist: Annotated[
-        int, typer.Option("--shortlist", min=1, help="Files, the best by cosine, that diffusion re-ranks.")
-    ] = 100,
+    steps: Steps = None,
+    shortlist: Shortlist = 100,
     run: Run = None,
     runs: NewestOf = None,
     index_folder: IndexFolder = None,

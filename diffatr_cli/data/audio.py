@@ -33,7 +33,8 @@ Samples = NDArray[np.float32]
 Resampler = Literal["auto", "polyphase", "soxr", "resampy"]
 
 _BLOCK = 1 << 20  # frames decoded at a time, so that the channels of a long recording are never in memory together
-_WITHOUT_DURATION = ("aac", "ac3", "eac3", "amr")  # bare streams: FFmpeg guesses from the first packets, many times too long
+BARE_STREAMS = ("aac", "ac3", "eac3", "amr")
+"""Formats without a container: FFmpeg guesses their length, many times too long, and where in them a second is."""
 _WAV_HEADER = 44  # bytes that `wave` writes before the samples
 
 
@@ -187,7 +188,7 @@ def _decode_pyav(path: Path) -> tuple[Samples, int]:
             ]
             rate = int(stream.rate)
             announced = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-            if container.format.name in _WITHOUT_DURATION:
+            if container.format.name in BARE_STREAMS:
                 announced = 0.0
     except av.error.FFmpegError as error:
         raise AudioError(path, f"not audio, or damaged ({error.strerror})") from None

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from .audio import PYAV_SUFFIXES, AudioError, Samples, resample
+from .audio import BARE_STREAMS, PYAV_SUFFIXES, AudioError, Samples, resample
 
 _BLOCK = 1 << 18  # frames decoded at a time, so that many channels are never in memory together
-_BARE = ("aac", "ac3", "eac3", "amr")  # streams without a container: FFmpeg guesses their length and where in them a second is
 
 
 def duration(path: Path) -> float | None:
@@ -27,7 +26,7 @@ def duration(path: Path) -> float | None:
 
         try:
             with av.open(os.fspath(path.absolute())) as container:
-                known = None if container.format.name in _BARE else container.duration
+                known = None if container.format.name in BARE_STREAMS else container.duration
                 return known / av.time_base if known else None
         except av.error.FFmpegError as error:
             raise AudioError(path, f"not audio, or damaged ({error.strerror})") from None
@@ -82,7 +81,7 @@ def _excerpt_pyav(path: Path, start: float, end: float) -> tuple[Samples, int]:
                 raise AudioError(path, "no sound in it")
             stream = container.streams.audio[0]
             rate, origin, tick = int(stream.rate), stream.start_time or 0, float(stream.time_base or 1)
-            if start > 0 and container.format.name not in _BARE:
+            if start > 0 and container.format.name not in BARE_STREAMS:
                 container.seek(origin + int(start / tick), stream=stream)  # to a packet at or before it
             planar = av.AudioResampler(format="fltp")
             blocks, reached = [np.zeros(0, np.float32)], None
