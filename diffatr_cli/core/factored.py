@@ -6,6 +6,7 @@ G groups of queries that share candidates, T queries of a group, N candidates of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,11 @@ class PreparedCandidates:
     factors: FactoredDenoiser
     candidates: Tensor
     table: Tensor
+
+    @cached_property
+    def contexts(self) -> Tensor:
+        """The candidates' own contexts (G, N, H), for those who need them: `FactoredDenoiser.context` of each."""
+        return self.factors.context(self.candidates)
 
 
 class FactoredDenoiser:
@@ -84,6 +90,18 @@ class FactoredDenoiser:
         left for each of the H.
         """
         return fused_term(table, -hidden, self.weight).add_((hidden @ self.weight + self._b2)[..., None])
+
+
+def attended_mean(attention: Tensor, values: Tensor) -> Tensor:
+    """softmax(attention) @ values: (G, T, N), (G, N, H) -> (G, T, H).
+
+    Attention is as good as always peaked: with it unscaled, as in Eq. 5, fewer than one candidate in a hundred matters.
+    """
+    if attention.is_cuda or attention.numel() * values.shape[2] <= SMALL_TERM:
+        return attention.softmax(2) @ values
+    from .kernels import mean_numba
+
+    return mean_numba(attention, values)
 
 
 SMALL_TERM = 2**20  # T x N x H below which loading numba takes longer than the work

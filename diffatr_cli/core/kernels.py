@@ -1,22 +1,31 @@
-"""The fused decoder term of `factored` on the CPU, in numba: sum_h weight[h] max(table[i, h], floor[t, h]).
+"""What `factored` does for every pair of query and candidate at every step, on the CPU, in numba.
 
+The decoder's term, sum_h weight[h] max(table[i, h], floor[t, h]), and the attention's mean, softmax(attention) @ values.
 G groups of queries that share candidates, T queries of a group, N candidates of a group, H hidden width.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 from torch import Tensor
+
+from .threads import each
 
 CACHED_BYTES = 2**18  # of table rows that stay in a core's second-level cache while every query passes over them
 QUERIES = 256  # a block
 SMALL = 2**22  # maxima below which starting threads costs more than it saves
+MANY = 2**18  # the same of attention logits
+DENSE = 4  # one candidate in so many may count before a matrix product is faster
+TILE = 64  # queries, and candidates, that are gone through together
+LANES = 16  # logits whose maximum is taken together
 
 
 def decode_numba(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
@@ -29,15 +38,34 @@ def decode_numba(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
     arrays = table.contiguous().numpy(), floor.contiguous().numpy(), weight.contiguous().numpy(), out.numpy()
     rows = max(4, CACHED_BYTES // (hidden * table.element_size()) // 4 * 4)
     blocks = groups * -(-n // rows) * -(-queries // QUERIES)
-    threads = min(torch.get_num_threads(), blocks) if out.numel() * hidden > SMALL else 1
-    if threads <= 1:
-        _decode(*arrays, rows, 0, blocks)
-        return out
-    parts = min(blocks, 8 * threads)  # several a thread, in case something else slows one of them
-    ends = [blocks * part // parts for part in range(parts + 1)]
-    with ThreadPoolExecutor(threads) as pool:  # own threads: numba's parallel=True aborts when two threads enter it at once
-        list(pool.map(lambda part: _decode(*arrays, rows, ends[part], ends[part + 1]), range(parts)))
+    _share_out(lambda start, stop: _decode(*arrays, rows, start, stop), blocks, out.numel() * hidden > SMALL)
     return out
+
+
+def mean_numba(attention: Tensor, values: Tensor) -> Tensor:
+    """softmax(attention) @ values for attention (G, T, N) and values (G, N, H) -> (G, T, H), from the entries that count.
+
+    The smallest weights are left out, which together are less than what rounding loses of the largest. Queries for which more
+    than one candidate in DENSE counts are done by torch, as a matrix product.
+    """
+    groups, queries, n = attention.shape
+    out = torch.empty(groups, queries, values.shape[2], dtype=values.dtype)
+    dense = torch.zeros(groups, queries, dtype=torch.bool)
+    arrays = attention.contiguous().numpy(), values.contiguous().numpy(), out.numpy(), dense.numpy()
+    margin = arrays[0].dtype.type(math.log(n / torch.finfo(attention.dtype).eps))
+    _share_out(lambda start, stop: _mean(*arrays, margin, n // DENSE, start, stop), groups * queries, attention.numel() > MANY)
+    if dense.all():
+        return attention.softmax(2) @ values
+    for g in dense.any(1).nonzero()[:, 0].tolist():
+        out[g, dense[g]] = attention[g, dense[g]].softmax(1) @ values[g]
+    return out
+
+
+def _share_out(work: Callable[[int, int], None], count: int, worth_it: bool) -> None:
+    """Do `work(start, stop)` for all of 0..count, on as many threads as torch uses if that is worth it."""
+    parts = max(1, min(count, 8 * torch.get_num_threads()) if worth_it else 1)  # several a thread, in case one is slowed
+    ends = [count * part // parts for part in range(parts + 1)]
+    each(lambda span: work(*span), list(pairwise(ends)))
 
 
 def jit(function: Callable[..., None]) -> Any:
@@ -146,3 +174,58 @@ def _decode(table: Any, floor: Any, weight: Any, out: Any, rows: int, start: int
             _row(table[g, i : i + rows], floor[g, 0], weight, out[g, 0, i : i + rows])
         else:
             _block(table[g, i : i + rows], floor[g, t : t + QUERIES], weight, out[g, t : t + QUERIES, i : i + rows])
+
+
+@jit
+def _mean(attention: Any, values: Any, out: Any, dense: Any, margin: Any, most: int, start: int, stop: int) -> None:
+    """Rows start..stop of `mean_numba`, counted through all groups; a row of more than `most` entries is marked as dense.
+
+    Queries go in tiles: the entries that count are collected for all of a tile, then summed TILE candidates after TILE
+    candidates, so that these stay in the second-level cache together with the tile's sums.
+    """
+    queries, n, hidden = attention.shape[1], attention.shape[2], values.shape[2]
+    rows = min(TILE, stop - start)
+    peaks = np.empty(-(-n // LANES), attention.dtype)
+    where, weights = np.empty((rows, most), np.int64), np.empty((rows, most), out.dtype)
+    counts, done = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    for tile in range(start, stop, TILE):
+        rows = min(TILE, stop - tile)
+        for r in range(rows):
+            g, t = (tile + r) // queries, (tile + r) % queries
+            row = attention[g, t]
+            for j in range(n // LANES):
+                peak = row[j * LANES]
+                for i in range(1, LANES):
+                    peak = max(peak, row[j * LANES + i])
+                peaks[j] = peak
+            if n % LANES:
+                peaks[n // LANES] = row[n // LANES * LANES :].max()
+            top = peaks.max()
+            cut, count = top - margin, 0
+            for j in range(len(peaks)):
+                if peaks[j] >= cut:
+                    if count + LANES > most:
+                        dense[g, t] = True
+                        count = 0
+                        break
+                    for i in range(j * LANES, min(j * LANES + LANES, n)):
+                        if row[i] >= cut:
+                            where[r, count] = i
+                            weights[r, count] = row[i] - top
+                            count += 1
+            total = out.dtype.type(0)
+            for c in range(count):
+                weights[r, c] = math.exp(weights[r, c])
+                total += weights[r, c]
+            for c in range(count):
+                weights[r, c] /= total
+            counts[r], done[r] = count, 0
+            out[g, t] = 0
+        for end in range(TILE, n + TILE, TILE):
+            for r in range(rows):
+                while done[r] < counts[r] and where[r, done[r]] < end:
+                    g, t = (tile + r) // queries, (tile + r) % queries
+                    weight, value, mean = weights[r, done[r]], values[g, where[r, done[r]]], out[g, t]
+                    for h in range(hidden):
+                        mean[h] += weight * value[h]
+                    done[r] += 1

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .denoiser import AttentionDenoiser
-from .factored import FactoredDenoiser, PreparedCandidates
+from .factored import FactoredDenoiser, PreparedCandidates, attended_mean
 from .schedule import NoiseSchedule
+from .threads import each
 
 Denoise = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (x_k, level, query, candidates) -> logits
 Noise = Tensor | Callable[[int], Tensor]
@@ -127,11 +128,11 @@ def ddim_sample(
     return x0_hat
 
 
-BLOCK_ENTRIES = 2**20  # of a (queries, candidates) array of the fast sampler: small enough for the caches
+BLOCK_ENTRIES = 2**18  # of a (queries, candidates) array of the fast sampler: small enough for the caches
 BLOCK_QUERIES = 32  # at least, however many candidates: fewer make matrix products slow
 OWN_ENTRIES = 2**20  # of the (queries, candidates, D) embeddings held at a time where queries have candidates of their own
 ALONE_QUERIES = 4  # at most these are sampled one by one
-ALONE_ENTRIES = 2**27  # and only against tables of at least this many entries, far too large for any cache
+ALONE_ENTRIES = 2**22  # and only against tables of at least this many entries, too large for most caches
 
 
 @dataclass(frozen=True)
@@ -198,13 +199,21 @@ def fast_ddim_sample(
     else:
         rows = max(BLOCK_QUERIES, BLOCK_ENTRIES // max(n, 1)) if shared else max(1, OWN_ENTRIES // max(n * query.shape[1], 1))
     out = torch.empty_like(start)
-    for i in range(0, len(query), rows):
-        part = slice(i, i + rows)
+
+    def sample(first: int) -> None:
+        part = slice(first, first + rows)
         if shared:
             out[part] = _sample_block(shared, query[None, part], start[None, part], chain, draw)[0]
         else:
             own = factors.prepare(embeddings[part])
             out[part] = _sample_block(own, query[part, None], start[part, None], chain, draw)[:, 0]
+
+    blocks = range(0, len(query), rows)
+    if query.is_cuda:
+        for first in blocks:
+            sample(first)
+    else:
+        each(sample, blocks)
     return out
 
 
@@ -219,14 +228,13 @@ def _sample_block(part: PreparedCandidates, query: Tensor, x: Tensor, chain: Cha
     # The context is linear in the candidates: project them once, or their weighted mean at each step, whichever is less work.
     visits, dim, hidden = len(chain.levels) * x.shape[1], candidates.shape[2], of_level.shape[1]
     early = visits * x.shape[2] * hidden + x.shape[2] * dim * hidden < visits * dim * (x.shape[2] + hidden)
-    values = factors.context(candidates) if early else candidates
+    values = part.contexts if early else candidates
     for i, level in enumerate(chain.levels):
         attention = (base + x).add_(shifts[:, i, None])
-        weights = attention.softmax(2)
-        mean = weights @ values
+        mean = attended_mean(attention, values)
         logits = factors.decode(part.table, (mean if early else factors.context(mean)) + of_level[i])
         if factors.output == "add_weight":
-            logits += weights
+            logits += attention.softmax(2)
         elif factors.output == "add_logit":
             logits += attention + factors.dropped_logit(query + embeddings[i], embeddings[i])[..., None]
         x0_hat = predicted_x0(logits, chain.x0)
@@ -266,8 +274,9 @@ def _sample_alone(part: PreparedCandidates, query: Tensor, noise: list[Tensor], 
         if i + 1 < steps:
             _, b, c = chain.coefficients[i]
             x = b * x + c * noise[i + 1] if c > 0 else b * x
+    means = attended_mean(weights[None], candidates[None])[0]
     weights.sub_(weights.amax(1, keepdim=True)).exp_()
-    totals, sums = weights.sum(1), weights @ candidates
+    totals = weights.sum(1)
 
     def hidden(i: int, learned: Tensor) -> Tensor:
         """The decoder's hidden vector (H,) at step i, where x_k is the noise plus `learned` (N,)."""
@@ -275,7 +284,7 @@ def _sample_alone(part: PreparedCandidates, query: Tensor, noise: list[Tensor], 
         extra = weights[i, where] * learned[where].expm1()
         total = totals[i] + extra.sum()
         kept = extra > SIGNIFICANT / len(learned) * total
-        return factors.context((sums[i] + extra[kept] @ candidates[where[kept]]) / total) + of_level[i]
+        return factors.context((totals[i] * means[i] + extra[kept] @ candidates[where[kept]]) / total) + of_level[i]
 
     accepted, learned = 0, torch.zeros_like(noise[0])
     decoded: dict[int, tuple[Tensor, Tensor]] = {}  # step: the hidden vector that went in, the x0_hat that came out
