@@ -118,7 +118,7 @@ def phase_two(overrides: tuple[str, ...], size: Size) -> list[Row]:
         torch.arange(clips),
     )
     batches, pair = CandidateBatches(views, section, 0), DenoiserPair(recipe)
-    optimizer = torch.optim.AdamW(pair.parameters(), lr=section.lr)
+    optimizer = torch.optim.AdamW(pair.parameters(), lr=section.lr, fused=True)
 
     def epoch() -> None:
         for inside in range(len(batches)):

@@ -158,7 +158,7 @@ def train_diffusion(
     pair = DenoiserPair(recipe).to(place)
     section = recipe.diffusion
     batches = CandidateBatches(train, section, seed)
-    optimizer = torch.optim.AdamW(pair.parameters(), lr=section.lr, weight_decay=section.weight_decay)
+    optimizer = torch.optim.AdamW(pair.parameters(), lr=section.lr, weight_decay=section.weight_decay, fused=True)
 
     state = load_state(folder / LAST) or {"epoch": 0, "best": {}}
     if "model" in state:

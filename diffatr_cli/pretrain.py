@@ -137,7 +137,7 @@ class PhaseOne(nn.Module):
         self.bf16 = wants_bf16(recipe.pretrain.precision, device)
         make = torch.optim.AdamW if recipe.pretrain.optimizer == "adamw" else torch.optim.Adam
         self.trained = [p for p in self.parameters() if p.requires_grad]
-        self.optimizer = make(self.trained, lr=recipe.pretrain.lr, weight_decay=recipe.pretrain.weight_decay)
+        self.optimizer = make(self.trained, lr=recipe.pretrain.lr, weight_decay=recipe.pretrain.weight_decay, fused=True)
 
     def read(self, dataset: Dataset, name: str, progress: Progress) -> Split:
         """A split, with everything cached that training does not change. Raises DiffATRError if it has no clips."""

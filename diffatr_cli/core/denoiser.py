@@ -153,7 +153,7 @@ class AttentionDenoiser(nn.Module):
         first, last = cast(nn.Linear, self.decoder[0]), cast(nn.Linear, self.decoder[2])
         w_candidate, w_context = first.weight.chunk(2, 1)
         of_context = functional.linear(self.w_v(mean + embedding), w_context, first.bias)  # (B, H)
-        hidden = torch.relu(functional.linear(candidates, w_candidate) + of_context[:, None])  # (B, N, H)
+        hidden = (functional.linear(candidates, w_candidate) + of_context[:, None]).relu_()  # (B, N, H)
         logits: Tensor = functional.linear(hidden, last.weight, last.bias).squeeze(2)
         if self.config.output == "add_weight":
             return logits + weights
