@@ -5,7 +5,7 @@ Q queries, F files, W windows, S files of the shortlist, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from .errors import UsageError
 from .index import Recordings, spans
 
 if TYPE_CHECKING:
+    from .core.sampler import OnStep
     from .model import Direction, Retriever
 
 
@@ -99,8 +100,7 @@ def search(
     Raises:
         UsageError: top or shortlist below 1, or steps beyond the model's chain.
     """
-    if top < 1 or shortlist < 1:
-        raise UsageError(f"top and shortlist must be at least 1, got {top} and {shortlist}")
+    _check_counts(top, shortlist)
     calibration = retriever.calibration
     probability = calibration and (calibration.text_to_audio if refine else calibration.audio_to_audio)
     refine = refine and "t2a" in retriever.denoisers
@@ -118,18 +118,16 @@ def search(
         scores, present = of_window[windows].astype(np.float64), None
         if refine:
             near = slice(shortlist)
-            x0_hat = _draws(retriever, "t2a", query, recordings.vectors[windows[near]], steps, seed)
+            x0_hat = draws(retriever, "t2a", query, recordings.vectors[windows[near]], steps, seed)
             if calibration:
                 present = float(calibration.presence(presence_features(scores[near], x0_hat)))
             scores[near] = _fused(retriever, "t2a", scores[near], x0_hat.mean(0))
         if probability:
             scores = probability(scores[:, None])
-        best = sorted(range(len(order)), key=lambda i: (-scores[i], order[i]))[:top]
         hits = []
-        for rank, i in enumerate(best, 1):
-            if min_score is None or scores[i] >= min_score:
-                start, end = recordings.spans[windows[i]].tolist()
-                hits.append(Hit(rank, recordings.paths[order[i]], start, end, float(scores[i])))
+        for rank, i in _best(scores, order, top, min_score):
+            start, end = recordings.spans[windows[i]].tolist()
+            hits.append(Hit(rank, recordings.paths[order[i]], start, end, float(scores[i])))
         results.append(Found(hits, present))
     return results
 
@@ -170,8 +168,7 @@ def best_captions(
     Raises:
         UsageError: as `search` and `embed_texts`.
     """
-    if top < 1 or shortlist < 1:
-        raise UsageError(f"top and shortlist must be at least 1, got {top} and {shortlist}")
+    _check_counts(top, shortlist)
     if "a2t" in retriever.denoisers:
         check_steps(retriever, steps)
     if not captions:
@@ -182,18 +179,26 @@ def best_captions(
     scores = cosine[order].astype(np.float64)
     if "a2t" in retriever.denoisers:
         near = slice(shortlist)
-        x0_hat = _draws(retriever, "a2t", sound, vectors[order[near]], steps, seed).mean(0)
+        x0_hat = draws(retriever, "a2t", sound, vectors[order[near]], steps, seed).mean(0)
         scores[near] = _fused(retriever, "a2t", scores[near], x0_hat)
         if "a2t" not in retriever.fusion_weights:
             order, scores = order[near], scores[near]
     if retriever.calibration:
         scores = retriever.calibration.audio_to_text(scores[:, None])
-    best = sorted(range(len(order)), key=lambda i: (-scores[i], order[i]))[:top]
-    return [
-        CaptionHit(rank, captions[order[i]], float(scores[i]))
-        for rank, i in enumerate(best, 1)
-        if min_score is None or scores[i] >= min_score
-    ]
+    best = _best(scores, order, top, min_score)
+    return [CaptionHit(rank, captions[order[i]], float(scores[i])) for rank, i in best]
+
+
+def _best(scores: np.ndarray, order: np.ndarray, top: int, min_score: float | None) -> Iterator[tuple[int, int]]:
+    """Ranks from 1 and the places in `scores` that have them; of equal scores that of the smaller `order` comes first."""
+    for rank, i in enumerate(sorted(range(len(order)), key=lambda i: (-scores[i], order[i]))[:top], 1):
+        if min_score is None or scores[i] >= min_score:
+            yield rank, i
+
+
+def _check_counts(top: int, shortlist: int) -> None:
+    if top < 1 or shortlist < 1:
+        raise UsageError(f"top and shortlist must be at least 1, got {top} and {shortlist}")
 
 
 def check_steps(retriever: Retriever, steps: int | None) -> None:
@@ -202,8 +207,14 @@ def check_steps(retriever: Retriever, steps: int | None) -> None:
         raise UsageError(f"steps must lie between 1 and this model's {len(retriever.schedule)}, got {steps}")
 
 
-def _draws(
-    retriever: Retriever, direction: Direction, query: np.ndarray, candidates: np.ndarray, steps: int | None, seed: int
+def draws(
+    retriever: Retriever,
+    direction: Direction,
+    query: np.ndarray,
+    candidates: np.ndarray,
+    steps: int | None,
+    seed: int,
+    on_step: OnStep | None = None,
 ) -> np.ndarray:
     """Stage two for one query (D,) and N candidates (N, D): x0_hat of each of the recipe's noise draws, (S, N)."""
     settings = retriever.recipe.evaluation
@@ -217,6 +228,7 @@ def _draws(
             draws=settings.draws,
             seed=seed,
             x0=retriever.x0,
+            on_step=on_step,
         )
         .cpu()
         .numpy()

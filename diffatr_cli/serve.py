@@ -16,7 +16,6 @@ import socket
 import tempfile
 import threading
 import time
-import wave
 from collections import OrderedDict
 from collections.abc import Callable
 from importlib.resources import files
@@ -34,7 +33,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .data.audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioError, load_audio, to_pcm16
+from .data.audio import AUDIO_SUFFIXES, AudioError, load_audio, stream_wav, to_pcm16
 from .data.excerpt import duration, read_excerpt
 from .errors import DiffATRError
 from .library import Clip, Library, NotServed, key_of
@@ -408,11 +407,7 @@ class _Pictures:
 
 def _wav(clip: Clip, start: float, end: float) -> bytes:
     out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(to_pcm16(read_excerpt(clip.path, start, end)).astype("<i2").tobytes())
+    stream_wav(out, to_pcm16(read_excerpt(clip.path, start, end)))
     return out.getvalue()
 
 

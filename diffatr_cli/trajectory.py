@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core.sampler import fast_ddim_sample
-from .core.scoring import query_noise
 from .errors import UsageError
 from .index import Recordings
-from .search import best_windows, check_steps
+from .search import best_windows, check_steps, draws
 
 if TYPE_CHECKING:
     from .model import Retriever
@@ -30,8 +28,9 @@ class Trajectory:
         paths: S paths below the folder, best cosine first, which is the sampler's own order.
         windows: (S,) the row in `Recordings` of each file's best window.
         levels: L indices of noise levels, falling; 0 is the last.
-        x: (L, S) float32, x_k.
-        x0_hat: (L, S) float32, the distribution that the denoiser sees in x_k; the last row is what a search fuses.
+        x: (L, S) float32, x_k of the first noise draw.
+        x0_hat: (L, S) float32, the distribution that the denoiser sees in x_k, the mean over the model's noise draws; the last
+            row is what a search fuses.
     """
 
     paths: list[str]
@@ -51,8 +50,6 @@ def trajectory(
     seed: int = 0,
 ) -> Trajectory:
     """Run stage two of `search.search` once more for one text, with the same candidates and the same noise, and keep each step.
-
-    Of a model whose validation asks for several draws it is the first.
 
     Args:
         query: (D,) unit vector of a text.
@@ -75,19 +72,8 @@ def trajectory(
 
     def keep(level: int, x: Tensor, x0_hat: Tensor) -> None:
         levels.append(level)
-        seen.append((x[0].cpu().clone(), x0_hat[0].cpu().clone()))  # the sampler goes on in the same memory
+        seen.append((x[0].cpu().clone(), x0_hat.mean(0).cpu()))  # the sampler goes on in the same memory
 
-    settings = retriever.recipe.evaluation
-    fast_ddim_sample(
-        retriever.denoisers["t2a"],
-        torch.from_numpy(query[None]).to(retriever.device),
-        torch.from_numpy(recordings.vectors[windows]).to(retriever.device),
-        retriever.schedule,
-        settings.steps if steps is None else steps,
-        settings.eta,
-        query_noise(seed, [0], len(order)),
-        x0=retriever.x0,
-        on_step=keep,
-    )
+    draws(retriever, "t2a", query, recordings.vectors[windows], steps, seed, keep)
     x, x0_hat = (torch.stack(column).float().numpy() for column in zip(*seen, strict=True))
     return Trajectory([recordings.paths[i] for i in order], windows, levels, x, x0_hat)

@@ -500,6 +500,22 @@ def test_the_trajectory_is_that_of_the_plain_sampler(client, library):
     np.testing.assert_allclose([scores[path] for path in whole.paths], ranked, atol=1e-5)
 
 
+def test_the_trajectory_ends_at_the_mean_over_the_draws_that_a_search_fuses(library, monkeypatch):
+    model, recordings = library.model, library.folder.read(library.model.model_id)
+    query = embed_texts(model, ["900 Hz"])[0]
+    monkeypatch.setattr(model.recipe.evaluation, "draws", 3)
+    way = trajectory(model, recordings, query)
+    candidates = torch.from_numpy(recordings.vectors[way.windows])
+    arguments = model.denoisers["t2a"], torch.from_numpy(query[None]), candidates, model.schedule, None, 0.5
+    apart = [ddim_sample(*arguments, noise=query_noise(0, [0], len(candidates), draw))[0].numpy() for draw in range(3)]
+    np.testing.assert_allclose(way.x0_hat[-1], np.mean(apart, 0), rtol=1e-3)
+    assert (abs(apart[0] / way.x0_hat[-1] - 1) > 0.01).any()  # noise makes a difference
+    np.testing.assert_allclose(way.x[0], query_noise(0, [0], len(candidates))(0)[0])
+    ranked = dict(zip(way.paths, recordings.vectors[way.windows] @ query + 0.7 * way.x0_hat[-1], strict=True))
+    hits = search(model, recordings, query[None], top=7)[0].hits
+    assert [hit.score for hit in hits] == pytest.approx([ranked[hit.path] for hit in hits], abs=1e-5)
+
+
 def test_no_trajectory_without_a_denoiser(library):
     model, query = library.model, np.eye(DIM, dtype=np.float32)[0]
     recordings = library.folder.read(model.model_id)

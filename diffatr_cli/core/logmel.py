@@ -104,8 +104,8 @@ BACKGROUND = (8.0, 30.0)  # dB that another clip of the batch lies below, where 
 def perturb(logmel: Tensor) -> Tensor:
     """What else the same sound might have been, drawn for each clip of (B, T, M) dB from torch's global generator.
 
-    In this order: speed (within 1 +- STRETCH) and pitch (within SHIFT bins) by interpolation; for half of the clips another
-    clip of the batch as a background; loudness (within GAIN) and a random equaliser. Silence stays silence.
+    In this order: speed (within 1 +- STRETCH) and pitch (within SHIFT bins) by interpolation; for half of the clips the
+    one before it in the batch as a background; loudness (within GAIN) and a random equaliser. Silence stays silence.
     """
     clips, frames, mels = logmel.shape
     speed = 1 + STRETCH * (2 * torch.rand(clips, 1) - 1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser, PreparedCandidates
 from .losses import cosine_similarity
-from .sampler import X0, fast_ddim_sample
+from .sampler import X0, OnStep, fast_ddim_sample
 from .schedule import NoiseSchedule
 
 BLOCK_ENTRIES = 2**24  # of the largest array that a block of queries needs, 64 MB in float32
@@ -170,6 +170,7 @@ def diffusion_draws(
     query_id: int = 0,
     draws: int = 1,
     x0: X0 = "softmax",
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """What one query's distribution becomes from each of several noises: (S, N), whose mean is `diffusion_scores`' row.
 
@@ -178,6 +179,7 @@ def diffusion_draws(
         prepared: N candidates that all draws share.
         query_id: of the noise.
         draws: S.
+        on_step: as in `ddim_sample`, with all draws as its rows.
 
     Raises:
         ValueError: steps, eta or draws out of range.
@@ -188,7 +190,15 @@ def diffusion_draws(
     of_draw = [query_noise(seed, [query_id], n, draw) for draw in range(draws)]
     queries = query.to(prepared.candidates).expand(draws, -1)
     return fast_ddim_sample(
-        prepared.factors, queries, prepared, schedule, steps, eta, lambda i: torch.cat([noise(i) for noise in of_draw]), x0=x0
+        prepared.factors,
+        queries,
+        prepared,
+        schedule,
+        steps,
+        eta,
+        lambda i: torch.cat([noise(i) for noise in of_draw]),
+        x0=x0,
+        on_step=on_step,
     )
 
 

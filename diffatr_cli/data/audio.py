@@ -9,7 +9,7 @@ import re
 import wave
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import soundfile
@@ -169,9 +169,14 @@ def _mp3_counts_frames(path: Path) -> bool:
     return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
 
 
-def _decode_pyav(path: Path) -> tuple[Samples, int]:
+def need_pyav(path: Path) -> None:
+    """Raise AudioError where the library that such a file needs is not installed."""
     if importlib.util.find_spec("av") is None:
         raise AudioError(path, "needs the extra `audio`: pip install 'diffatr[audio]'")
+
+
+def _decode_pyav(path: Path) -> tuple[Samples, int]:
+    need_pyav(path)
     import av
 
     try:
@@ -295,8 +300,14 @@ def write_wav(path: Path, pcm: NDArray[np.int16]) -> None:
     Raises:
         DiffATRError: the disk is full or the folder cannot be written.
     """
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream_wav(stream, pcm)
+
+
+def stream_wav(stream: BinaryIO, pcm: NDArray[np.int16]) -> None:
+    """Write mono 16-bit samples as a 32 kHz WAV file to an open stream."""
     # Not by libsndfile, which reports a full disk as a short write.
-    with replacing(path) as temporary, temporary.open("wb") as stream, wave.open(stream, "wb") as out:
+    with wave.open(stream, "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
         out.setframerate(SAMPLE_RATE)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from .audio import BARE_STREAMS, PYAV_SUFFIXES, AudioError, Samples, resample
+from .audio import BARE_STREAMS, PYAV_SUFFIXES, AudioError, Samples, need_pyav, resample
 
 _BLOCK = 1 << 18  # frames decoded at a time, so that many channels are never in memory together
 
@@ -21,7 +20,7 @@ def duration(path: Path) -> float | None:
         AudioError: the file cannot be opened as a sound.
     """
     if path.suffix.lower() in PYAV_SUFFIXES:
-        _need_pyav(path)
+        need_pyav(path)
         import av
 
         try:
@@ -72,7 +71,7 @@ def _excerpt_soundfile(path: Path, start: float, end: float) -> tuple[Samples, i
 
 
 def _excerpt_pyav(path: Path, start: float, end: float) -> tuple[Samples, int]:
-    _need_pyav(path)
+    need_pyav(path)
     import av
 
     try:
@@ -95,8 +94,3 @@ def _excerpt_pyav(path: Path, start: float, end: float) -> tuple[Samples, int]:
         raise AudioError(path, f"not audio, or damaged ({error.strerror})") from None
     skipped = round(max(0.0, start - (reached or 0.0)) * rate)
     return np.concatenate(blocks)[skipped : skipped + round((end - start) * rate)], rate
-
-
-def _need_pyav(path: Path) -> None:
-    if importlib.util.find_spec("av") is None:
-        raise AudioError(path, "needs the extra `audio`: pip install 'diffatr[audio]'")
