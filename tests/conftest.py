@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tiny import make_bert, make_data, recipe_text
 
 from diffatr_cli.recipe import load_recipe
 from diffatr_cli.recipe_schema import Recipe
+
+settings.register_profile("diffatr", deadline=None)  # no test fails because the machine is busy
+settings.load_profile("diffatr")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def ours(model: nn.Module, config: ReferenceConfig) -> Bert:
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_states_are_those_of_transformers(data: st.DataObject) -> None:
     heads, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 12))

@@ -87,7 +87,7 @@ def relative(got: Tensor, expected: Tensor) -> float:
     built_for=st.integers(1, 8),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_winograd_is_the_convolution(shape: tuple[int, ...], outputs: int, relu: bool, built_for: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=generator)

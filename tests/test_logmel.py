@@ -119,7 +119,7 @@ def runs(gone: np.ndarray) -> list[int]:
     stripes=st.integers(0, 3),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_spec_augment_zeroes_whole_stripes_within_bounds(
     frames: int, time_stripe: int, mel_stripe: int, stripes: int, seed: int
 ) -> None:

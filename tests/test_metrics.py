@@ -32,7 +32,7 @@ queries = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(queries)
 def test_equals_every_tie_order_tried(rows):
     scores, relevant = np.array([r[0] for r in rows], float), [sorted(r[1]) for r in rows]

@@ -101,7 +101,7 @@ class TestValues:
             ),
         )
     )
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_what_is_dumped_loads_back_equal(self, recipe: Recipe) -> None:
         assert load(dump_recipe(recipe)) == recipe
 

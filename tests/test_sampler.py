@@ -142,7 +142,7 @@ def test_fast_equals_plain_in_float64_to_rounding(output, x0, scales):
             torch.testing.assert_close(fast_ddim_sample(*args, x0=x0), ddim_sample(*args, x0=x0), rtol=0, atol=1e-10)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(1, 9),
     st.integers(1, 70),
