@@ -41,7 +41,7 @@ class FactoredDenoiser:
     - w sums to one, so E = sum_i w_i W_V (s c_i + e) = W_V (s sum_i w_i c_i + e).
     - W1 [s c_i, E] = W1_c s c_i + W1_e E: the first part is the table of `prepare`, the second one vector a query.
 
-    A step over Q queries and N candidates costs 2QND for the context and 3QNH for the decoder, and little else.
+    A step over Q queries and N candidates costs 3QNH for the decoder, at most 2QND for the context, and little else.
     """
 
     @torch.no_grad()
