@@ -50,10 +50,10 @@ def mean_numba(attention: Tensor, values: Tensor) -> Tensor:
     """
     groups, queries, n = attention.shape
     out = torch.empty(groups, queries, values.shape[2], dtype=values.dtype)
-    dense = torch.zeros(groups, queries, dtype=torch.bool)
+    dense = torch.empty(groups, queries, dtype=torch.bool)
     arrays = attention.contiguous().numpy(), values.contiguous().numpy(), out.numpy(), dense.numpy()
     margin = arrays[0].dtype.type(math.log(n / torch.finfo(attention.dtype).eps))
-    _share_out(lambda start, stop: _mean(*arrays, margin, n // DENSE, start, stop), groups * queries, attention.numel() > MANY)
+    _share_out(lambda start, stop: _mean(*arrays, margin, start, stop), groups * queries, attention.numel() > MANY)
     if dense.all():
         return attention.softmax(2) @ values
     for g in dense.any(1).nonzero()[:, 0].tolist():
@@ -68,7 +68,7 @@ def _share_out(work: Callable[[int, int], None], count: int, worth_it: bool) -> 
     each(lambda span: work(*span), list(pairwise(ends)))
 
 
-def jit(function: Callable[..., None]) -> Any:
+def jit(function: Callable[..., Any]) -> Any:
     """Compile for this processor on the first call, without the GIL, and remember it on disk.
 
     numba keeps the compiled code beside this file, or in the user's cache folder if that place is read-only; where neither
@@ -177,49 +177,57 @@ def _decode(table: Any, floor: Any, weight: Any, out: Any, rows: int, start: int
 
 
 @jit
-def _mean(attention: Any, values: Any, out: Any, dense: Any, margin: Any, most: int, start: int, stop: int) -> None:
-    """Rows start..stop of `mean_numba`, counted through all groups; a row of more than `most` entries is marked as dense.
+def _heaviest(row: Any, margin: Any, peaks: Any, where: Any, weights: Any) -> int:
+    """The entries of a row of attention within `margin` of the largest: their places, ascending, and their softmax.
 
-    Queries go in tiles: the entries that count are collected for all of a tile, then summed TILE candidates after TILE
-    candidates, so that these stay in the second-level cache together with the tile's sums.
+    Returns:
+        How many there are, or -1 for more than `where` holds.
+    """
+    n = len(row)
+    for j in range(n // LANES):
+        peak = row[j * LANES]
+        for i in range(1, LANES):
+            peak = max(peak, row[j * LANES + i])
+        peaks[j] = peak
+    if n % LANES:
+        peaks[n // LANES] = row[n // LANES * LANES :].max()
+    top = peaks.max()
+    count = 0
+    for j in range(len(peaks)):
+        if peaks[j] >= top - margin:
+            if count + LANES > len(where):
+                return -1
+            for i in range(j * LANES, min(j * LANES + LANES, n)):
+                if row[i] >= top - margin:
+                    where[count], weights[count] = i, row[i] - top
+                    count += 1
+    total = weights.dtype.type(0)
+    for c in range(count):
+        weights[c] = math.exp(weights[c])
+        total += weights[c]
+    for c in range(count):
+        weights[c] /= total
+    return count
+
+
+@jit
+def _mean(attention: Any, values: Any, out: Any, dense: Any, margin: Any, start: int, stop: int) -> None:
+    """Queries start..stop of `mean_numba`, counted through all groups; those that a matrix product does faster are marked dense.
+
+    The entries that count are found for TILE queries, then summed TILE candidates after TILE candidates, so that these stay in
+    the second-level cache together with the sums.
     """
     queries, n, hidden = attention.shape[1], attention.shape[2], values.shape[2]
     rows = min(TILE, stop - start)
     peaks = np.empty(-(-n // LANES), attention.dtype)
-    where, weights = np.empty((rows, most), np.int64), np.empty((rows, most), out.dtype)
+    where, weights = np.empty((rows, n // DENSE), np.int64), np.empty((rows, n // DENSE), out.dtype)
     counts, done = np.empty(rows, np.int64), np.empty(rows, np.int64)
     for tile in range(start, stop, TILE):
         rows = min(TILE, stop - tile)
         for r in range(rows):
             g, t = (tile + r) // queries, (tile + r) % queries
-            row = attention[g, t]
-            for j in range(n // LANES):
-                peak = row[j * LANES]
-                for i in range(1, LANES):
-                    peak = max(peak, row[j * LANES + i])
-                peaks[j] = peak
-            if n % LANES:
-                peaks[n // LANES] = row[n // LANES * LANES :].max()
-            top = peaks.max()
-            cut, count = top - margin, 0
-            for j in range(len(peaks)):
-                if peaks[j] >= cut:
-                    if count + LANES > most:
-                        dense[g, t] = True
-                        count = 0
-                        break
-                    for i in range(j * LANES, min(j * LANES + LANES, n)):
-                        if row[i] >= cut:
-                            where[r, count] = i
-                            weights[r, count] = row[i] - top
-                            count += 1
-            total = out.dtype.type(0)
-            for c in range(count):
-                weights[r, c] = math.exp(weights[r, c])
-                total += weights[r, c]
-            for c in range(count):
-                weights[r, c] /= total
-            counts[r], done[r] = count, 0
+            counts[r], done[r] = _heaviest(attention[g, t], margin, peaks, where[r], weights[r]), 0
+            dense[g, t] = counts[r] < 0
             out[g, t] = 0
         for end in range(TILE, n + TILE, TILE):
             for r in range(rows):
