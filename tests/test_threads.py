@@ -1,6 +1,9 @@
 """Parts of the work on threads of their own."""
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -58,3 +61,23 @@ def test_an_error_reaches_the_caller(two_threads):
 
     with pytest.raises(ValueError, match="part 3"):
         each(work, range(5))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_starts_threads_of_its_own(two_threads):
+    each(lambda part: None, range(2))
+    child = os.fork()
+    if not child:
+        seen = []
+        each(seen.append, range(5))
+        os._exit(0 if sorted(seen) == list(range(5)) else 1)
+    for _ in range(200):  # a child that waits for threads which it does not have would wait for ever
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits")
+    assert os.waitstatus_to_exitcode(status) == 0

@@ -6,6 +6,7 @@ compiled loops take turns, they keep the cores from the loops.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,8 @@ Part = TypeVar("Part")
 
 _pools: dict[int, ThreadPoolExecutor] = {}
 _making = threading.Lock()
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive it
 
 
 def each(work: Callable[[Part], object], parts: Sequence[Part]) -> None:

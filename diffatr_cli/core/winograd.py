@@ -10,16 +10,12 @@ B batch, T frames, M mels, C channels in, O channels out, n tiles, w outputs a t
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from threading import Barrier
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .kernels import jit
+from .threads import each
 
 TALL = 4  # frames a tile puts out; it reads two more
 
@@ -147,26 +143,6 @@ def _transform_output(m: np.ndarray, bias: np.ndarray, relu: bool, wide: int, fi
                         target[c] = whole[j, c] + bias[c]
 
 
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Workers whose matrix products run on one thread each: torch's own pool would spin beside them."""
-    started = Barrier(threads)
-
-    def start() -> None:
-        torch.set_num_threads(1)
-        started.wait()
-
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="winograd")
-    for future in [pool.submit(start) for _ in range(threads)]:
-        future.result()
-    torch.set_num_threads(threads)  # the workers' number had become that of every thread yet to come
-    return pool
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive it
-
-
 class WinogradConv(nn.Module):
     """A 3x3 convolution of stride 1 and padding 1, with bias and perhaps a ReLU: (B, C, T, M) -> (B, O, T, M), float32, CPU.
 
@@ -202,12 +178,11 @@ class WinogradConv(nn.Module):
         chunk = 64 if channels * outputs <= 2**15 else 256  # small enough for the cache, unless the weights exceed it anyway
         arrays = x.numpy(), self.bias.numpy(), y.numpy()
         parts = [(first, min(chunk, tiles - first)) for first in range(0, tiles, chunk)]
-        threads = torch.get_num_threads()
-        if threads == 1 or len(parts) < 2 * threads:  # torch divides each product itself
+        if len(parts) < 2 * torch.get_num_threads():  # torch divides each product itself
             for part in parts:
                 self._tiles(*arrays, *part)
         else:
-            list(_pool(threads).map(lambda part: self._tiles(*arrays, *part), parts))
+            each(lambda part: self._tiles(*arrays, *part), parts)
         return y.permute(0, 3, 1, 2)
 
     def _tiles(self, x: np.ndarray, bias: np.ndarray, y: np.ndarray, first: int, count: int) -> None:
