@@ -63,8 +63,6 @@ def load_composer(path: Path) -> ModuleType:
     composer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(composer)
     composer.add_effects()
-    urban_files = composer.urban_files
-    composer.urban_files = lambda split: {label: even(files, *SHARE[split]) for label, files in urban_files(split).items()}
     for label, (files, terse, wordy) in composer.EVENTS.items():
         terse = list(without_held_out(terse))
         composer.EVENTS[label] = (files, terse, list(without_held_out(wordy)) or terse)
@@ -149,6 +147,8 @@ COMPOSER: ModuleType
 def _start(composer: Path) -> None:
     global COMPOSER
     COMPOSER = load_composer(composer)
+    urban_files = COMPOSER.urban_files
+    COMPOSER.urban_files = lambda split: {label: even(files, *SHARE[split]) for label, files in urban_files(split).items()}
 
 
 def main() -> None:
