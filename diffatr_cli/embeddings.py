@@ -72,7 +72,7 @@ def embedded_splits(
         save_weights(path, tensors, source)
     sounds = torch.from_numpy(train.sounds(recipe.data.same_captions))
     views = TrainingViews(tensors["train_audio"], tensors["train_text"], torch.from_numpy(train.owner), sounds)
-    return views, Gallery(tensors["val_audio"], tensors["val_text"], val.owner)
+    return views, Gallery(tensors["val_audio"], tensors["val_text"], val.owner, val.sounds(recipe.data.same_captions))
 
 
 @torch.inference_mode()

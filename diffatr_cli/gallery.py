@@ -66,22 +66,36 @@ class Captions:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Unit vectors of a split: audio (n, D), text (m, D), and owner (m,), the clip of each caption."""
+    """Unit vectors of a split: audio (n, D), text (m, D), owner (m,), the clip of each caption, and which clips are one sound.
+
+    `sounds` is as `Captions.sounds` gives it; None is a sound of its own for every clip.
+    """
 
     audio: Tensor
     text: Tensor
     owner: np.ndarray
+    sounds: np.ndarray | None = None
 
     def task(self, direction: Direction) -> tuple[Tensor, Tensor, list[np.ndarray]]:
         """Queries, candidates, and for each query the indices of its relevant candidates.
 
-        Every caption is a query for its one clip; every clip is a query for all of its captions.
+        Every caption is a query for its clip, every clip one for all of its captions; where clips are one sound, for those of
+        all of them.
         """
+        sounds = np.arange(len(self.audio)) if self.sounds is None else self.sounds
+        of_caption = sounds[self.owner]
         if direction == "t2a":
-            return self.text, self.audio, list(self.owner[:, None])
-        order = np.argsort(self.owner, kind="stable")
-        bounds = np.searchsorted(self.owner[order], np.arange(len(self.audio) + 1))
-        return self.audio, self.text, [order[a:b] for a, b in pairwise(bounds)]
+            clips = _members(sounds, len(sounds))
+            return self.text, self.audio, [clips[sound] for sound in of_caption]
+        captions = _members(of_caption, len(sounds))
+        return self.audio, self.text, [captions[sound] for sound in sounds]
+
+
+def _members(numbers: np.ndarray, count: int) -> list[np.ndarray]:
+    """For each number below `count` the places that have it, ascending."""
+    order = np.argsort(numbers, kind="stable")
+    bounds = np.searchsorted(numbers[order], np.arange(count + 1))
+    return [order[a:b] for a, b in pairwise(bounds)]
 
 
 def recall_sum(metrics: dict[str, float]) -> float:

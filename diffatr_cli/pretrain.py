@@ -190,7 +190,7 @@ class PhaseOne(nn.Module):
         """R@1/5/10 of both directions on a split, and `score`, their sum, which chooses the best epoch."""
         audio = embed_logmels(self.towers, val.logmels, self.device, self.bf16)
         vectors = val.vectors if val.vectors is not None else self.text.encode(val.captions.texts)
-        gallery = Gallery(audio, self.towers.embed_pooled_text(vectors.to(self.device)).cpu(), val.captions.owner)
+        gallery = Gallery(audio, self.towers.embed_pooled_text(vectors.to(self.device)).cpu(), val.captions.owner, val.sounds)
         metrics = cosine_metrics(gallery) if self.denoisers is None else rank_by_diffusion(gallery, self.denoisers, seed)
         row: dict[str, Any] = {f"{d}_{key}": m[key] for d, m in metrics.items() for key in ("r1", "r5", "r10")}
         return row | {"score": sum(map(recall_sum, metrics.values()))}

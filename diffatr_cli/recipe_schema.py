@@ -34,7 +34,8 @@ class DataSection(Section):
     )
     same_captions: Literal["negatives", "positives"] = Field(
         default="negatives",
-        description="`positives` takes clips that share a caption for the same sound: none is a negative of another",
+        description="`positives` takes clips that share a caption for the same sound: none is a negative of another, and for "
+        "validation all are found",
     )
 
 

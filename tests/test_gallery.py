@@ -25,6 +25,13 @@ def test_relevance_goes_by_clip_whatever_the_order() -> None:
     assert [sorted(row.tolist()) for row in relevant] == [[1, 3], [2], [0, 4]]
 
 
+def test_clips_of_one_sound_are_right_for_one_anothers_captions() -> None:
+    owner = np.array([0, 0, 1, 2, 3])
+    gallery = Gallery(torch.eye(4), torch.eye(5, 4), owner, np.array([0, 1, 0, 3]))  # clips 0 and 2 are one sound
+    assert [sorted(row.tolist()) for row in gallery.task("t2a")[2]] == [[0, 2], [0, 2], [1], [0, 2], [3]]
+    assert [sorted(row.tolist()) for row in gallery.task("a2t")[2]] == [[0, 1, 3], [2], [0, 1, 3], [4]]
+
+
 def test_one_hot_embeddings_rank_perfectly_and_a_constant_one_by_chance() -> None:
     owner = np.repeat(np.arange(8), 2)
     perfect = cosine_metrics(Gallery(torch.eye(8), torch.eye(8)[owner], owner))
