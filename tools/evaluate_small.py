@@ -1,10 +1,10 @@
 """Measure a model on recordings that training never used: the composer's test split, searched as a user would.
 
-    python tools/evaluate_small.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--json]
+    python tools/evaluate_small.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--split val] [--json]
 
-Writes every test recording as a file of its own into DIR/clips (long ambiences in pieces of 10 s), indexes that folder, and asks
-for each kind of sound by its first clause among all of them mixed. Kinds that share a clause count as one kind ("a gunshot" is
-both an urban recording and an effect). Measures:
+Writes every recording of the split (`--split val` to choose between models) as a file of its own into DIR/SPLIT, long ambiences in
+pieces of 10 s, indexes that folder, and asks for each kind of sound by its first clause among all of them mixed. Kinds that share a
+clause count as one kind ("a gunshot" is both an urban recording and an effect). Measures:
 
 - precision at 10 and average precision of every kind, and recall at 10 of the kinds of effects;
 - words that no training caption has (`compose_small.HELD_OUT`);
@@ -45,23 +45,20 @@ SYNONYMS = {
 }
 
 
-def write_clips(composer: ModuleType, folder: Path) -> None:
-    """Every test recording as `KIND-NUMBER.wav`."""
+def write_clips(composer: ModuleType, split: str, folder: Path) -> None:
+    """Every recording of a split as `KIND-NUMBER.wav`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in composer.kinds("test"):
-        waves = [composer.load(str(file)) for file in _recordings(composer, kind)]
+    for kind in composer.kinds(split):
+        short = [*composer.urban_files(split).get(kind, []), *composer.effect_files(kind, split)]
+        waves = [composer.load(str(file)) for file in short]
         for file in composer.EVENTS[kind][0]:
             wave = composer.load(str(composer.DATA / "ambience" / f"{file}.ogg"))
-            start, end = (int(share * len(wave)) for share in composer.SPAN["test"])
+            start, end = (int(share * len(wave)) for share in composer.SPAN[split])
             waves += [wave[at : min(at + PIECE * RATE, end)] for at in range(start, end, PIECE * RATE)]
         for number, wave in enumerate(waves):
             path = folder / f"{kind}-{number:03d}.wav"
             if len(wave) and not path.exists():
                 soundfile.write(path, wave, RATE, subtype="PCM_16")
-
-
-def _recordings(composer: ModuleType, kind: str) -> list[Path]:
-    return [*composer.urban_files("test").get(kind, []), *composer.effect_files(kind, "test")]
 
 
 def families(composer: ModuleType) -> dict[str, int]:
@@ -85,11 +82,11 @@ def without(recordings: Recordings, left_out: Sequence[bool]) -> Recordings:
     return Recordings([recordings.paths[i] for i in kept], offsets, recordings.spans[picked], recordings.vectors[picked])
 
 
-def evaluate(composer: ModuleType, model: Retriever, recordings: Recordings) -> dict[str, Any]:
-    """All measures as one document."""
+def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Recordings) -> dict[str, Any]:
+    """All measures over the recordings of a split as one document."""
     family = families(composer)
     kind_of = [Path(path).stem.rsplit("-", 1)[0] for path in recordings.paths]
-    kinds = [kind for kind in composer.kinds("test") if kind in kind_of]
+    kinds = [kind for kind in composer.kinds(split) if kind in kind_of]
     texts = {kind: composer.EVENTS[kind][1][0] for kind in composer.EVENTS}
     count = len(recordings)
 
@@ -207,14 +204,15 @@ def main() -> None:
     parser.add_argument("--composer", type=Path, required=True, help="the file that knows the recordings")
     parser.add_argument("--work", type=Path, required=True, help="folder for the clips and their index")
     parser.add_argument("--run", type=Path, help="a run's folder; the model that ships if not given")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="which recordings, by default those of test")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
-    composer = load_composer(options.composer)
-    write_clips(composer, options.work / "clips")
+    composer, clips = load_composer(options.composer), options.work / options.split
+    write_clips(composer, options.split, clips)
     model = load_retriever(options.run or shipped_model(), "cpu")
-    folder = FolderIndex(options.work / "clips", options.work / "index")
+    folder = FolderIndex(clips, clips / ".diffatr")
     folder.update(model)
-    document = evaluate(composer, model, folder.read(model.model_id))
+    document = evaluate(composer, options.split, model, folder.read(model.model_id))
     print(json.dumps(document, indent=2) if options.json else "\n".join(tables(document)))
 
 
