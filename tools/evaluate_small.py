@@ -2,9 +2,9 @@
 
     python tools/evaluate_small.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--split val] [--json]
 
-Writes every recording of the split (`--split val` to choose between models) as a file of its own into DIR/SPLIT, long ambiences in
-pieces of 10 s, indexes that folder, and asks for each kind of sound by its first clause among all of them mixed. Kinds that share a
-clause count as one kind ("a gunshot" is both an urban recording and an effect). Measures:
+Writes every recording of the split (`--split val` to choose between models) as a file of its own into DIR/SPLIT, long
+ambiences in pieces of 10 s, indexes that folder, and asks for each kind of sound by its first clause among all of them mixed.
+Kinds that share a clause count as one kind ("a gunshot" is both an urban recording and an effect). Measures:
 
 - precision at 10 and average precision of every kind, and recall at 10 of the kinds of effects;
 - words that no training caption has (`compose_small.HELD_OUT`);
