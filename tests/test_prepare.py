@@ -382,6 +382,23 @@ def test_a_full_disk_is_one_error_and_the_finished_stay(tmp_path: Path, monkeypa
     assert (report.kept, report.converted) == (7, 5)
 
 
+def only_on_one_thread(source: str) -> audio.Samples:
+    if os.environ.get("OPENBLAS_NUM_THREADS") != "1":
+        raise audio.AudioError(source, "products of matrices would take several threads")
+    return sine(0.25, audio.SAMPLE_RATE).astype(np.float32)
+
+
+def test_workers_leave_the_cores_to_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    plan = Plan([Item(f"train/{n}", "train", ("x",), str(n), str(n)) for n in range(40)])
+    with claim(tmp_path / "set", "test"):
+        report = prepare.prepare(tmp_path / "set", "test", plan, only_on_one_thread, workers=2)
+    assert (report.clips, report.skipped) == (40, [])
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "7"
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
 def suicide(source: str) -> audio.Samples:
     if source == "17":
         os._exit(9)

@@ -83,8 +83,9 @@ def convert_all(converter: Converter, work: list[tuple[str, Path]], workers: int
         running: dict[Future[Outcome], tuple[int, tuple[str, Path]]] = {}
         try:
             while True:
-                while len(running) < 4 * workers and (entry := next(rest, None)):
-                    running[pool.submit(converter, *entry[1])] = entry
+                with _one_blas_thread():
+                    while len(running) < 4 * workers and (entry := next(rest, None)):
+                        running[pool.submit(converter, *entry[1])] = entry
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -98,6 +99,23 @@ def convert_all(converter: Converter, work: list[tuple[str, Path]], workers: int
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Have processes started inside take one thread for products of matrices: there is a process a core already, and threads
+    of one that wait for work keep the cores from the others. It must be in the environment before numpy is imported."""
+    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _start_worker() -> None:
