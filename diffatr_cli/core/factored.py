@@ -95,7 +95,7 @@ class FactoredDenoiser:
 def attended_mean(attention: Tensor, values: Tensor) -> Tensor:
     """softmax(attention) @ values: (G, T, N), (G, N, H) -> (G, T, H).
 
-    Attention is as good as always peaked: with it unscaled, as in Eq. 5, fewer than one candidate in a hundred matters.
+    Attention is peaked as a rule: unscaled, as the paper prints it, some two candidates in a hundred matter.
     """
     if attention.is_cuda or attention.numel() * values.shape[2] <= SMALL_TERM:
         return attention.softmax(2) @ values

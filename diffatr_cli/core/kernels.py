@@ -51,7 +51,8 @@ def mean_numba(attention: Tensor, values: Tensor) -> Tensor:
     groups, queries, n = attention.shape
     out = torch.empty(groups, queries, values.shape[2], dtype=values.dtype)
     dense = torch.empty(groups, queries, dtype=torch.bool)
-    arrays = attention.contiguous().numpy(), values.contiguous().numpy(), out.numpy(), dense.numpy()
+    tensors = attention.contiguous().view(-1, n), values.contiguous(), out.view(-1, out.shape[2]), dense.view(-1)
+    arrays = [tensor.numpy() for tensor in tensors]
     margin = arrays[0].dtype.type(math.log(n / torch.finfo(attention.dtype).eps))
     _share_out(lambda start, stop: _mean(*arrays, margin, start, stop), groups * queries, attention.numel() > MANY)
     if dense.all():
@@ -212,12 +213,12 @@ def _heaviest(row: Any, margin: Any, peaks: Any, where: Any, weights: Any) -> in
 
 @jit
 def _mean(attention: Any, values: Any, out: Any, dense: Any, margin: Any, start: int, stop: int) -> None:
-    """Queries start..stop of `mean_numba`, counted through all groups; those that a matrix product does faster are marked dense.
+    """Rows start..stop of attention (G T, N), out (G T, H) and dense (G T,), for values (G, N, H).
 
-    The entries that count are found for TILE queries, then summed TILE candidates after TILE candidates, so that these stay in
-    the second-level cache together with the sums.
+    A row that a matrix product does faster is marked dense. For the others the entries that count are found, TILE rows at a
+    time, then summed TILE candidates after TILE candidates, so that these stay in the second-level cache beside the sums.
     """
-    queries, n, hidden = attention.shape[1], attention.shape[2], values.shape[2]
+    n, hidden, queries = attention.shape[1], values.shape[2], len(attention) // len(values)
     rows = min(TILE, stop - start)
     peaks = np.empty(-(-n // LANES), attention.dtype)
     where, weights = np.empty((rows, n // DENSE), np.int64), np.empty((rows, n // DENSE), out.dtype)
@@ -225,15 +226,14 @@ def _mean(attention: Any, values: Any, out: Any, dense: Any, margin: Any, start:
     for tile in range(start, stop, TILE):
         rows = min(TILE, stop - tile)
         for r in range(rows):
-            g, t = (tile + r) // queries, (tile + r) % queries
-            counts[r], done[r] = _heaviest(attention[g, t], margin, peaks, where[r], weights[r]), 0
-            dense[g, t] = counts[r] < 0
-            out[g, t] = 0
+            counts[r], done[r] = _heaviest(attention[tile + r], margin, peaks, where[r], weights[r]), 0
+            dense[tile + r] = counts[r] < 0
+            out[tile + r] = 0
         for end in range(TILE, n + TILE, TILE):
             for r in range(rows):
                 while done[r] < counts[r] and where[r, done[r]] < end:
-                    g, t = (tile + r) // queries, (tile + r) % queries
-                    weight, value, mean = weights[r, done[r]], values[g, where[r, done[r]]], out[g, t]
+                    value = values[(tile + r) // queries, where[r, done[r]]]
+                    weight, mean = weights[r, done[r]], out[tile + r]
                     for h in range(hidden):
                         mean[h] += weight * value[h]
                     done[r] += 1
