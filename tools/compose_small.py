@@ -25,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -148,7 +149,8 @@ def _start(composer: Path) -> None:
     global COMPOSER
     COMPOSER = load_composer(composer)
     urban_files = COMPOSER.urban_files
-    COMPOSER.urban_files = lambda split: {label: even(files, *SHARE[split]) for label, files in urban_files(split).items()}
+    # Every piece of every scene asks for them.
+    COMPOSER.urban_files = cache(lambda split: {label: even(files, *SHARE[split]) for label, files in urban_files(split).items()})
 
 
 def main() -> None:
