@@ -17,7 +17,7 @@ from torch.nn import functional
 from diffatr_cli.core.logmel import N_MELS, SAMPLE_RATE
 from diffatr_cli.core.towers import TwoTowers
 from diffatr_cli.data.logmels import STEPS_PER_DB, LogMels
-from diffatr_cli.diffusion import DenoiserPair
+from diffatr_cli.diffusion import DenoiserPair, denoiser_optimizer, denoising_step
 from diffatr_cli.embeddings import CandidateBatches, TrainingViews
 from diffatr_cli.gallery import Captions
 from diffatr_cli.model import build_towers
@@ -90,15 +90,6 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
     ]
 
 
-def denoising_step(pair: DenoiserPair, optimizer: torch.optim.Optimizer, batches: CandidateBatches, inside: int) -> None:
-    """One optimizer step of phase two on cached embeddings."""
-    loss = pair.batch_loss(batches(0, inside), torch.Generator().manual_seed(inside))
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(pair.parameters(), pair.recipe.diffusion.clip_norm)
-    optimizer.step()
-
-
 @torch.no_grad()
 def embed(towers: TwoTowers, front_end: nn.Module, sound: Tensor, texts: list[str]) -> None:
     """What each step of phase two computes when nothing is cached."""
@@ -118,11 +109,11 @@ def phase_two(overrides: tuple[str, ...], size: Size) -> list[Row]:
         torch.arange(clips),
     )
     batches, pair = CandidateBatches(views, section, 0), DenoiserPair(recipe)
-    optimizer = torch.optim.AdamW(pair.parameters(), lr=section.lr, fused=True)
+    optimizer = denoiser_optimizer(pair)
 
     def epoch() -> None:
         for inside in range(len(batches)):
-            denoising_step(pair, optimizer, batches, inside)
+            denoising_step(pair, optimizer, batches(0, inside), torch.Generator().manual_seed(inside))
 
     rounds = pick(size, 1, 2, 3)
     fast = median(epoch, rounds)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .calibration import calibrate
 from .checkpoint import load_state, load_weights, save_state, save_weights
 from .core.denoiser import AttentionDenoiser
+from .core.gradients import clip_gradients
 from .core.losses import cosine_similarity, generation_loss
 from .core.metrics import retrieval_metrics
 from .core.schedule import NoiseSchedule
@@ -23,7 +24,7 @@ from .data.manifest import load_dataset
 from .embeddings import CandidateBatches, embedded_splits
 from .errors import DiffATRError, UsageError
 from .gallery import Captions, Gallery, recall_sum
-from .model import DIRECTIONS, Direction, build_denoiser, build_schedule, resolve_device, weights_hash
+from .model import DIRECTIONS, Direction, build_denoiser, build_schedule, resolve_device, wants_bf16, weights_hash
 from .progress import Progress, silent
 from .recipe_schema import Recipe
 from .runs import BEST, LAST, MetricsLog, TrainingResult, open_phase, resume_command, run_folder
@@ -71,7 +72,7 @@ class DenoiserPair(nn.Module):
     def batch_loss(self, batch: Iterable[tuple[Direction, Tensor, Tensor, Tensor]], generator: torch.Generator) -> Tensor:
         """L_G of a batch of phase two, mean over what it holds: (direction, query, candidates, x_0) each."""
         device = next(self.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.recipe.diffusion.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(self.recipe.diffusion.precision, device)):
             losses = [
                 denoising_loss(
                     self.of(direction), self.schedule, query.to(device), candidates.to(device), x_0.to(device), generator
@@ -86,6 +87,27 @@ class DenoiserPair(nn.Module):
         x_0 = same / same.sum(1, keepdim=True)
         t2a = denoising_loss(self.t2a, self.schedule, text, audio, x_0)
         return (t2a + denoising_loss(self.a2t, self.schedule, audio, text, x_0)) / 2
+
+
+def denoiser_optimizer(pair: DenoiserPair) -> torch.optim.Optimizer:
+    """Phase two's optimizer, as the recipe says."""
+    section = pair.recipe.diffusion
+    return torch.optim.AdamW(pair.parameters(), lr=section.lr, weight_decay=section.weight_decay, fused=True)
+
+
+def denoising_step(
+    pair: DenoiserPair,
+    optimizer: torch.optim.Optimizer,
+    batch: Iterable[tuple[Direction, Tensor, Tensor, Tensor]],
+    generator: torch.Generator,
+) -> float:
+    """One optimizer step of phase two on a batch as `DenoiserPair.batch_loss` takes it; its loss."""
+    loss = pair.batch_loss(batch, generator)
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    clip_gradients(pair.parameters(), pair.recipe.diffusion.clip_norm)
+    optimizer.step()
+    return float(loss.detach())
 
 
 def rank_by_diffusion(gallery: Gallery, pair: DenoiserPair, seed: int) -> dict[Direction, dict[str, float]]:
@@ -158,7 +180,7 @@ def train_diffusion(
     pair = DenoiserPair(recipe).to(place)
     section = recipe.diffusion
     batches = CandidateBatches(train, section, seed)
-    optimizer = torch.optim.AdamW(pair.parameters(), lr=section.lr, weight_decay=section.weight_decay, fused=True)
+    optimizer = denoiser_optimizer(pair)
 
     state = load_state(folder / LAST) or {"epoch": 0, "best": {}}
     if "model" in state:
@@ -176,12 +198,7 @@ def train_diffusion(
             for group in optimizer.param_groups:
                 group["lr"] = section.lr * (1 + math.cos(math.pi * step / total)) / 2
             generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            loss = pair.batch_loss(batches(epoch, inside), generator)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(pair.parameters(), section.clip_norm)
-            optimizer.step()
-            losses.append(float(loss.detach()))
+            losses.append(denoising_step(pair, optimizer, batches(epoch, inside), generator))
             progress(step + 1, total, f"epoch {epoch + 1} of {section.epochs}, loss {np.mean(losses):.3f}")
         if not math.isfinite(np.mean(losses)):
             raise DiffATRError(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .core.gradients import clip_gradients
 from .core.losses import nt_xent
 from .core.towers import TwoTowers
 from .gallery import Captions
@@ -64,7 +65,7 @@ def refit_heads(
         )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(parameters, section.clip_norm)
+        clip_gradients(parameters, section.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = section.head_lr * (1 + math.cos(math.pi * step / section.head_steps)) / 2
         optimizer.step()

@@ -40,6 +40,16 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def wants_bf16(precision: str, device: torch.device) -> bool:
+    """Whether forward passes run in bf16: as told, or for `auto` where the device multiplies bf16 natively."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def build_audio_encoder(section: AudioSection) -> AudioEncoder:
     """The audio encoder of a recipe, with the PANNs authors' weights where `audio.weights` names them."""
     stripes = (section.time_stripe, section.mel_stripe) if section.spec_augment else None

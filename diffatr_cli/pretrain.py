@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_state, load_weights, save_state, save_weights
+from .core.gradients import clip_gradients
 from .core.logmel import SAMPLE_RATE
 from .core.losses import nt_xent
 from .data.logmels import LogMels, cached_logmels
@@ -27,7 +28,7 @@ from .embeddings import augmented_views
 from .errors import DiffATRError
 from .gallery import Captions, Gallery, cosine_metrics, embed_logmels, recall_sum
 from .heads import PooledViews, refit_heads
-from .model import build_towers, resolve_device, trained_state
+from .model import build_towers, resolve_device, trained_state, wants_bf16
 from .progress import Progress, silent
 from .recipe_schema import PretrainSection, Recipe
 from .runs import BEST, LAST, MetricsLog, TrainingResult, open_phase, resume_command, run_folder
@@ -165,7 +166,7 @@ class PhaseOne(nn.Module):
             loss = self.denoisers.loss(audio, text, clip_ids)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.trained, self.recipe.pretrain.clip_norm)
+        clip_gradients(self.trained, self.recipe.pretrain.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -215,16 +216,6 @@ def learning_rate(section: PretrainSection, step: int, steps_per_epoch: int) -> 
     peak = 0.3 * (last + 1) - 1
     low, place = (section.lr / 25, step / peak) if step < peak else (section.lr / 1e4, 1 - (step - peak) / (last - peak))
     return low + (section.lr - low) * (1 - math.cos(math.pi * place)) / 2
-
-
-def wants_bf16(precision: str, device: torch.device) -> bool:
-    """Whether forward passes run in bf16: as told, or for `auto` where the device multiplies bf16 natively."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 POOL = 12  # batches' worth of items that are sorted by length at a time: few enough to leave the order random

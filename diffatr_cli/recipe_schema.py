@@ -140,7 +140,7 @@ class DiffusionSection(Section):
     clip_norm: Rate = 2.0
     steps: Positive = Field(default=50, description="K, the length of the Markov chain (Table 6)")
     schedule: Literal["cosine", "linear"] = Field(default="cosine", description="the noise schedule beta_1..beta_K")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16 trains under autocast; it gains on a GPU alone")
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="as `pretrain.precision`")
     hidden: Positive = Field(default=512, description="H, the width of the denoising decoder")
     init: Literal["similarity", "random"] = Field(
         default="similarity", description="start Q K^T at cosine / temperature, or at random"

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from diffatr_cli.core import kernels, pairwise
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.losses import generation_loss
 
@@ -110,3 +111,30 @@ def test_multiplied_out_has_the_same_logits_and_gradients(output, attention_scal
         generation_loss(logits, torch.tensor([1, 0, 3])).backward()
         answers.append((logits.detach(), {name: p.grad.clone() for name, p in denoiser.named_parameters()}))
     torch.testing.assert_close(*answers, atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_compiled_decoder_has_the_gradients_of_the_plain_one(groups, threads, autocast, monkeypatch):
+    monkeypatch.setattr(pairwise, "SMALL", 0)
+    monkeypatch.setattr(kernels, "SMALL", 0)
+    table, hidden, weight = randn(groups, 7, 37), randn(groups, 5, 37, seed=1), randn(37, seed=2)
+    slope = randn(groups, 5, 7, seed=3)
+
+    plain = [tensor.double().requires_grad_() for tensor in (table, hidden, weight)]
+    expected = (plain[0][:, None] + plain[1][:, :, None]).relu() @ plain[2]
+    expected.backward(slope.double())
+
+    leaves = [tensor.clone().requires_grad_() for tensor in (table, hidden, weight)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            value = pairwise.pairwise_decode(*leaves)
+            value.backward(slope)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(value, expected.float(), atol=1e-5, rtol=1e-5)
+    for leaf, other in zip(leaves, plain, strict=True):
+        torch.testing.assert_close(leaf.grad, other.grad.float(), atol=1e-5, rtol=1e-5)

@@ -39,11 +39,11 @@ def test_tensorboard_gets_the_same_rows(tmp_path: Path) -> None:
 def test_a_field_that_the_schema_gained_is_no_other_recipe(workshop: Workshop, tmp_path: Path) -> None:
     folder = open_phase(tmp_path, "pretrain", workshop.recipe(), 0, "c", "data")
     record = json.loads((folder / "run.json").read_text())
-    del record["recipe"]["diffusion"]["precision"]
+    del record["recipe"]["diffusion"]["jitter"]
     (folder / "run.json").write_text(json.dumps(record))
     assert open_phase(tmp_path, "pretrain", workshop.recipe(), 0, "c", "data") == folder
-    with pytest.raises(UsageError, match=r"diffusion\.precision"):
-        open_phase(tmp_path, "pretrain", workshop.recipe("diffusion.precision=bf16"), 0, "c", "data")
+    with pytest.raises(UsageError, match=r"diffusion\.jitter"):
+        open_phase(tmp_path, "pretrain", workshop.recipe("diffusion.jitter=0.1"), 0, "c", "data")
     with pytest.raises(UsageError, match="other data"):
         open_phase(tmp_path, "pretrain", workshop.recipe(), 0, "c", "changed")
 

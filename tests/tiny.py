@@ -62,5 +62,5 @@ audio: {{encoder: small, hop: 640, channels: [8, 16], spec_augment: true, time_s
 text: {{encoder: "{bert}", pooling: mean, finetune: false, max_tokens: 16}}
 model: {{dim: 16}}
 pretrain: {{epochs: 4, batch_size: 8, optimizer: adamw, lr: 0.01, schedule: onecycle, precision: fp32}}
-diffusion: {{epochs: 3, batch_size: 8, hidden: 16, steps: 10, views: 2, lr: 0.01}}
+diffusion: {{epochs: 3, batch_size: 8, hidden: 16, steps: 10, views: 2, lr: 0.01, precision: fp32}}
 """

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .pairwise import pairwise_decode
+
 Init = Literal["similarity", "random"]
 AttentionScale = Literal["none", "sqrt_dim"]
 InputScale = Literal["sqrt_dim", "none"]
@@ -153,8 +155,9 @@ class AttentionDenoiser(nn.Module):
         first, last = cast(nn.Linear, self.decoder[0]), cast(nn.Linear, self.decoder[2])
         w_candidate, w_context = first.weight.chunk(2, 1)
         of_context = functional.linear(self.w_v(mean + embedding), w_context, first.bias)  # (B, H)
-        hidden = (functional.linear(candidates, w_candidate) + of_context[:, None]).relu_()  # (B, N, H)
-        logits: Tensor = functional.linear(hidden, last.weight, last.bias).squeeze(2)
+        table = functional.linear(candidates, w_candidate)  # (N, H) or (B, N, H)
+        grouped = (table[None], of_context[None]) if shared else (table, of_context[:, None])
+        logits = pairwise_decode(*grouped, last.weight[0]).reshape(x_k.shape) + last.bias
         if self.config.output == "add_weight":
             return logits + weights
         if self.config.output == "add_logit":

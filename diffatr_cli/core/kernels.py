@@ -1,6 +1,7 @@
 """What `factored` does for every pair of query and candidate at every step, on the CPU, in numba.
 
-The decoder's term, sum_h weight[h] max(table[i, h], floor[t, h]), and the attention's mean, softmax(attention) @ values.
+The decoder's term, sum_h weight[h] max(table[i, h], floor[t, h]), and the attention's mean, softmax(attention) @ values; and
+for training the gradients of sum_h weight[h] relu(table[i, h] + hidden[t, h]), which `pairwise` takes of the term.
 G groups of queries that share candidates, T queries of a group, N candidates of a group, H hidden width.
 """
 
@@ -40,6 +41,18 @@ def decode_numba(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
     blocks = groups * -(-n // rows) * -(-queries // QUERIES)
     _share_out(lambda start, stop: _decode(*arrays, rows, start, stop), blocks, out.numel() * hidden > SMALL)
     return out
+
+
+def decode_gradients_numba(table: Tensor, hidden: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of sum_h weight[h] relu(table[g, i, h] + hidden[g, t, h]) for its three inputs, from the sum's (G, T, N).
+
+    All float32 or all float64; shapes as the inputs'.
+    """
+    outs = torch.zeros_like(table), torch.zeros_like(hidden), torch.zeros_like(weight)
+    arrays = [tensor.contiguous().numpy() for tensor in (table, hidden, weight, gradient)] + [out.numpy() for out in outs]
+    # Each thread takes some of the H, whose gradients nothing else adds to.
+    _share_out(lambda start, stop: _gradients(*arrays, start, stop), len(weight), gradient.numel() * len(weight) > SMALL)
+    return outs
 
 
 def mean_numba(attention: Tensor, values: Tensor) -> Tensor:
@@ -175,6 +188,25 @@ def _decode(table: Any, floor: Any, weight: Any, out: Any, rows: int, start: int
             _row(table[g, i : i + rows], floor[g, 0], weight, out[g, 0, i : i + rows])
         else:
             _block(table[g, i : i + rows], floor[g, t : t + QUERIES], weight, out[g, t : t + QUERIES, i : i + rows])
+
+
+@jit
+def _gradients(
+    table: Any, hidden: Any, weight: Any, gradient: Any, d_table: Any, d_hidden: Any, d_weight: Any, start: int, stop: int
+) -> None:
+    """`decode_gradients_numba` for start..stop of the H, added to zeros."""
+    w, d_w, zero = weight[start:stop], d_weight[start:stop], weight.dtype.type(0)
+    for g in range(len(table)):
+        for t in range(hidden.shape[1]):
+            b, d_b = hidden[g, t, start:stop], d_hidden[g, t, start:stop]
+            for i in range(table.shape[1]):
+                a, d_a, slope = table[g, i, start:stop], d_table[g, i, start:stop], gradient[g, t, i]
+                for h in range(len(w)):
+                    value = a[h] + b[h]
+                    passed = slope * w[h] if value > zero else zero
+                    d_a[h] += passed
+                    d_b[h] += passed
+                    d_w[h] += slope * max(value, zero)
 
 
 @jit
