@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -67,13 +65,6 @@ def encoder(request: pytest.FixtureRequest) -> AudioEncoder:
 @pytest.fixture(autouse=True)
 def _winograd_in_slim_encoders_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffatr_cli.core.inference.WINOGRAD_CHANNELS", 32)
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
 
 
 def relative(got: Tensor, expected: Tensor) -> float:

@@ -246,20 +246,14 @@ def reference(table, floor, weight):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("threads", [1, 2])
 def test_kernels_equal_numpy(shape, threads, monkeypatch):
-    before = torch.get_num_threads()
     monkeypatch.setattr(kernels, "SMALL", -1)
     monkeypatch.setattr(kernels, "CACHED_BYTES", 1)  # blocks of four rows
     monkeypatch.setattr(factored, "EAGER_ENTRIES", 100)
-    torch.set_num_threads(threads)
-    try:
-        for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-11)):
-            arrays = term(*shape, dtype=dtype)
-            for decode in (kernels.decode_numba, factored.eager_term):
-                assert decode(*arrays).numpy() == pytest.approx(reference(*arrays), abs=tolerance)
-    finally:
-        torch.set_num_threads(before)
+    for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-11)):
+        arrays = term(*shape, dtype=dtype)
+        for decode in (kernels.decode_numba, factored.eager_term):
+            assert decode(*arrays).numpy() == pytest.approx(reference(*arrays), abs=tolerance)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -273,25 +267,19 @@ def test_both_tilings_equal_numpy(shape, block):
     assert out.numpy() == pytest.approx(reference(table, floor, weight), abs=2e-5)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 def test_the_attended_mean_equals_a_softmax_over_all_candidates(threads, monkeypatch):
     """Queries from flat, which are done as a matrix product, to one-hot, beside one another; n is no multiple of any tile."""
     monkeypatch.setattr(kernels, "MANY", 0)
     generator = torch.Generator().manual_seed(0)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
-            for groups, queries, n, hidden in ((1, 150, 517, 40), (3, 5, 203, 9), (70, 1, 300, 16), (2, 3, 1, 4), (1, 0, 9, 4)):
-                scale = torch.logspace(-1, 3, groups * queries).view(groups, queries, 1)
-                attention = (scale * torch.randn(groups, queries, n, generator=generator)).to(dtype)
-                values = torch.randn(groups, n, hidden, generator=generator, dtype=dtype)
-                logits = attention.double().numpy()
-                weights = np.exp(logits - logits.max(2, keepdims=True))
-                expected = weights / weights.sum(2, keepdims=True) @ values.double().numpy()
-                assert kernels.mean_numba(attention, values).numpy() == pytest.approx(expected, abs=tolerance)
-    finally:
-        torch.set_num_threads(before)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        for groups, queries, n, hidden in ((1, 150, 517, 40), (3, 5, 203, 9), (70, 1, 300, 16), (2, 3, 1, 4), (1, 0, 9, 4)):
+            scale = torch.logspace(-1, 3, groups * queries).view(groups, queries, 1)
+            attention = (scale * torch.randn(groups, queries, n, generator=generator)).to(dtype)
+            values = torch.randn(groups, n, hidden, generator=generator, dtype=dtype)
+            logits = attention.double().numpy()
+            weights = np.exp(logits - logits.max(2, keepdims=True))
+            expected = weights / weights.sum(2, keepdims=True) @ values.double().numpy()
+            assert kernels.mean_numba(attention, values).numpy() == pytest.approx(expected, abs=tolerance)
 
 
 def test_the_eager_path_samples_the_same(monkeypatch):

@@ -11,14 +11,6 @@ import torch
 from diffatr_cli.core.threads import each
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_two_parts_run_at_once_each_with_one_thread_of_torch(two_threads):
     met, seen = threading.Barrier(2), []
 
