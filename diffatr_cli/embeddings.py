@@ -126,6 +126,7 @@ class CandidateBatches:
         self.section = section
         self.seed = seed
         self.nearest: dict[Direction, Tensor] = {}
+        self._order = -1, torch.empty(0)  # the epoch that was asked for last, and its captions in order
         if section.candidates != "batch" and section.negatives == "nearest":
             audio = functional.normalize(views.audio.mean(0), dim=1)
             of_text, others = views.sounds[views.owner], section.candidates - 1
@@ -140,8 +141,10 @@ class CandidateBatches:
         """For each direction: its name, query (B, D), candidates (N, D) or (B, N, D), and x_0 (B, N)."""
         rng = np.random.default_rng([self.seed, epoch, inside, 3])
         size = self.section.batch_size
-        order = np.random.default_rng([self.seed, epoch, 4]).permutation(len(self.views.text))
-        rows = torch.from_numpy(order[inside * size : (inside + 1) * size])
+        if self._order[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch, 4]).permutation(len(self.views.text))
+            self._order = epoch, torch.from_numpy(order)
+        rows = self._order[1][inside * size : (inside + 1) * size]
         clips = self.views.owner[rows]
         audio, text = self._audio(clips, rng), self._jittered(self.views.text[rows], rng)
         if self.nearest:

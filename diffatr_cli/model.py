@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+@cache
 def wants_bf16(precision: str, device: torch.device) -> bool:
     """Whether forward passes run in bf16: as told, or for `auto` where the device multiplies bf16 natively."""
     if precision != "auto":
