@@ -20,7 +20,7 @@ from .core.towers import TwoTowers
 from .data.logmels import LogMels, cached_logmels
 from .data.manifest import Dataset
 from .gallery import Captions, Gallery, embed_logmels
-from .model import Direction, build_towers, fill_towers, weights_hash
+from .model import Direction, build_towers, fill_towers, wants_bf16, weights_hash
 from .progress import Progress, silent
 from .recipe_schema import DiffusionSection, Recipe
 from .runs import BEST
@@ -106,7 +106,8 @@ def augmented_views(
         torch.manual_seed(seed * 1_000_003 + view)
         for start in range(0, len(logmels), VIEW_BATCH):
             clips = by_length[start : start + VIEW_BATCH]
-            out[view, clips] = towers.audio.pooled(logmels.crop(clips, frames, rng).to(device)).float().cpu()
+            with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(recipe.pretrain.precision, device)):
+                out[view, clips] = towers.audio.pooled(logmels.crop(clips, frames, rng).to(device)).float().cpu()
             done = view * len(logmels) + start + len(clips)
             progress(done, views * len(logmels), f"training clips under augmentation, view {view + 1}")
     return out

@@ -53,7 +53,8 @@ class AudioSection(Section):
     time_stripe: Positive = Field(default=64, description="longest time stripe, frames")
     mel_stripe: Positive = Field(default=8, description="widest mel stripe, bins")
     perturb: bool = Field(
-        default=False, description="vary every training clip's speed, pitch, loudness, colour and background at random"
+        default=False,
+        description="vary every training clip's speed, pitch, loudness, colour and background at random, and mix styles",
     )
 
     @model_validator(mode="after")

@@ -8,8 +8,9 @@
 The composer is a Python file that knows the recordings: their kinds and clauses (`EVENTS`), which of them belong to a split
 (`kinds`, `take`), and how scenes of several are put together (`render`). Its recordings are not part of this repository.
 
-Four parts, all labelled by clauses: scenes in AudioCaps' layout (10 s, one to three sounds) and in Clotho's (15-20 s, sounds over
-a background), of several seeds; single sounds, one clip each, of all kinds; and procedural sounds. Clips of one kind alone carry
+Five parts, all labelled by clauses: scenes in AudioCaps' layout (10 s, one to three sounds) and in Clotho's (15-20 s, sounds over
+a background), of several seeds; single sounds, one clip each, of all kinds; blends, two long recordings of one kind at once; and
+procedural sounds. Clips of one kind alone carry
 all clauses of that kind, so that clips which share a caption are known to be the same sound (`data.same_captions`).
 The test split is not written: it is kept for `tools/evaluate_small.py`, recording by recording.
 """
@@ -43,6 +44,10 @@ SCENES = {"train": {"audiocaps": 800, "clotho": 250}, "val": {"audiocaps": 60, "
 SINGLES = {"train": 12, "val": 4}  # cut anew from the recordings of a kind, beside every short recording as it is
 WHOLE = {"train": 10**6, "val": 16}  # of a kind's short recordings as they are
 SHARE = {"train": (4, 10), "val": (1, 4)}  # fewest and most clips of one long recording
+BLENDS = {"train": 120, "val": 0}  # of each kind of long recordings
+BLEND_SECONDS = 4
+BLEND_SPEED = (0.8, 1.25)  # of either recording
+BLEND_LEVEL = (-9, 0)  # dB, of the second recording beside the first one
 PROCEDURAL = {"train": 14, "val": 2}  # of each kind
 
 
@@ -75,21 +80,39 @@ def without_held_out(clauses: Iterable[str]) -> Iterator[str]:
     return (clause for clause in clauses if not any(word in clause.lower() for word in HELD_OUT))
 
 
-def even(files: Iterable[Path], fewest: int, most: int) -> list[Path]:
-    """Clips of long recordings such that none outweighs the others: between `fewest` and `most` of each, some repeated.
-
-    A recording's name is what stands before the first dash of a clip's. Of two jackhammers come 150 of 240 clips: a model learns
-    those two machines. The first clip of each recording comes first, then the second ones, so that any beginning is varied.
-    """
+def by_recording(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Clips by the recording they are cut from, whose name is what stands before the first dash of theirs."""
     recordings: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         recordings[file.stem.split("-")[0]].append(file)
+    return recordings
+
+
+def even(files: Iterable[Path], fewest: int, most: int) -> list[Path]:
+    """Clips of long recordings such that none outweighs the others: between `fewest` and `most` of each, some repeated.
+
+    Of two jackhammers come 150 of 240 clips: a model learns those two machines. The first clip of each recording comes first,
+    then the second ones, so that any beginning is varied.
+    """
     rounds: list[list[Path]] = [[] for _ in range(most)]
-    for clips in recordings.values():
+    for clips in by_recording(files).values():
         share = min(max(len(clips), fewest), most)
         for i in range(share):
             rounds[i].append(clips[i * len(clips) // share])
     return [file for files in rounds for file in files]
+
+
+def blend(rng: random.Random, files: Iterable[Path]) -> np.ndarray:
+    """Clips of two recordings at once, each at a speed and a place of its own: a source that no recording holds."""
+    recordings = by_recording(files)
+    samples = np.zeros(BLEND_SECONDS * RATE, np.float32)
+    for recording, level in zip(rng.sample(sorted(recordings), 2), (0, rng.uniform(*BLEND_LEVEL)), strict=True):
+        wave, speed = COMPOSER.load(str(rng.choice(recordings[recording]))), rng.uniform(*BLEND_SPEED)
+        wave = np.interp(np.arange(int(len(wave) / speed)) * speed, np.arange(len(wave)), wave)
+        start = rng.randrange(max(1, len(samples) - len(wave)))
+        wave = wave[: len(samples) - start]
+        samples[start : start + len(wave)] += 0.6 * 10 ** (level / 20) * wave / max(float(np.abs(wave).max()), 1e-4)
+    return samples / max(1.0, float(np.abs(samples).max()) / 0.95)
 
 
 def phrases(clauses: Iterable[str]) -> list[str]:
@@ -110,6 +133,9 @@ def jobs(composer: ModuleType, split: str) -> Iterator[Job]:
             yield Job(split, f"whole/{label}-{i:04d}.wav", "whole", (label, str(file)))
         for i in range(SINGLES[split]):
             yield Job(split, f"single/{label}-{i:04d}.wav", "single", (label, i))
+    for label in composer.urban_files(split):
+        for i in range(BLENDS[split]):
+            yield Job(split, f"blend/{label}-{i:04d}.wav", "blend", (label,))
     for kind in KINDS:
         for i in range(PROCEDURAL[split]):
             yield Job(split, f"procedural/{kind}-{i:04d}.wav", "procedural", (kind, i))
@@ -136,6 +162,8 @@ def write(job: Job, out: Path) -> tuple[str, str, list[str]]:
         captions = phrases([*COMPOSER.EVENTS[label][1], *COMPOSER.EVENTS[label][2]])
         if job.make == "whole":
             samples = COMPOSER.load(job.arguments[1])
+        elif job.make == "blend":
+            samples = blend(rng, COMPOSER.urban_files(job.split)[label])
         else:
             samples = 0.9 * COMPOSER.take(rng, label, job.split, rng.uniform(1.5, 6))
     soundfile.write(path, samples, RATE, subtype="PCM_16")
