@@ -53,8 +53,7 @@ class AudioSection(Section):
     time_stripe: Positive = Field(default=64, description="longest time stripe, frames")
     mel_stripe: Positive = Field(default=8, description="widest mel stripe, bins")
     perturb: bool = Field(
-        default=False,
-        description="vary every training clip's speed, pitch, loudness, colour and background at random, and mix styles",
+        default=False, description="vary every training clip's speed, pitch, loudness, colour and background at random"
     )
 
     @model_validator(mode="after")

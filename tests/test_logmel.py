@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffatr_cli.core.logmel import N_MELS, SILENCE, LogMel, mel_filters, mix_style, perturb, spec_augment
+from diffatr_cli.core.logmel import N_MELS, SILENCE, LogMel, mel_filters, perturb, spec_augment
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -197,34 +197,3 @@ def test_perturb_puts_another_clip_behind_at_the_level_it_says() -> None:
         if behind[0] > -99 and behind[1] > -99:
             return
     raise AssertionError("no background in twenty tries")
-
-
-def test_mix_style_moves_statistics_towards_those_of_one_other_clip_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = -50 + 5 * torch.randn(6, 80, N_MELS, generator=generator) + 10 * torch.randn(6, 1, N_MELS, generator=generator)
-    x[:, 60:] = SILENCE
-    monkeypatch.setattr("diffatr_cli.core.logmel.MIXED", 1.0)
-    monkeypatch.setattr("diffatr_cli.core.logmel.CONCENTRATION", 4.0)  # far, most often
-    torch.manual_seed(1)
-    y = mix_style(x)
-    assert (y[:, 60:] == SILENCE).all()
-
-    mean, deviation = x[:, :60].double().mean(1), x[:, :60].double().std(1, correction=0)
-    new_mean, new_deviation = y[:, :60].double().mean(1), y[:, :60].double().std(1, correction=0)
-    moved = 0
-    for i in range(len(x)):
-        shape = (x[i, :60].double() - mean[i]) / deviation[i]
-        assert torch.allclose((y[i, :60].double() - new_mean[i]) / new_deviation[i], shape, atol=1e-3)
-        if torch.allclose(new_mean[i], mean[i], atol=1e-3):
-            continue
-        moved += 1
-        way, ways = new_mean[i] - mean[i], mean - mean[i]
-        shares = (ways @ way) / ways.square().sum(1)  # of the way to each clip; not a number for this one
-        (j,) = (k for k in range(len(x)) if k != i and torch.allclose(shares[k] * ways[k], way, atol=1e-3))
-        share = float(shares[j])
-        assert 0 < share <= 0.5
-        assert torch.allclose(new_deviation[i], deviation[i] + share * (deviation[j] - deviation[i]), atol=1e-3)
-    assert moved >= 2
-
-    monkeypatch.setattr("diffatr_cli.core.logmel.MIXED", 0.0)
-    assert torch.allclose(mix_style(x), x, atol=1e-4)

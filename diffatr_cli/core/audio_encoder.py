@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .logmel import N_MELS, WINDOW, LogMel, mix_style, perturb, spec_augment
+from .logmel import N_MELS, WINDOW, LogMel, perturb, spec_augment
 
 
 class ConvBlock(nn.Module):
@@ -81,7 +81,7 @@ class AudioEncoder(nn.Module):
     def frames(self, logmel: Tensor) -> Tensor:
         """Log-mels (B, T, M) in dB -> frame features (B, T', F)."""
         if self.training and self.perturbed:
-            logmel = mix_style(perturb(logmel))
+            logmel = perturb(logmel)
         x = self.bn0(logmel.unsqueeze(1).transpose(1, 3)).transpose(1, 3)
         if self.training and self.stripes is not None:
             x = spec_augment(x.squeeze(1), *self.stripes).unsqueeze(1)

@@ -128,26 +128,3 @@ def perturb(logmel: Tensor) -> Tensor:
     knots = functional.interpolate(COLOUR * torch.randn(clips, 1, KNOTS), mels, mode="linear", align_corners=True)
     change = (gain + knots.squeeze(1)).to(heard).unsqueeze(1)
     return torch.where(heard > 1, (heard + change).clamp_min(0), heard) + SILENCE
-
-
-MIXED = 0.6  # of the clips, whose colour and loudness over time are moved towards another clip's
-CONCENTRATION = 0.4  # of the symmetric beta distribution of how far: most often hardly, at most half of the way
-
-
-def mix_style(logmel: Tensor) -> Tensor:
-    """Move each mel bin's mean and deviation over time towards those of another clip of (B, T, M) dB: a new tensor.
-
-    The sound stays, the place and the microphone change. Silence stays silence and does not count. Drawn from torch's global
-    generator. Source: Freq-MixStyle (Kim et al. 2022, Schmid et al. 2022), after MixStyle (Zhou et al. 2021).
-    """
-    heard = logmel > SILENCE + 1
-    count = heard.sum(1, keepdim=True).clamp_min(1)
-    mean = (logmel * heard).sum(1, keepdim=True) / count
-    deviation = (((logmel - mean) * heard).square().sum(1, keepdim=True) / count + 1e-3).sqrt()
-    shape = (len(logmel), 1, 1)
-    kept = torch.distributions.Beta(CONCENTRATION, CONCENTRATION).sample(torch.Size(shape))
-    kept = torch.where(torch.rand(shape) < MIXED, torch.maximum(kept, 1 - kept), 1.0).to(logmel)
-    other = torch.randperm(len(logmel))
-    gain = kept + (1 - kept) * deviation[other] / deviation
-    moved = (logmel - mean) * gain + torch.lerp(mean[other], mean, kept)
-    return torch.where(heard, moved.clamp_min(SILENCE), logmel)
