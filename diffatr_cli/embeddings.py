@@ -161,14 +161,18 @@ class CandidateBatches:
                 x_0[:, 0] = 1
                 yield direction, query, candidates, x_0
             return
-        extra = 0 if self.section.candidates == "batch" else max(0, self.section.candidates - len(rows))
-        drawn = torch.from_numpy(rng.choice(len(self.views.text), min(extra, len(self.views.text)), replace=False))
-        more = self.views.owner[drawn]
-        all_clips = torch.cat([clips, more])
+        all_clips, all_audio, all_text = clips, audio, text
+        extra = 0 if self.section.candidates == "batch" else min(self.section.candidates - len(rows), len(self.views.text))
+        if extra > 0:
+            drawn = torch.from_numpy(rng.choice(len(self.views.text), extra, replace=False))
+            more = self.views.owner[drawn]
+            all_clips = torch.cat([clips, more])
+            all_audio = torch.cat([audio, self._audio(more, rng)])
+            all_text = torch.cat([text, self._jittered(self.views.text[drawn], rng)])
         x_0 = (self.views.sounds[clips][:, None] == self.views.sounds[all_clips][None]).float()
         x_0 = x_0 / x_0.sum(1, keepdim=True)
-        yield "t2a", text, torch.cat([audio, self._audio(more, rng)]), x_0
-        yield "a2t", audio, torch.cat([text, self._jittered(self.views.text[drawn], rng)]), x_0
+        yield "t2a", text, all_audio, x_0
+        yield "a2t", audio, all_text, x_0
 
     def _audio(self, clips: Tensor, rng: np.random.Generator) -> Tensor:
         view = torch.from_numpy(rng.integers(0, len(self.views.audio), clips.shape))
