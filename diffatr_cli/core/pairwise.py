@@ -17,10 +17,10 @@ SMALL = 2**16  # hidden values below which loading numba takes longer than the w
 def pairwise_decode(table: Tensor, hidden: Tensor, weight: Tensor) -> Tensor:
     """sum_h weight[h] relu(table[g, i, h] + hidden[g, t, h]), differentiable: (G, N, H), (G, T, H), (H,) -> (G, T, N).
 
-    On the CPU compiled, in float32 whatever autocast says: the (G, T, N, H) values are never written down, which going
-    through them once for each operation and its gradient would cost more than all else that a training step does with them.
+    On the CPU compiled, in float32 whatever autocast says: the (G, T, N, H) values are never written down. To go through them
+    once for each operation and its gradient took a third of a training step.
     """
-    if table.is_cuda or weight.dtype != torch.float32 or table.numel() * hidden.shape[1] <= SMALL:
+    if table.device.type != "cpu" or weight.dtype != torch.float32 or table.numel() * hidden.shape[1] <= SMALL:
         return (table[:, None] + hidden[:, :, None]).relu_() @ weight
     with torch.autocast("cpu", enabled=False):
         result: Tensor = _PairwiseDecode.apply(table.float(), hidden.float(), weight)  # type: ignore[no-untyped-call]
