@@ -692,7 +692,7 @@ def started(own, monkeypatch):
     """What the command line builds and opens, without serving."""
     seen = {"opened": []}
     monkeypatch.setattr(command, "load_model", lambda run, runs, device: FakeRetriever(phase_two=True))
-    monkeypatch.setattr(command.webbrowser, "open", seen["opened"].append)
+    monkeypatch.setattr("webbrowser.open", seen["opened"].append)
 
     def run(app, listener):
         seen["client"] = TestClient(app, base_url="http://localhost")

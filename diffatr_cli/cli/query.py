@@ -31,7 +31,6 @@ from .corpus import (
     tell_update,
     update_index,
 )
-from .play import play_hit
 
 if TYPE_CHECKING:
     from ..data.audio import Samples
@@ -159,6 +158,8 @@ def query(
             if not each.hits:
                 say(f"{printable(name)}: no sound scores {min_score:g} or more.")
     if play:
+        from .play import play_hit
+
         sys.stdout.flush()
         for _, each in results:
             for hit in each.hits[:1]:

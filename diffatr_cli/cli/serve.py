@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import os
-import secrets
 import sys
-import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +48,10 @@ def serve(
     """
     if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn")):
         raise UsageError("serve needs the extra `serve`: pip install 'diffatr[serve]'")
+    import ipaddress
+    import secrets
+    import webbrowser
+
     from .. import serve as job
     from ..library import Library
 
