@@ -10,8 +10,8 @@ The composer is a Python file that knows the recordings: their kinds and clauses
 
 Five parts, all labelled by clauses: scenes in AudioCaps' layout (10 s, one to three sounds) and in Clotho's (15-20 s, sounds over
 a background), of several seeds; single sounds, one clip each, of all kinds; blends, two long recordings of one kind at once; and
-procedural sounds. Clips of one kind alone carry
-all clauses of that kind, so that clips which share a caption are known to be the same sound (`data.same_captions`).
+procedural sounds. Clips of one kind alone carry all clauses of that kind, so that clips which share a caption are known to be the
+same sound (`data.same_captions`).
 The test split is not written: it is kept for `tools/evaluate_small.py`, recording by recording.
 """
 

@@ -17,4 +17,5 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> None:
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = float(sum(torch.linalg.vecdot(flat, flat) for flat in map(torch.flatten, gradients))) ** 0.5
     if not norm <= limit:  # nor where it is no number, which the loss then shows
-        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+        for gradient in gradients:
+            gradient.mul_(limit / (norm + 1e-6))
