@@ -1,6 +1,6 @@
 """Measure a model on recordings that training never used: the composer's test split, searched as a user would.
 
-    python tools/evaluate_small.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--split val] [--json]
+    python tools/evaluate_small.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--split val] [--cosine] [--json]
 
 Writes every recording of the split (`--split val` to choose between models) as a file of its own into DIR/SPLIT, long
 ambiences in pieces of 10 s, indexes that folder, and asks for each kind of sound by its first clause among all of them mixed.
@@ -82,8 +82,8 @@ def without(recordings: Recordings, left_out: Sequence[bool]) -> Recordings:
     return Recordings([recordings.paths[i] for i in kept], offsets, recordings.spans[picked], recordings.vectors[picked])
 
 
-def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Recordings) -> dict[str, Any]:
-    """All measures over the recordings of a split as one document."""
+def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Recordings, refine: bool = True) -> dict[str, Any]:
+    """All measures over the recordings of a split as one document; without `refine`, of ranking by the cosine alone."""
     family = families(composer)
     kind_of = [Path(path).stem.rsplit("-", 1)[0] for path in recordings.paths]
     kinds = [kind for kind in composer.kinds(split) if kind in kind_of]
@@ -93,7 +93,7 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
     def answer(kind_or_text: str, among: Recordings = recordings) -> tuple[list[str], np.ndarray, float, float]:
         text = texts.get(kind_or_text, kind_or_text)
         vector = embed_texts(model, [text])
-        found = search(model, among, vector, top=count)[0]
+        found = search(model, among, vector, refine=refine, top=count)[0]
         cosine = float((among.vectors @ vector[0]).max())
         hits = [Path(hit.path).stem.rsplit("-", 1)[0] for hit in found.hits]
         return hits, np.array([hit.score for hit in found.hits]), found.present or 0.0, cosine
@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the clips and their index")
     parser.add_argument("--run", type=Path, help="a run's folder; the model that ships if not given")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which recordings, by default those of test")
+    parser.add_argument("--cosine", action="store_true", help="rank by the cosine alone, without diffusion")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
     composer, clips = load_composer(options.composer), options.work / options.split
@@ -212,7 +213,7 @@ def main() -> None:
     model = load_retriever(options.run or shipped_model(), "cpu")
     folder = FolderIndex(clips, clips / ".diffatr")
     folder.update(model)
-    document = evaluate(composer, options.split, model, folder.read(model.model_id))
+    document = evaluate(composer, options.split, model, folder.read(model.model_id), not options.cosine)
     print(json.dumps(document, indent=2) if options.json else "\n".join(tables(document)))
 
 
