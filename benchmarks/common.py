@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from diffatr_cli.runs import git_revision
+from diffatr_cli.training.phase_folder import git_revision
 
 Size = Literal["tiny", "quick", "full"]
 """`tiny` is for tests, `quick` for a look, `full` for the document."""

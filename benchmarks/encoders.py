@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from diffatr_cli.core.audio_encoder import AudioEncoder, SmallCnn
 from diffatr_cli.core.inference import optimise_for_inference
-from diffatr_cli.core.logmel import FLOOR, SAMPLE_RATE, WINDOW, LogMel, mel_filters
+from diffatr_cli.core.logmel import FLOOR, WINDOW, LogMel, mel_filters
 from diffatr_cli.core.panns import Cnn14, ResNet38
+from diffatr_cli.types import SAMPLE_RATE
 
 from .common import Case, Row, Size, medians, pick
 

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from diffatr_cli.corpus.index import FolderIndex, Recordings
 from diffatr_cli.data.sounds import KINDS, render
 from diffatr_cli.errors import DiffATRError
-from diffatr_cli.index import FolderIndex, Recordings
 from diffatr_cli.model import load_retriever, shipped_model
 
 from . import startup

@@ -19,7 +19,7 @@ from diffatr_cli.core.factored import FactoredDenoiser
 from diffatr_cli.core.sampler import ddim_sample, fast_ddim_sample
 from diffatr_cli.core.schedule import NoiseSchedule
 from diffatr_cli.core.scoring import diffusion_score_blocks
-from diffatr_cli.diffusion import denoising_loss
+from diffatr_cli.training.train_diffusion import denoising_loss
 
 from .common import Case, Row, Size, median, medians, pick, seconds
 

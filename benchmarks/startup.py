@@ -14,8 +14,9 @@ from statistics import median
 
 import numpy as np
 
-from diffatr_cli.data.audio import SAMPLE_RATE, write_wav
+from diffatr_cli.data.audio import write_wav
 from diffatr_cli.runs import recipe_of
+from diffatr_cli.types import SAMPLE_RATE
 
 from .common import Case, Row, Size, pick, seconds
 
@@ -23,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 QUERY = "a dog barking"
 FORWARD = f"""
 import sys, time
-from diffatr_cli.core.text import TextEncoder
-text = TextEncoder(sys.argv[1]).eval()
+from diffatr_cli.pretrained import load_text_encoder
+text = load_text_encoder(sys.argv[1]).eval()
 started = time.perf_counter()
 text.encode([{QUERY!r}])
 print(time.perf_counter() - started)
@@ -32,9 +33,9 @@ print(time.perf_counter() - started)
 SEARCH = f"""
 import sys, time
 from pathlib import Path
-from diffatr_cli.index import FolderIndex
+from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.model import load_retriever
-from diffatr_cli.search import embed_texts, search
+from diffatr_cli.corpus.search import embed_texts, search
 model = load_retriever(Path(sys.argv[1]), "cpu")
 recordings = FolderIndex(Path(sys.argv[2])).read(model.model_id)
 query = embed_texts(model, [{QUERY!r}])
@@ -53,9 +54,9 @@ def python(*arguments: str | Path) -> str:
 def make_run(folder: Path) -> Path:
     """The demo recipe's run folder after one epoch of each phase on a few synthetic clips."""
     from diffatr_cli.data.synthetic import prepare_synthetic
-    from diffatr_cli.diffusion import train_diffusion
-    from diffatr_cli.pretrain import pretrain
     from diffatr_cli.recipe import load_recipe
+    from diffatr_cli.training.pretrain import pretrain
+    from diffatr_cli.training.train_diffusion import train_diffusion
 
     prepare_synthetic(folder / "data" / "synthetic", train=32, val=8, test=8, workers=1)
     recipe = load_recipe("demo", ("pretrain.epochs=1", "diffusion.epochs=1"))

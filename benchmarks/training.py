@@ -17,17 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffatr_cli.core.logmel import N_MELS, SAMPLE_RATE
+from diffatr_cli.core.logmel import N_MELS
 from diffatr_cli.core.towers import TwoTowers
 from diffatr_cli.data.audio import load_audio, to_pcm16, write_wav
 from diffatr_cli.data.logmels import STEPS_PER_DB, LogMels
-from diffatr_cli.diffusion import DenoiserPair, denoiser_optimizer, denoising_step
-from diffatr_cli.embeddings import CandidateBatches, TrainingViews
-from diffatr_cli.gallery import Captions
+from diffatr_cli.evaluation.embedded_split import Captions
 from diffatr_cli.model import build_towers
-from diffatr_cli.pretrain import PhaseOne, Split, _overlapped_batches, epoch_batches
 from diffatr_cli.recipe import load_recipe
 from diffatr_cli.recipe_schema import Recipe
+from diffatr_cli.training.candidates import CandidateBatches
+from diffatr_cli.training.pretrain import PhaseOne, Split, _overlapped_batches, epoch_batches
+from diffatr_cli.training.train_diffusion import DenoiserPair, denoiser_optimizer, denoising_step
+from diffatr_cli.training.views import TrainingViews
+from diffatr_cli.types import SAMPLE_RATE
 
 from .common import Case, Row, Size, median, pick, seconds
 from .encoders import ConvolutionalLogMel

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from .core.schedule import NoiseSchedule
 from .core.text import TextEncoder
 from .core.towers import ProjectionHead, TwoTowers
 from .errors import DiffATRError, UsageError
+from .pretrained import load_panns, load_text_encoder
 from .recipe_schema import AudioSection, Recipe
 from .runs import BEST, recipe_of
-
-Direction = Literal["t2a", "a2t"]
-DIRECTIONS: tuple[Direction, ...] = ("t2a", "a2t")
+from .types import DIRECTIONS, Direction
 
 
 def resolve_device(name: str) -> torch.device:
@@ -58,7 +57,7 @@ def build_audio_encoder(section: AudioSection) -> AudioEncoder:
         if section.weights is not None:
             raise UsageError("audio.weights: PANNs weights fit cnn14 and resnet38, not the small encoder")
         return SmallCnn(section.channels, section.hop, section.dropout, stripes, section.perturb)
-    from .core.panns import Cnn14, ResNet38, load_panns
+    from .core.panns import Cnn14, ResNet38
 
     encoder = (Cnn14 if section.encoder == "cnn14" else ResNet38)(
         dropout=section.dropout, stripes=stripes, perturbed=section.perturb
@@ -71,7 +70,7 @@ def build_audio_encoder(section: AudioSection) -> AudioEncoder:
 def build_towers(recipe: Recipe, *, pretrained: bool = True) -> TwoTowers:
     """The two towers of a recipe; `pretrained=False` leaves out the PANNs weights, for a checkpoint that brings its own."""
     audio = recipe.audio if pretrained else recipe.audio.model_copy(update={"weights": None})
-    text = TextEncoder(recipe.text.encoder, recipe.text.pooling, recipe.text.max_tokens)
+    text = load_text_encoder(recipe.text.encoder, recipe.text.pooling, recipe.text.max_tokens)
     if not recipe.text.finetune:
         text.requires_grad_(False)
     towers = TwoTowers(build_audio_encoder(audio), text, text.features, recipe.model.dim, recipe.model.dropout)
@@ -201,7 +200,7 @@ def load_retriever(run: Path, device: str = "auto") -> Retriever:
         return audio
 
     def load_text() -> TextEncoder:
-        text = TextEncoder(recipe.text.encoder, recipe.text.pooling, recipe.text.max_tokens)
+        text = load_text_encoder(recipe.text.encoder, recipe.text.pooling, recipe.text.max_tokens)
         if tuned := _below("towers.text.", tensors):  # a frozen BERT is not in the checkpoint
             fill(text, tuned, path)
         return text

@@ -18,8 +18,8 @@ import soundfile
 from numpy.random import default_rng
 from numpy.typing import NDArray
 
-from diffatr_cli.data.audio import SAMPLE_RATE
 from diffatr_cli.data.sounds import render
+from diffatr_cli.types import SAMPLE_RATE
 
 Samples = NDArray[np.float32]
 

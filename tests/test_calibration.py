@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from diffatr_cli.calibration import calibrate, matching
 from diffatr_cli.core.calibration import Calibration, Logistic, presence_features
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.metrics import auroc, reliability
 from diffatr_cli.core.schedule import NoiseSchedule
 from diffatr_cli.data.manifest import Clip
-from diffatr_cli.gallery import Captions, Gallery
+from diffatr_cli.evaluation.embedded_split import Captions, Gallery
 from diffatr_cli.model import load_retriever
 from diffatr_cli.recipe_schema import Recipe
+from diffatr_cli.training.fit_calibration import calibrate, matching
 
 
 def test_logistic_recovers_what_made_the_labels() -> None:

@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from diffatr_cli.cli import query as module
 from diffatr_cli.cli.corpus import place
+from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.corpus.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.index import FolderIndex
-from diffatr_cli.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
 
 app = typer.Typer()
 module.register(app)
@@ -244,7 +244,7 @@ def test_which_model(tmp_path, monkeypatch):
 def found(monkeypatch, present, *scores):
     """Let the search find files of these scores, with this probability that anything is there."""
     hits = [Hit(rank, f"{rank}.wav", 0.0, 2.0, score) for rank, score in enumerate(scores, 1)]
-    monkeypatch.setattr("diffatr_cli.search.search", lambda *_, **__: [Found(hits, present)])
+    monkeypatch.setattr("diffatr_cli.corpus.search.search", lambda *_, **__: [Found(hits, present)])
 
 
 def test_calibrated_scores_are_shown_as_percentages(clips, monkeypatch):
@@ -262,7 +262,7 @@ def test_calibrated_scores_are_shown_as_percentages(clips, monkeypatch):
     assert (document["present"], [row["score"] for row in document["results"]]) == (0.97, [0.934, 0.081, 0.004])
     assert ",0.934\r\n" in run("query", "900 Hz", "--corpus", "clips", "--csv").stdout_bytes.decode()
 
-    monkeypatch.setattr("diffatr_cli.search.best_captions", lambda *_, **__: [CaptionHit(1, "rain", 0.77)])
+    monkeypatch.setattr("diffatr_cli.corpus.search.best_captions", lambda *_, **__: [CaptionHit(1, "rain", 0.77)])
     (clips / "captions.txt").write_text("rain")
     table = run("query", "--audio", clips / "900.wav", "--captions", clips / "captions.txt")
     assert "match" in table.stdout

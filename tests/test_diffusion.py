@@ -15,13 +15,14 @@ from torch.nn import functional
 
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.schedule import NoiseSchedule
-from diffatr_cli.diffusion import DenoiserPair, choose_fusion, denoising_loss, train_diffusion
-from diffatr_cli.embeddings import CandidateBatches, TrainingViews, nearest_others
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.gallery import Gallery, cosine_metrics, recall_sum
+from diffatr_cli.evaluation.embedded_split import Gallery, cosine_metrics, recall_sum
 from diffatr_cli.model import load_retriever
-from diffatr_cli.pretrain import pretrain
 from diffatr_cli.recipe_schema import DiffusionSection
+from diffatr_cli.training.candidates import CandidateBatches, nearest_others
+from diffatr_cli.training.pretrain import pretrain
+from diffatr_cli.training.train_diffusion import DenoiserPair, choose_fusion, denoising_loss, train_diffusion
+from diffatr_cli.training.views import TrainingViews
 
 
 class Killed(Exception):

@@ -9,16 +9,16 @@ import pytest
 import torch
 from conftest import Workshop
 
-from diffatr_cli import evaluation
 from diffatr_cli.core.metrics import retrieval_metrics
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.data.manifest import load_dataset, read_piece
-from diffatr_cli.diffusion import train_diffusion
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.evaluation import cross_domain, evaluate
+from diffatr_cli.evaluation import evaluate as evaluation
+from diffatr_cli.evaluation.evaluate import cross_domain, evaluate
 from diffatr_cli.model import load_retriever
-from diffatr_cli.pretrain import pretrain
+from diffatr_cli.training.pretrain import pretrain
+from diffatr_cli.training.train_diffusion import train_diffusion
 
 
 def run(workshop: Workshop, source: str = "tones", target: str = "tones2", **options: object) -> evaluation.EvaluationResult:

@@ -9,7 +9,7 @@ from conftest import Workshop
 from diffatr_cli.core.logmel import LogMel
 from diffatr_cli.data.logmels import LogMels, cached_logmels
 from diffatr_cli.data.manifest import Clip, load_dataset, read_piece
-from diffatr_cli.gallery import Captions, Gallery, cosine_metrics, embed_logmels
+from diffatr_cli.evaluation.embedded_split import Captions, Gallery, cosine_metrics, embed_logmels
 from diffatr_cli.model import build_towers
 
 

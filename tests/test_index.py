@@ -18,10 +18,10 @@ from fake_retriever import RATE, FakeRetriever, contents, tone, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffatr_cli import index as module
+from diffatr_cli.corpus import index as module
+from diffatr_cli.corpus.index import CannotUpdate, FolderIndex, Recordings, spans
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.index import CannotUpdate, FolderIndex, Recordings, spans
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 import numpy as np
 from fake_retriever import contents, write_tone
 
-from diffatr_cli.index import FolderIndex
+from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.model import load_retriever
 
 

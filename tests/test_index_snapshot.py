@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from fake_retriever import FakeRetriever, write_tone
 
-from diffatr_cli import index as module
-from diffatr_cli.index import FolderIndex
+from diffatr_cli.corpus import index as module
+from diffatr_cli.corpus.index import FolderIndex
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def no_tables(monkeypatch):
 
     def forbid():
         for name in ("make", "find"):
-            monkeypatch.setattr(f"diffatr_cli.index_tables.Tables.{name}", refuse)
+            monkeypatch.setattr(f"diffatr_cli.corpus.store.Tables.{name}", refuse)
 
     return forbid
 

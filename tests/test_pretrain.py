@@ -16,17 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from diffatr_cli import pretrain as module
 from diffatr_cli.core.audio_encoder import SmallCnn
 from diffatr_cli.core.towers import TwoTowers
 from diffatr_cli.data.manifest import Clip, load_dataset
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.gallery import Captions
-from diffatr_cli.heads import PooledViews, refit_heads
-from diffatr_cli.pretrain import PhaseOne, _overlapped_batches, epoch_batches, learning_rate, pretrain
+from diffatr_cli.evaluation.embedded_split import Captions
 from diffatr_cli.progress import silent
 from diffatr_cli.recipe_schema import PretrainSection, Recipe
 from diffatr_cli.runs import BEST, LAST
+from diffatr_cli.training import pretrain as module
+from diffatr_cli.training.pretrain import PhaseOne, _overlapped_batches, epoch_batches, learning_rate, pretrain
+from diffatr_cli.training.refit_heads import PooledViews, refit_heads
 
 
 class Killed(Exception):

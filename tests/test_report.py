@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from diffatr_cli.report.paper import PaperValue, paper_result, paper_tables
-from diffatr_cli.report.results import METRICS, EvaluationResult, SystemResult
+from diffatr_cli.evaluation.paper import PaperValue, paper_result, paper_tables
+from diffatr_cli.evaluation.results import METRICS, EvaluationResult, SystemResult
 from diffatr_cli.report.tables import cross_domain_tables, evaluation_table, rows_table
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper"

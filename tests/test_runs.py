@@ -10,7 +10,8 @@ import pytest
 from conftest import Workshop
 
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.runs import MetricsLog, find_runs, newest_run, open_phase, recipe_of, resume_command, seeds_of
+from diffatr_cli.runs import find_runs, newest_run, recipe_of, seeds_of
+from diffatr_cli.training.phase_folder import MetricsLog, open_phase, resume_command
 
 
 def test_a_log_drops_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:

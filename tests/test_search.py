@@ -6,9 +6,9 @@ from fake_retriever import DIM, RATE, FakeRetriever, tone, write_tone
 from diffatr_cli.core.calibration import Calibration, Logistic, presence_features
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.scoring import query_noise
+from diffatr_cli.corpus.index import FolderIndex, Recordings
+from diffatr_cli.corpus.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
 from diffatr_cli.errors import UsageError
-from diffatr_cli.index import FolderIndex, Recordings
-from diffatr_cli.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
 
 
 def unit(rng, *shape):

@@ -18,21 +18,23 @@ from fake_retriever import DIM, RATE, FakeRetriever, tone, write_tone
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from diffatr_cli import serve as module
 from diffatr_cli.cli import serve as command
 from diffatr_cli.core.calibration import Calibration, Logistic
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.scoring import query_noise
+from diffatr_cli.corpus.index import FolderIndex, IndexReport
+from diffatr_cli.corpus.search import embed_sound, embed_texts, search
+from diffatr_cli.corpus.session import Library, Turns, key_of
+from diffatr_cli.corpus.trajectory import trajectory
 from diffatr_cli.data.audio import AudioError, load_audio
 from diffatr_cli.data.excerpt import duration, read_excerpt
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.index import FolderIndex, IndexReport
-from diffatr_cli.library import Library, Turns, key_of
 from diffatr_cli.model import load_retriever
-from diffatr_cli.search import embed_sound, embed_texts, search
-from diffatr_cli.serve import listen, make_app, view
-from diffatr_cli.spectrogram import levels, outline, png
-from diffatr_cli.trajectory import trajectory
+from diffatr_cli.web import app as module
+from diffatr_cli.web import server
+from diffatr_cli.web.app import make_app, view
+from diffatr_cli.web.server import listen
+from diffatr_cli.web.spectrogram import levels, outline, png
 
 LOCAL = frozenset(("127.0.0.1", "localhost", "[::1]"))
 
@@ -699,7 +701,7 @@ def started(own, monkeypatch):
         listener.close()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(server, "run", run)
 
     def call(*arguments):
         seen["result"] = CliRunner().invoke(app, ["serve", "--corpus", str(own.folder.corpus), *arguments])

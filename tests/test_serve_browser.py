@@ -13,8 +13,8 @@ import pytest
 import soundfile
 from fake_retriever import RATE, FakeRetriever, tone, write_tone
 
-from diffatr_cli.index import FolderIndex
-from diffatr_cli.library import Library
+from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.corpus.session import Library
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if BROWSER is None:
@@ -29,7 +29,8 @@ class Server:
     """A library on a free port of this machine, in a thread."""
 
     def __init__(self, library, token=None):
-        from diffatr_cli.serve import listen, make_app
+        from diffatr_cli.web.app import make_app
+        from diffatr_cli.web.server import listen
 
         listener = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"

@@ -10,8 +10,9 @@ import torch
 from conftest import Workshop
 from transformers import BertModel
 
-from diffatr_cli.core.text import TextEncoder, bert_folder, normalise_caption
+from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.pretrained import bert_folder, load_text_encoder
 
 
 def test_captions_are_normalised() -> None:
@@ -20,7 +21,7 @@ def test_captions_are_normalised() -> None:
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_pools_what_transformers_gives(workshop: Workshop, pooling: str) -> None:
-    encoder = TextEncoder(str(workshop.root / "bert"), pooling)  # type: ignore[arg-type]
+    encoder = load_text_encoder(str(workshop.root / "bert"), pooling)  # type: ignore[arg-type]
     captions = ["A low tone plays.", "hiss", "high sound, first"]
     vocabulary = (workshop.root / "bert" / "vocab.txt").read_text().split()
     bert = BertModel.from_pretrained(workshop.root / "bert", add_pooling_layer=False).eval()
@@ -32,17 +33,17 @@ def test_pools_what_transformers_gives(workshop: Workshop, pooling: str) -> None
 
 
 def test_a_vector_does_not_depend_on_its_batch(workshop: Workshop) -> None:
-    encoder = TextEncoder(str(workshop.root / "bert"), "mean")
+    encoder = load_text_encoder(str(workshop.root / "bert"), "mean")
     captions = ["hiss", "a low tone plays first second third sound", "low"]
     assert torch.allclose(encoder.encode(captions)[0], encoder.encode(captions[:1])[0], atol=1e-6)
 
 
 def test_long_captions_are_cut(workshop: Workshop) -> None:
-    encoder = TextEncoder(str(workshop.root / "bert"), "cls", max_tokens=8)
+    encoder = load_text_encoder(str(workshop.root / "bert"), "cls", max_tokens=8)
     ids, mask = encoder.tokenise(["low " * 100, "low"])
     assert ids.shape == (2, 8)
     assert mask.sum(1).tolist() == [8, 3]
-    whole = TextEncoder(str(workshop.root / "bert"), "cls", max_tokens=10**6)
+    whole = load_text_encoder(str(workshop.root / "bert"), "cls", max_tokens=10**6)
     assert whole.encode(["low " * 100]).isfinite().all()
     assert whole.tokenise(["low " * 100])[0].shape == (1, whole.bert.config.max_position_embeddings)
 
@@ -52,11 +53,11 @@ def test_failures_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match=r"diffatr\[small\]"):
         bert_folder("minilm")
     with pytest.raises(DiffATRError, match="tokenizer"):
-        TextEncoder(str(tmp_path))
+        load_text_encoder(str(tmp_path))
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DiffATRError, match=r"model\.safetensors"):
-        TextEncoder(str(tmp_path))
+        load_text_encoder(str(tmp_path))
 
 
 def test_an_unreachable_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,7 @@ def test_a_hub_model_that_was_fetched_before_needs_no_hub(
 
 
 def test_equal_captions_are_embedded_once(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = TextEncoder(str(workshop.root / "bert"), "mean")
+    encoder = load_text_encoder(str(workshop.root / "bert"), "mean")
     seen: list[str] = []
     tokenise = encoder.tokenise
     monkeypatch.setattr(encoder, "tokenise", lambda captions: seen.extend(captions) or tokenise(captions))

@@ -8,8 +8,8 @@ import numpy as np
 import soundfile
 import torch
 
-from diffatr_cli.data.audio import SAMPLE_RATE
 from diffatr_cli.data.manifest import Record, write_manifest
+from diffatr_cli.types import SAMPLE_RATE
 
 TONES = {"low": 150.0, "middle": 900.0, "high": 5000.0, "hiss": 0.0}  # Hz; 0 is noise
 WORDS = ("a", "tone", "sound", "plays", "first", "second", *TONES)

@@ -28,9 +28,9 @@ import soundfile
 from compose_small import RATE, load_composer
 
 from diffatr_cli.core.metrics import auroc, reliability
-from diffatr_cli.index import FolderIndex, Recordings
+from diffatr_cli.corpus.index import FolderIndex, Recordings
+from diffatr_cli.corpus.search import embed_texts, search
 from diffatr_cli.model import Retriever, load_retriever, shipped_model
-from diffatr_cli.search import embed_texts, search
 
 PIECE = 10  # seconds
 SYNONYMS = {

@@ -15,9 +15,9 @@ from ..errors import UsageError
 from .console import progress_bar, say
 
 if TYPE_CHECKING:
-    from ..index import FolderIndex, IndexReport
+    from ..corpus.index import FolderIndex, IndexReport
+    from ..corpus.search import Hit
     from ..model import Retriever
-    from ..search import Hit
 
 Corpus = Annotated[Path, typer.Option("--corpus", metavar="DIR", help="Folder of recordings to search, with all below it.")]
 Steps = Annotated[
@@ -56,7 +56,7 @@ def no_collection() -> Iterator[None]:
 
 
 def open_folder(corpus: Path, index_folder: Path | None) -> FolderIndex:
-    from ..index import FolderIndex
+    from ..corpus.index import FolderIndex
 
     return FolderIndex(corpus, index_folder)
 

@@ -20,16 +20,16 @@ def demo(
     Needs no data, no GPU and no network (and the extra `small`, for its text model). Each step says the command that does the
     same; what it reaches shows that the parts fit, not how good the method is.
     """
+    from ..corpus.index import FolderIndex
+    from ..corpus.search import embed_texts, search
     from ..data.synthetic import prepare_synthetic
-    from ..diffusion import train_diffusion
-    from ..evaluation import evaluate
-    from ..index import FolderIndex
+    from ..evaluation.evaluate import evaluate
     from ..model import load_retriever
-    from ..pretrain import pretrain
     from ..recipe import load_recipe
     from ..report.tables import evaluation_table
     from ..runs import run_folder
-    from ..search import embed_texts, search
+    from ..training.pretrain import pretrain
+    from ..training.train_diffusion import train_diffusion
     from .prepare import report_tables
     from .query import found_document, found_table
     from .train import training_table

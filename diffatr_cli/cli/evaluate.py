@@ -44,7 +44,7 @@ def evaluate(
 
     Example: diffatr evaluate --source clotho --target audiocaps --seeds 0,1,2
     """
-    from ..evaluation import evaluate as job
+    from ..evaluation.evaluate import evaluate as job
     from ..report.tables import evaluation_table
 
     with progress_bar() as progress:
@@ -84,7 +84,7 @@ def cross_domain(
 
     Example: diffatr cross-domain clotho audiocaps --model resnet38 --model cnn14 --seeds 0,1,2
     """
-    from ..evaluation import cross_domain as job
+    from ..evaluation.evaluate import cross_domain as job
     from ..report.tables import cross_domain_tables
 
     pair = names or ["clotho", "audiocaps"]

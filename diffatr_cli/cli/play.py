@@ -15,7 +15,7 @@ from .console import say
 from .corpus import place, printable
 
 if TYPE_CHECKING:
-    from ..search import Hit
+    from ..corpus.search import Hit
 
 PLAYERS = ("ffplay", "mpv", "play", "paplay", "aplay", "afplay")
 """Programs that are looked for, in this order."""

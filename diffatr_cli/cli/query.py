@@ -33,9 +33,9 @@ from .corpus import (
 )
 
 if TYPE_CHECKING:
+    from ..corpus.search import CaptionHit, Found, Hit
     from ..data.audio import Samples
     from ..model import Retriever
-    from ..search import CaptionHit, Found, Hit
 
 _PRESENT = 0.5  # a folder that holds what is asked for with less probability than this is said not to
 
@@ -105,9 +105,9 @@ def query(
     names = [str(audio)] if audio is not None else _lines(texts or [])
 
     with no_collection():
+        from ..corpus.index import CannotUpdate, no_sounds
+        from ..corpus.search import embed_sound, embed_texts, search
         from ..data.audio import load_audio
-        from ..index import CannotUpdate, no_sounds
-        from ..search import embed_sound, embed_texts, search
 
     folder = open_folder(corpus, index_folder)
     sound = None if audio is None else load_audio(audio)  # before the model, which takes seconds
@@ -178,7 +178,7 @@ def index(
 
     Example: diffatr index ./clips
     """
-    from ..index import no_sounds
+    from ..corpus.index import no_sounds
 
     folder = open_folder(corpus, index_folder)
     report = update_index(folder, load_model(run, runs, device))
@@ -237,7 +237,7 @@ def _best_captions(
     min_score: float | None,
     seed: int,
 ) -> list[CaptionHit]:
-    from ..search import best_captions, embed_sound
+    from ..corpus.search import best_captions, embed_sound
 
     if steps is not None and not model.denoisers:
         say("This model has no diffusion phase; captions are ranked by cosine, and --steps means nothing.")

@@ -15,7 +15,7 @@ from .console import Device, Seed, progress_bar, say
 from .corpus import Corpus, IndexFolder, NewestOf, Run, Shortlist, Steps, load_model, open_folder, tell_update
 
 if TYPE_CHECKING:
-    from ..index import IndexReport
+    from ..corpus.index import IndexReport
 
 
 def serve(
@@ -52,18 +52,19 @@ def serve(
     import secrets
     import webbrowser
 
-    from .. import serve as job
-    from ..library import Library
+    from ..corpus.session import Library
+    from ..web import server
+    from ..web.app import make_app
 
     folder = open_folder(corpus, index_folder)
-    listener = job.listen(host, port)
+    listener = server.listen(host, port)
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
     library = Library(load_model(run, runs, device), folder, shortlist=shortlist, steps=steps, seed=seed)
     token = None if loopback else secrets.token_urlsafe(24)
     hosts = frozenset((_bracketed(host).lower(), "localhost", "127.0.0.1", "[::1]")) if loopback else None
     url = f"http://{_bracketed(_reachable(host))}:{number}/" + (f"?token={token}" if token else "")
-    app = job.make_app(library, hosts=hosts, token=token, refresh=lambda: library.start(told=_report))
+    app = make_app(library, hosts=hosts, token=token, refresh=lambda: library.start(told=_report))
     library.start(progress_bar, _report)
     typer.echo(url)
     sys.stdout.flush()
@@ -73,7 +74,7 @@ def serve(
     if _can_open() if open_browser is None else open_browser:
         webbrowser.open(url)
     try:
-        job.run(app, listener)
+        server.run(app, listener)
     except KeyboardInterrupt:
         say("diffatr: stopped.")
     finally:

@@ -12,7 +12,7 @@ from .console import Data, Device, Json, Runs, Seed, progress_bar, say, show
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..runs import TrainingResult
+    from ..training.phase_folder import TrainingResult
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe by name (audiocaps-resnet38, clotho-cnn14, demo, ...) or a YAML file.")
@@ -40,7 +40,7 @@ def pretrain(
 
     Example: diffatr pretrain clotho-resnet38 --seed 0
     """
-    from ..pretrain import pretrain as job
+    from ..training.pretrain import pretrain as job
 
     _train(job, recipe, overrides, data, runs, name, seed, device, as_json)
 
@@ -61,7 +61,7 @@ def train_diffusion(
 
     Example: diffatr train-diffusion clotho-resnet38 --seed 0
     """
-    from ..diffusion import train_diffusion as job
+    from ..training.train_diffusion import train_diffusion as job
 
     _train(job, recipe, overrides, data, runs, name, seed, device, as_json)
 

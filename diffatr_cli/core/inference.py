@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..types import SAMPLE_RATE
 from .audio_encoder import AudioEncoder, ConvBlock, pool_frames
-from .logmel import N_MELS, SAMPLE_RATE
+from .logmel import N_MELS
 from .winograd import WinogradConv
 
 BATCH_SAMPLES = 40 * SAMPLE_RATE  # of a batch, and of a piece of a long clip: some 300 MB inside CNN14

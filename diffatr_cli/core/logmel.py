@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-SAMPLE_RATE = 32000  # Hz
+from ..types import SAMPLE_RATE
+
 WINDOW = 1024  # samples, 32 ms
 N_MELS = 64
 F_MIN = 50.0  # Hz

@@ -1,4 +1,4 @@
-"""The PANNs encoders CNN14 and ResNet38 as their authors published them, and the reader for the authors' weights.
+"""The PANNs encoders CNN14 and ResNet38 as their authors published them.
 
 B batch, S samples at 32 kHz, T frames of the log-mel, M mels, T' frames after pooling (T // 32), F = 2048 features.
 Source: Kong et al. 2020, "PANNs: Large-Scale Pretrained Audio Neural Networks for Audio Pattern Recognition", and the
@@ -7,16 +7,12 @@ authors' released code. Names of parameters are theirs, so that their checkpoint
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import DiffATRError
 from .audio_encoder import AudioEncoder, ConvBlock, pool_frames
 
 FEATURES = 2048
@@ -143,58 +139,10 @@ class ResNet38(_Panns):
         return self.drop(self.conv_block_after1(x))
 
 
-def load_panns(model: Cnn14 | ResNet38, path: str | Path) -> None:
-    """Fill `model` with the weights of the authors' checkpoint at `path`: a dict of which `model` holds the state.
+def __getattr__(name: str) -> Any:
+    """Finds `load_panns` here too, the name that other programs call; it reads files and so lives in `pretrained`."""
+    if name == "load_panns":
+        from ..pretrained import load_panns
 
-    The front end and the two classification heads in the file are passed over. Nothing in the file is executed.
-    Raises DiffATRError, with the file to fetch, where `path` is missing, cut short, not plain tensors, or of another model.
-    """
-    path = Path(path)
-    state = _read_state(path, model.published)
-    own = model.state_dict()
-    wrong = [f"{key} is missing" for key in own if key not in state]
-    wrong += [f"{key} is unknown" for key in state if key not in own]
-    wrong += [
-        f"{key} is {tuple(state[key].shape)}, not {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise DiffATRError(
-            f"{path}: these are not the weights of {type(model).__name__}: {'; '.join(wrong[:3])}{more}. "
-            f"Use {model.published}, or name the encoder that the file belongs to."
-        )
-    model.load_state_dict(state)
-
-
-def _read_state(path: Path, published: Published) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that a PANNs encoder needs, by name. Raises DiffATRError as `load_panns` says."""
-    remedy = f"Fetch {published}."
-    if not path.is_file():
-        raise DiffATRError(f"{path}: there is no such file. {remedy}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise DiffATRError(f"{path}: cannot be read ({error.strerror}).") from error
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise DiffATRError(
-                f"{path}: refused: it holds Python objects beside plain tensors, and unpickling them could run code. {remedy}"
-            ) from error
-        raise _damaged(path, published) from error
-    except (EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _damaged(path, published) from error
-    state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DiffATRError(f"{path}: a checkpoint without the weights under `model`. {remedy}")
-    return {key: value for key, value in state.items() if not key.startswith(NOT_LOADED)}
-
-
-def _damaged(path: Path, published: Published) -> DiffATRError:
-    """The error for a file that is no whole checkpoint, with its size and checksum beside the expected ones."""
-    with path.open("rb") as file:
-        md5 = hashlib.file_digest(file, "md5").hexdigest()
-    return DiffATRError(
-        f"{path}: damaged or half-downloaded: {path.stat().st_size} bytes with md5 {md5}. Delete it and fetch {published}."
-    )
+        return load_panns
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

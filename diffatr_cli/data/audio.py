@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import DiffATRError, UsageError
 from ..files import replacing
-
-SAMPLE_RATE = 32_000
-"""Hz, of every prepared clip and of everything the encoders hear."""
+from ..types import SAMPLE_RATE
 
 SOUNDFILE_SUFFIXES = frozenset(
     (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DiffATRError
+from ..types import SAMPLE_RATE
 from . import audio
 
 SHORTEST = 0.1
@@ -55,7 +56,7 @@ class Converter:
             samples = audio.load_audio(source, self.resampler) if self.produce is None else self.produce(source)
         except audio.AudioError as error:
             return Outcome(skipped=error.reason)
-        if len(samples) < SHORTEST * audio.SAMPLE_RATE:
+        if len(samples) < SHORTEST * SAMPLE_RATE:
             return Outcome(skipped=f"shorter than {SHORTEST} s")
         pcm = audio.to_pcm16(samples)
         if np.ptp(pcm) == 0:

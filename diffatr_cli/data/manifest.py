@@ -16,7 +16,8 @@ import soundfile
 
 from ..errors import DiffATRError
 from ..files import replacing
-from .audio import SAMPLE_RATE, AudioError, Samples
+from ..types import SAMPLE_RATE
+from .audio import AudioError, Samples
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.parquet"

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import DiffATRError, UsageError
 from ..progress import Progress, silent
+from ..types import SAMPLE_RATE
 from . import audio
 from .convert import Converter, Produce, convert_all
 from .manifest import MANIFEST, SPLITS, Record, read_manifest, write_manifest
@@ -291,7 +292,7 @@ def _remove_leftovers(root: Path) -> None:
 def _count(split: str, records: list[Record], official: tuple[int, int] | None) -> SplitCounts:
     mine = [record for record in records if record.split == split]
     ready = [record for record in mine if record.skipped is None]
-    seconds = sum(record.frames for record in ready) / audio.SAMPLE_RATE
+    seconds = sum(record.frames for record in ready) / SAMPLE_RATE
     return SplitCounts(len(ready), sum(len(record.captions) for record in ready), seconds / 3600, len(mine), official)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 
-from .audio import SAMPLE_RATE as RATE
+from ..types import SAMPLE_RATE as RATE
 
 Wave = NDArray[np.float64]
 Peaks = Sequence[tuple[float, float, float]]

@@ -12,8 +12,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .paper import TEST_SETS, Direction, PaperValue, System
-from .results import METRICS, EvaluationResult, SystemResult
+from ..evaluation.paper import TEST_SETS, PaperValue
+from ..evaluation.results import METRICS, EvaluationResult, SystemResult
+from ..types import Direction, System
 
 METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map10": "mAP@10", "medr": "MedR", "meanr": "MeanR"}
 DIRECTION_NAMES: dict[Direction, str] = {"t2a": "Text-to-Audio", "a2t": "Audio-to-Text"}

@@ -28,13 +28,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .data.audio import AUDIO_SUFFIXES, PYAV_SUFFIXES, SAMPLE_RATE, AudioError, Samples, load_audio
-from .errors import DiffATRError, UsageError
-from .files import replacing
-from .progress import Progress, silent
+from ..data.audio import AUDIO_SUFFIXES, PYAV_SUFFIXES, AudioError, Samples, load_audio
+from ..errors import DiffATRError, UsageError
+from ..files import replacing
+from ..progress import Progress, silent
+from ..types import SAMPLE_RATE
 
 if TYPE_CHECKING:
-    from .model import Retriever
+    from ..model import Retriever
 
 WINDOW = 10 * SAMPLE_RATE
 """Samples of a window; a recording up to this long is one window, embedded whole."""
@@ -251,7 +252,7 @@ class FolderIndex:
 
     def _read_tables(self, model_id: str) -> Recordings:
         with _guarded(self.folder, "read"):
-            from .index_tables import Tables
+            from .store import Tables
 
             tables = Tables.find(self.folder, self._files_name, _windows_name(model_id))
             if tables is None:
@@ -341,7 +342,7 @@ class _Update:
     def __init__(self, index: FolderIndex, model: Retriever) -> None:
         self.corpus, self.folder, self.model = index.corpus, index.folder, model
         with _guarded(self.folder, "opened"):
-            from .index_tables import Tables
+            from .store import Tables
 
             self.tables = Tables.make(index.folder, index._files_name, _windows_name(model.model_id), model.dim)
             self.known = {path: _File(*row) for path, row in self.tables.files().items()}

@@ -8,19 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .core.losses import cosine_similarity
-from .core.metrics import retrieval_metrics
-from .core.text import normalise_caption
-from .core.towers import TwoTowers
-from .data.logmels import LogMels
-from .data.manifest import Clip
-from .model import DIRECTIONS, Direction
+from ..checkpoint import load_weights, save_weights
+from ..core.losses import cosine_similarity
+from ..core.metrics import retrieval_metrics
+from ..core.text import normalise_caption
+from ..core.towers import TwoTowers
+from ..data.logmels import LogMels
+from ..data.manifest import Clip, Dataset, read_piece
+from ..model import Retriever
+from ..progress import Progress, silent
+from ..types import DIRECTIONS, Direction
 
+CLIPS_AT_ONCE = 64  # whose audio is in memory together while a test split is embedded
 MAX_FRAMES = 64_000  # log-mel frames of one batch while embedding: bounds memory for clips of any length
 
 
@@ -131,3 +136,26 @@ def embed_logmels(towers: TwoTowers, logmels: LogMels, device: torch.device, bf1
             for index, vector in zip(part, towers.embed_pooled_audio(pooled.float()).cpu(), strict=True):
                 out[index] = vector
     return torch.stack([vector for vector in out if vector is not None])
+
+
+def embedded_gallery(retriever: Retriever, run: Path, dataset: Dataset, split: str, progress: Progress = silent) -> Gallery:
+    """A split's embeddings by a run's encoders, from the cache in its folder or computed into it.
+
+    Clips are embedded whole, a few at a time.
+    """
+    clips = dataset.split(split)
+    captions = Captions.of(clips)
+    path = run / "pretrain" / f"embeddings-{dataset.name}-{split}.safetensors"
+    source = {"encoders": retriever.model_id, "data": dataset.fingerprint}
+    if path.is_file():
+        tensors, facts = load_weights(path)
+        if facts == source:
+            return Gallery(tensors["audio"], tensors["text"], captions.owner)
+    parts = []
+    for start in range(0, len(clips), CLIPS_AT_ONCE):
+        part = clips[start : start + CLIPS_AT_ONCE]
+        parts.append(retriever.embed_audio([read_piece(dataset.root / clip.path) for clip in part]))
+        progress(start + len(part), len(clips), f"embedding {dataset.name} {split}")
+    tensors = {"audio": torch.from_numpy(np.concatenate(parts)), "text": torch.from_numpy(retriever.embed_text(captions.texts))}
+    save_weights(path, tensors, source)
+    return Gallery(tensors["audio"], tensors["text"], captions.owner)

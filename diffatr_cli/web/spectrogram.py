@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from .core.logmel import WINDOW, LogMel
-from .data.audio import Samples
+from ..core.logmel import WINDOW, LogMel
+from ..data.audio import Samples
 
 Theme = Literal["light", "dark"]
 

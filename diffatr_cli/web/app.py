@@ -5,39 +5,32 @@ One page, written by hand, with nothing from outside; a dozen addresses that ans
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import io
-import json
 import os
 import re
-import socket
 import tempfile
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .data.audio import AUDIO_SUFFIXES, AudioError, load_audio, stream_wav, to_pcm16
-from .data.excerpt import duration, read_excerpt
-from .errors import DiffATRError
-from .library import Clip, Library, NotServed, key_of
-from .search import Found, Hit
+from ..corpus.search import Found, Hit
+from ..corpus.session import Clip, Library, NotServed, key_of
+from ..data.audio import AUDIO_SUFFIXES, AudioError, load_audio, stream_wav, to_pcm16
+from ..data.excerpt import duration, read_excerpt
+from ..errors import DiffATRError
+from .gate import Gate, json_response
+from .page import read_page
 from .spectrogram import Theme, levels, outline, png
 
 PORT = 8765
@@ -95,7 +88,7 @@ def make_app(
         refresh: begins to bring the index up to date; `library.start` if None.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    page, policy = _page()
+    page, policy = read_page()
     pictures = _Pictures()
     begin = library.start if refresh is None else refresh
 
@@ -105,7 +98,9 @@ def make_app(
 
     @app.get("/api/state")
     def state() -> Response:
-        return _json({"folder": str(library.corpus), "diffuses": library.diffuses, "upload": upload} | library.state._asdict())
+        return json_response(
+            {"folder": str(library.corpus), "diffuses": library.diffuses, "upload": upload} | library.state._asdict()
+        )
 
     @app.post("/api/refresh")
     def update() -> Response:
@@ -139,7 +134,7 @@ def make_app(
         way = library.trajectory(q)
         count = len(way.levels)
         shown = np.unique(np.linspace(0, count - 1, min(count, _FRAMES)).round().astype(int)) if count else np.zeros(0, int)
-        return _json(
+        return json_response(
             {
                 "levels": [way.levels[i] for i in shown],
                 "x": [_rounded(way.x[i]) for i in shown],
@@ -156,7 +151,7 @@ def make_app(
     @app.get("/api/outline/{key}")
     def waveform(key: str, start: _Second, end: _Second) -> Response:
         picture = pictures.of(library.clip(key), *_view_asked(start, end))
-        return _json({"outline": np.rint(picture.outline * 1000).astype(int).tolist()})
+        return json_response({"outline": np.rint(picture.outline * 1000).astype(int).tolist()})
 
     @app.get("/clip/{key}")
     def clip(key: str) -> Response:
@@ -178,124 +173,30 @@ def make_app(
             status = 413
         elif isinstance(error, AudioError):
             status = 422
-        return _json({"error": str(error)}, status)
+        return json_response({"error": str(error)}, status)
 
     @app.exception_handler(RequestValidationError)
     def malformed(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return _json({"error": f"{first['loc'][-1]}: {first['msg']}"}, 400)
+        return json_response({"error": f"{first['loc'][-1]}: {first['msg']}"}, 400)
 
     @app.exception_handler(HTTPException)
     def refused(request: Request, error: HTTPException) -> Response:
         text = "There is nothing at this address." if error.status_code == 404 else str(error.detail)
-        return _json({"error": text}, error.status_code)
+        return json_response({"error": text}, error.status_code)
 
     @app.exception_handler(Exception)
     def unexpected(request: Request, error: Exception) -> Response:
-        return _json({"error": f"Unexpected {type(error).__name__}; the terminal shows the place. Please report it."}, 500)
+        return json_response(
+            {"error": f"Unexpected {type(error).__name__}; the terminal shows the place. Please report it."}, 500
+        )
 
-    app.add_middleware(_Gate, hosts=hosts, token=token, policy=policy)
+    app.add_middleware(Gate, hosts=hosts, token=token, policy=policy)
     return app
 
 
-class _Gate:
-    """Turns away who should not ask, and gives every answer the headers that keep browsers from doing more with it."""
-
-    def __init__(self, app: ASGIApp, *, hosts: frozenset[str] | None, token: str | None, policy: str) -> None:
-        self.app, self.hosts, self.token = app, hosts, token
-        self.headers = {
-            "Content-Security-Policy": policy,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",  # the address may hold the token
-            "X-Frame-Options": "DENY",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cache-Control": "no-store",
-        }
-        # Browsers do not keep the cookies of two ports of a host apart, so two servers need two names.
-        self.cookie = "diffatr-" + hashlib.sha256((token or "").encode()).hexdigest()[:8]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request = Request(scope)
-        cookie: str | None = None
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in self.headers.items():
-                    headers[name] = value
-                if cookie is not None:
-                    headers.append("Set-Cookie", cookie)
-            await send(message)
-
-        if refusal := self._stranger(request.headers):
-            await _json({"error": refusal}, 403)(scope, receive, guarded)
-            return
-        if self.token is not None and not self._same(request.cookies.get(self.cookie)):
-            if not (scope["path"] == "/" and request.method == "GET" and self._same(request.query_params.get("token"))):
-                text = "This page needs its key: open the whole address that `diffatr serve` printed."
-                await _json({"error": text}, 401)(scope, receive, guarded)
-                return
-            # Not by a redirect: after one, a link in a mail would come without the strict cookie that it has just got.
-            cookie = f"{self.cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict"
-        await self.app(scope, receive, guarded)
-
-    def _same(self, offered: str | None) -> bool:
-        return hmac.compare_digest((offered or "").encode(), (self.token or "").encode())
-
-    def _stranger(self, headers: Headers) -> str | None:
-        """Why a request comes from another page than this one, or for another name than this server's."""
-        host = headers.get("host", "")
-        if self.hosts is not None and _hostname(host) not in self.hosts:
-            return "This server answers to its own name only. Open the address that `diffatr serve` printed."
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != host:
-            return "Other pages may not ask this one."
-        # Sounds and pictures are fetched without an origin; browsers say where such a request comes from in this header.
-        if headers.get("sec-fetch-site") in ("cross-site", "same-site") and headers.get("sec-fetch-mode") != "navigate":
-            return "Other pages may not ask this one."
-        return None
-
-
-def _hostname(host: str) -> str:
-    """A `Host` header without its port, in lower case."""
-    return re.sub(r":\d*$", "", host).lower()
-
-
-def _page() -> tuple[bytes, str]:
-    """The page, and the policy that lets its own script and style run, by their hashes, and nothing else."""
-    text = files(__package__).joinpath("web/page.html").read_text(encoding="utf-8")
-
-    def hashes(tag: str) -> str:
-        found = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in found)
-
-    policy = "; ".join(
-        (
-            "default-src 'none'",
-            f"script-src {hashes('script')}",
-            f"style-src {hashes('style')}",
-            "img-src 'self' data:",  # data: is the page's own icon
-            "media-src 'self'",
-            "connect-src 'self'",
-            "base-uri 'none'",
-            "form-action 'none'",
-            "frame-ancestors 'none'",
-        )
-    )
-    return text.encode(), policy
-
-
-def _json(document: Any, status: int = 200) -> Response:
-    # Escaped to ASCII, because names of files need not be valid text.
-    return Response(json.dumps(document, allow_nan=False), status, media_type="application/json")
-
-
 def _found(library: Library, found: Found, began: float) -> Response:
-    return _json(
+    return json_response(
         {
             "hits": [_hit(library, hit) for hit in found.hits],
             "present": found.present,
@@ -426,37 +327,3 @@ def _ranged(content: bytes, asked: str | None, media_type: str) -> Response:
         return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{size}"})
     headers["Content-Range"] = f"bytes {first}-{last}/{size}"
     return Response(content[first : last + 1], 206, headers, media_type)
-
-
-def listen(host: str, port: int | None) -> socket.socket:
-    """A socket that listens. `port` None is `PORT`, or any that is free where that is taken; 0 is any that is free.
-
-    Raises:
-        DiffATRError: the port is taken, or there is no such host on this machine.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, PORT if port is None else port, type=socket.SOCK_STREAM)[0]
-    except OSError as error:
-        raise DiffATRError(f"--host {host}: no address of this machine ({error.strerror}).") from None
-    for place in (address, (address[0], 0, *address[2:])) if port is None else (address,):
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        if os.name != "nt":  # there it would let two servers share a port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(place)
-            listener.listen(128)
-            return listener
-        except OSError as error:
-            listener.close()
-            trouble = error
-    raise DiffATRError(
-        f"{host}, port {PORT if port is None else port}: cannot be listened on ({trouble.strerror}). Name another: --port 0"
-    )
-
-
-def run(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until Ctrl-C, which comes out as KeyboardInterrupt once open answers are ended."""
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
-    )
-    uvicorn.Server(config).run(sockets=[listener])

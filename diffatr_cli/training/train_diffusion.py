@@ -12,22 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .calibration import calibrate
-from .checkpoint import load_state, load_weights, save_state, save_weights
-from .core.denoiser import AttentionDenoiser
-from .core.gradients import clip_gradients
-from .core.losses import cosine_similarity, generation_loss
-from .core.metrics import retrieval_metrics
-from .core.schedule import NoiseSchedule
-from .core.scoring import diffusion_scores, fuse
-from .data.manifest import load_dataset
-from .embeddings import CandidateBatches, embedded_splits
-from .errors import DiffATRError, UsageError
-from .gallery import Captions, Gallery, recall_sum
-from .model import DIRECTIONS, Direction, build_denoiser, build_schedule, resolve_device, wants_bf16, weights_hash
-from .progress import Progress, silent
-from .recipe_schema import Recipe
-from .runs import BEST, LAST, MetricsLog, TrainingResult, open_phase, resume_command, run_folder
+from ..checkpoint import load_state, load_weights, save_state, save_weights
+from ..core.denoiser import AttentionDenoiser
+from ..core.gradients import clip_gradients
+from ..core.losses import cosine_similarity, generation_loss
+from ..core.metrics import retrieval_metrics
+from ..core.schedule import NoiseSchedule
+from ..core.scoring import diffusion_scores, fuse
+from ..data.manifest import load_dataset
+from ..errors import DiffATRError, UsageError
+from ..evaluation.embedded_split import Captions, Gallery, recall_sum
+from ..model import build_denoiser, build_schedule, resolve_device, wants_bf16, weights_hash
+from ..progress import Progress, silent
+from ..recipe_schema import Recipe
+from ..runs import BEST, LAST, run_folder
+from ..types import DIRECTIONS, Direction
+from .candidates import CandidateBatches
+from .fit_calibration import calibrate
+from .phase_folder import MetricsLog, TrainingResult, open_phase, resume_command
+from .views import embedded_splits
 
 
 def denoising_loss(

@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch
 
-from .core.calibration import Calibration, Logistic, presence_features
-from .core.denoiser import AttentionDenoiser
-from .core.factored import FactoredDenoiser
-from .core.losses import cosine_similarity
-from .core.schedule import NoiseSchedule
-from .core.scoring import diffusion_draws, diffusion_scores, fuse
-from .core.text import normalise_caption
-from .gallery import Captions, Gallery
-from .model import Direction
-from .recipe_schema import Recipe
+from ..core.calibration import Calibration, Logistic, presence_features
+from ..core.denoiser import AttentionDenoiser
+from ..core.factored import FactoredDenoiser
+from ..core.losses import cosine_similarity
+from ..core.schedule import NoiseSchedule
+from ..core.scoring import diffusion_draws, diffusion_scores, fuse
+from ..core.text import normalise_caption
+from ..evaluation.embedded_split import Captions, Gallery
+from ..recipe_schema import Recipe
+from ..types import Direction
 
 SHORTLIST = 100  # candidates that a search re-ranks, so what scores and distributions are fitted for
 QUERIES = 400  # at most, drawn from the captions and from the clips

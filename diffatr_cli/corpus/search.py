@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .core.calibration import presence_features
-from .core.denoiser import AttentionDenoiser
-from .core.factored import FactoredDenoiser
-from .core.scoring import diffusion_draws
-from .errors import UsageError
+from ..core.calibration import presence_features
+from ..core.denoiser import AttentionDenoiser
+from ..core.factored import FactoredDenoiser
+from ..core.scoring import diffusion_draws
+from ..errors import UsageError
 from .index import Recordings, spans
 
 if TYPE_CHECKING:
-    from .core.sampler import OnStep
-    from .model import Direction, Retriever
+    from ..core.sampler import OnStep
+    from ..model import Retriever
+    from ..types import Direction
 
 
 @dataclass(frozen=True)

@@ -17,21 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_state, load_weights, save_state, save_weights
-from .core.gradients import clip_gradients
-from .core.logmel import SAMPLE_RATE
-from .core.losses import nt_xent
-from .data.logmels import LogMels, cached_logmels
-from .data.manifest import Dataset, load_dataset
-from .diffusion import DenoiserPair, rank_by_diffusion
-from .embeddings import augmented_views
-from .errors import DiffATRError
-from .gallery import Captions, Gallery, cosine_metrics, embed_logmels, recall_sum
-from .heads import PooledViews, refit_heads
-from .model import build_towers, resolve_device, trained_state, wants_bf16
-from .progress import Progress, silent
-from .recipe_schema import PretrainSection, Recipe
-from .runs import BEST, LAST, MetricsLog, TrainingResult, open_phase, resume_command, run_folder
+from ..checkpoint import load_state, load_weights, save_state, save_weights
+from ..core.gradients import clip_gradients
+from ..core.losses import nt_xent
+from ..data.logmels import LogMels, cached_logmels
+from ..data.manifest import Dataset, load_dataset
+from ..errors import DiffATRError
+from ..evaluation.embedded_split import Captions, Gallery, cosine_metrics, embed_logmels, recall_sum
+from ..model import build_towers, resolve_device, trained_state, wants_bf16
+from ..progress import Progress, silent
+from ..recipe_schema import PretrainSection, Recipe
+from ..runs import BEST, LAST, run_folder
+from ..types import SAMPLE_RATE
+from .phase_folder import MetricsLog, TrainingResult, open_phase, resume_command
+from .refit_heads import PooledViews, refit_heads
+from .train_diffusion import DenoiserPair, rank_by_diffusion
+from .views import augmented_views
 
 
 @dataclass(frozen=True)

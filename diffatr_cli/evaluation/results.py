@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .paper import CHAIN, Direction, PaperValue, System, paper_result
+from ..types import Direction, System
+from .paper import CHAIN, PaperValue, paper_result
 
 METRICS = ("r1", "r5", "r10", "map10", "medr", "meanr")
 

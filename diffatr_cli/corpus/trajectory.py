@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import UsageError
+from ..errors import UsageError
 from .index import Recordings
 from .search import best_windows, check_steps, draws
 
 if TYPE_CHECKING:
-    from .model import Retriever
+    from ..model import Retriever
 
 
 @dataclass(frozen=True)

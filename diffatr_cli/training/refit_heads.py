@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core.gradients import clip_gradients
-from .core.losses import nt_xent
-from .core.towers import TwoTowers
-from .gallery import Captions
-from .progress import Progress, silent
-from .recipe_schema import Recipe
+from ..core.gradients import clip_gradients
+from ..core.losses import nt_xent
+from ..core.towers import TwoTowers
+from ..evaluation.embedded_split import Captions
+from ..progress import Progress, silent
+from ..recipe_schema import Recipe
 
 
 @dataclass(frozen=True)

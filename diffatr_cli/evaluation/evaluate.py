@@ -7,24 +7,15 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from .checkpoint import load_weights, save_weights
-from .core.losses import cosine_similarity
-from .core.metrics import MetricAccumulator
-from .core.scoring import diffusion_score_blocks, fuse
-from .data.manifest import Dataset, load_dataset, read_piece
-from .errors import UsageError
-from .gallery import Captions, Gallery
-from .model import DIRECTIONS, Direction, Retriever, load_retriever
-from .progress import Progress, silent
-from .report.paper import System
-from .report.results import EvaluationResult, SystemResult
-from .runs import find_runs, run_folder, seeds_of
-
-CLIPS_AT_ONCE = 64  # whose audio is in memory together while a test split is embedded
-QUERIES_AT_ONCE = 1024
+from ..data.manifest import load_dataset
+from ..errors import UsageError
+from ..model import load_retriever
+from ..progress import Progress, silent
+from ..runs import find_runs, run_folder, seeds_of
+from ..types import DIRECTIONS, Direction, System
+from .embedded_split import Captions, embedded_gallery
+from .ranking import rank
+from .results import EvaluationResult, SystemResult
 
 
 def evaluate(
@@ -103,69 +94,3 @@ def cross_domain(names: tuple[str, str], models: Sequence[str | None] = (None,),
     Takes `evaluate`'s other arguments and raises what it raises.
     """
     return [evaluate(source, target, model=model, **options) for source, target in permutations(names) for model in models]
-
-
-def rank(
-    retriever: Retriever,
-    gallery: Gallery,
-    direction: Direction,
-    steps: int | None = None,
-    shortlist: int | None = None,
-    noise_seed: int = 0,
-    progress: Progress = silent,
-) -> dict[System, dict[str, float]]:
-    """Metrics of each system in one direction: `baseline` by cosine, `diff` by cosine + weight * x0_hat.
-
-    With strategy `gen` there is no contrastive space: `diff` ranks by x0_hat alone, and there is no baseline. A model
-    without phase two has no `diff`. Blocks of queries pass through, so the full matrix is never held.
-    """
-    queries, candidates, relevant = gallery.task(direction)
-    by_cosine, by_diffusion = MetricAccumulator(), MetricAccumulator()
-    if not retriever.denoisers:
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            rows = slice(start, start + QUERIES_AT_ONCE)
-            by_cosine.update(cosine_similarity(queries[rows], candidates), relevant[rows])
-        return {"baseline": by_cosine.result()}
-    alone = retriever.recipe.model.strategy == "gen"
-    section = retriever.recipe.evaluation
-    blocks = diffusion_score_blocks(
-        retriever.denoisers[direction],
-        queries,
-        candidates,
-        retriever.schedule,
-        steps=steps or section.steps,
-        eta=section.eta,
-        seed=noise_seed,
-        shortlist=shortlist or section.shortlist,
-        draws=section.draws,
-        x0=retriever.x0,
-    )
-    for rows, x0_hat in blocks:
-        cosine = cosine_similarity(queries[rows], candidates)
-        by_cosine.update(cosine, relevant[rows])
-        by_diffusion.update(x0_hat if alone else fuse(cosine, x0_hat, retriever.fusion_weights[direction]), relevant[rows])
-        progress(rows.stop, len(queries), f"diffusion, {direction}")
-    return {"diff": by_diffusion.result()} if alone else {"baseline": by_cosine.result(), "diff": by_diffusion.result()}
-
-
-def embedded_gallery(retriever: Retriever, run: Path, dataset: Dataset, split: str, progress: Progress = silent) -> Gallery:
-    """A split's embeddings by a run's encoders, from the cache in its folder or computed into it.
-
-    Clips are embedded whole, a few at a time.
-    """
-    clips = dataset.split(split)
-    captions = Captions.of(clips)
-    path = run / "pretrain" / f"embeddings-{dataset.name}-{split}.safetensors"
-    source = {"encoders": retriever.model_id, "data": dataset.fingerprint}
-    if path.is_file():
-        tensors, facts = load_weights(path)
-        if facts == source:
-            return Gallery(tensors["audio"], tensors["text"], captions.owner)
-    parts = []
-    for start in range(0, len(clips), CLIPS_AT_ONCE):
-        part = clips[start : start + CLIPS_AT_ONCE]
-        parts.append(retriever.embed_audio([read_piece(dataset.root / clip.path) for clip in part]))
-        progress(start + len(part), len(clips), f"embedding {dataset.name} {split}")
-    tensors = {"audio": torch.from_numpy(np.concatenate(parts)), "text": torch.from_numpy(retriever.embed_text(captions.texts))}
-    save_weights(path, tensors, source)
-    return Gallery(tensors["audio"], tensors["text"], captions.owner)

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from .data.audio import SAMPLE_RATE, Samples
-from .errors import DiffATRError
+from ..data.audio import Samples
+from ..errors import DiffATRError
+from ..progress import Progress, silent
+from ..types import SAMPLE_RATE
 from .index import FolderIndex, IndexReport, Recordings
-from .progress import Progress, silent
 from .search import Found, check_steps, embed_sound, embed_texts, search
 from .trajectory import Trajectory, trajectory
 
 if TYPE_CHECKING:
-    from .model import Retriever
+    from ..model import Retriever
 
 _PIECE = 8  # windows that indexing embeds before it lets a search go first
 _REREAD = 5.0  # seconds at least between two looks at an index that grows

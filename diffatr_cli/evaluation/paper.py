@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
-System = Literal["baseline", "diff"]
-"""`baseline` ranks by cosine similarity alone; `diff` uses the diffusion model."""
-Direction = Literal["t2a", "a2t"]
-"""Text-to-audio: captions query clips. Audio-to-text: clips query captions."""
+from ..types import Direction, System
 
 
 class PaperValue(NamedTuple):
