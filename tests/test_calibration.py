@@ -18,7 +18,7 @@ from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.metrics import auroc, reliability
 from diffatr_cli.core.schedule import NoiseSchedule
 from diffatr_cli.data.manifest import Clip
-from diffatr_cli.evaluation.embedded_split import Captions, Gallery
+from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedSplit
 from diffatr_cli.model import load_retriever
 from diffatr_cli.recipe_schema import Recipe
 from diffatr_cli.training.fit_calibration import calibrate, matching
@@ -116,7 +116,7 @@ def test_calibration_tells_near_from_far_and_there_from_not() -> None:
     captions = clips(*((f"kind {'abcdefghij'[kind]}",) for kind in kinds))
     denoisers = {d: AttentionDenoiser(dim, 8, generator=torch.Generator().manual_seed(i)) for i, d in enumerate(("t2a", "a2t"))}
     fitted = calibrate(
-        Gallery(audio, text, np.arange(80)),
+        EmbeddedSplit(audio, text, np.arange(80)),
         captions,
         denoisers,  # type: ignore[arg-type]
         {"t2a": 0.1, "a2t": 0.1},
@@ -135,7 +135,7 @@ def test_calibration_tells_near_from_far_and_there_from_not() -> None:
 
 
 def test_without_two_sounds_there_is_nothing_to_fit() -> None:
-    gallery = Gallery(torch.eye(2, 4), torch.eye(2, 4), np.arange(2))
+    gallery = EmbeddedSplit(torch.eye(2, 4), torch.eye(2, 4), np.arange(2))
     denoisers = {d: AttentionDenoiser(4, 8) for d in ("t2a", "a2t")}
     same = calibrate(
         gallery, clips(("x",), ("x",)), denoisers, {"t2a": 0.1, "a2t": 0.1}, NoiseSchedule.cosine(4), Recipe(), seed=0

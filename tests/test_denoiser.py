@@ -105,7 +105,7 @@ def test_multiplied_out_has_the_same_logits_and_gradients(output, attention_scal
     candidates = randn(*((4, 6) if shared else (3, 4, 6)), seed=2).double()
     x_k, level, query = randn(3, 4).double(), torch.tensor([0, 3, 49]), randn(3, 6, seed=1).double()
     answers = []
-    for run in (denoiser.forward, denoiser.multiplied_out):
+    for run in (denoiser.forward, denoiser.factored_forward):
         denoiser.zero_grad()
         logits = run(x_k, level, query, candidates)
         generation_loss(logits, torch.tensor([1, 0, 3])).backward()

@@ -16,7 +16,7 @@ from torch.nn import functional
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.schedule import NoiseSchedule
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.evaluation.embedded_split import Gallery, cosine_metrics, recall_sum
+from diffatr_cli.evaluation.embedded_split import EmbeddedSplit, cosine_metrics, recall_sum
 from diffatr_cli.model import load_retriever
 from diffatr_cli.recipe_schema import DiffusionSection
 from diffatr_cli.training.candidates import CandidateBatches, nearest_others
@@ -34,12 +34,12 @@ def unit(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def views(clips: int = 20, per_clip: int = 2, count: int = 3) -> TrainingViews:
-    owner = torch.arange(clips).repeat_interleave(per_clip)
-    return TrainingViews(unit(count, clips, 8), unit(clips * per_clip, 8, seed=1), owner, torch.arange(clips))
+    clip_index = torch.arange(clips).repeat_interleave(per_clip)
+    return TrainingViews(unit(count, clips, 8), unit(clips * per_clip, 8, seed=1), clip_index, torch.arange(clips))
 
 
 def test_clips_of_one_sound_are_true_together_and_no_negatives() -> None:
-    train = dataclasses.replace(views(), sounds=torch.arange(20) // 4)
+    train = dataclasses.replace(views(), positive_group=torch.arange(20) // 4)
     for direction, query, candidates, x_0 in CandidateBatches(train, section(), seed=0)(0, 0):
         for row in range(6):
             same = [owner_of(c, train) // 4 == owner_of(query[row], train) // 4 for c in candidates]
@@ -79,7 +79,7 @@ def test_batches_put_the_truth_where_x_0_says(fields: dict[str, object]) -> None
 def owner_of(vector: torch.Tensor, train: TrainingViews) -> int:
     near_text = (train.text - vector).norm(dim=1)
     near_audio = (train.audio - vector).norm(dim=2).amin(0)
-    return int(train.owner[near_text.argmin()]) if near_text.min() < near_audio.min() else int(near_audio.argmin())
+    return int(train.clip_index[near_text.argmin()]) if near_text.min() < near_audio.min() else int(near_audio.argmin())
 
 
 def test_nearest_others_by_brute_force() -> None:
@@ -105,7 +105,7 @@ def test_the_loss_of_a_perfect_and_of_an_ignorant_denoiser() -> None:
 
     def ask(logits: torch.Tensor) -> float:
         perfect = AttentionDenoiser(4, 4)
-        perfect.multiplied_out = lambda *_: logits  # type: ignore[method-assign]
+        perfect.factored_forward = lambda *_: logits  # type: ignore[method-assign]
         return denoising_loss(perfect, schedule, torch.zeros(3, 4), torch.zeros(4, 4), x_0).item()
 
     assert ask(x_0 * 100) < 1e-6
@@ -123,9 +123,9 @@ def test_learns_and_keeps_a_record(trained: Path) -> None:
 def test_fusion_never_ranks_validation_worse_than_cosine(workshop: Workshop) -> None:
     torch.manual_seed(0)
     pair = DenoiserPair(workshop.recipe())
-    owner = np.repeat(np.arange(10), 2)
+    clip_index = np.repeat(np.arange(10), 2)
     audio = unit(10, 16)
-    gallery = Gallery(audio, functional.normalize(audio[owner] + unit(20, 16, seed=1), dim=1), owner)
+    gallery = EmbeddedSplit(audio, functional.normalize(audio[clip_index] + unit(20, 16, seed=1), dim=1), clip_index)
     for direction in ("t2a", "a2t"):
         weight, metrics = choose_fusion(gallery, direction, pair, seed=0)  # type: ignore[arg-type]
         assert recall_sum(metrics) >= recall_sum(cosine_metrics(gallery)[direction])  # type: ignore[index]

@@ -118,12 +118,12 @@ def test_batches_visit_everything_once(counts: list[int], size: int, per_clip: i
     seen = np.concatenate(pairs)
     assert len(set(seen)) == len(seen) == max(sum(counts) // size * size, min(sum(counts), size))
     clips = epoch_batches(captions, PretrainSection(items="clips", batch_size=size, captions_per_clip=per_clip), 0, epoch)
-    owners = [captions.owner[batch] for batch in clips]
+    owners = [captions.clip_index[batch] for batch in clips]
     assert all(len(set(o)) == min(size, len(counts)) for o in owners)
     assert len({c for o in owners for c in o}) == sum(len(set(o)) for o in owners)
-    for batch, owner in zip(clips, owners, strict=True):
+    for batch, clip_index in zip(clips, owners, strict=True):
         assert len(set(batch)) == len(batch)
-        assert all((owner == clip).sum() == min(per_clip, counts[clip]) for clip in set(owner))
+        assert all((clip_index == clip).sum() == min(per_clip, counts[clip]) for clip in set(clip_index))
 
 
 def test_batches_by_length_hold_clips_of_about_one_length() -> None:
@@ -234,7 +234,7 @@ def test_refitting_learns_from_jittered_captions() -> None:
     )
     towers = TwoTowers(SmallCnn((8, 12)), None, 10, 8)
     captions = Captions.of([Clip(str(i), "train", "", 1.0, (f"kind {int(kind)}",)) for i, kind in enumerate(kinds)])
-    views = PooledViews(audio[None].repeat(2, 1, 1), text, captions, captions.sounds("positives"))
+    views = PooledViews(audio[None].repeat(2, 1, 1), text, captions, captions.positive_groups("positives"))
     loss = refit_heads(towers, views, recipe, 0, torch.device("cpu"))
     towers.eval()
     cosine = towers.embed_pooled_text(text + 0.2 * torch.randn(40, 10, generator=generator)) @ towers.embed_pooled_audio(audio).T

@@ -240,8 +240,8 @@ def term(groups, queries, n, hidden, dtype=torch.float32):
     ]
 
 
-def reference(table, floor, weight):
-    a, b, w = (x.double().numpy() for x in (table, floor, weight))
+def reference(table, negative_hidden, weight):
+    a, b, w = (x.double().numpy() for x in (table, negative_hidden, weight))
     return np.einsum("gtnh,h->gtn", np.maximum(a[:, None], b[:, :, None]), w)
 
 
@@ -260,11 +260,11 @@ def test_kernels_equal_numpy(shape, threads, monkeypatch):
 @pytest.mark.parametrize("block", [kernels._block_of_nine, kernels._block_of_sixteen])
 def test_both_tilings_equal_numpy(shape, block):
     """Whichever of the two this processor uses."""
-    table, floor, weight = term(*shape)
-    out = torch.full((shape[0], floor.shape[1], table.shape[1]), torch.nan)
+    table, negative_hidden, weight = term(*shape)
+    out = torch.full((shape[0], negative_hidden.shape[1], table.shape[1]), torch.nan)
     for g in range(shape[0]):
-        block(table[g].numpy(), floor[g].numpy(), weight.numpy(), out[g].numpy())
-    assert out.numpy() == pytest.approx(reference(table, floor, weight), abs=2e-5)
+        block(table[g].numpy(), negative_hidden[g].numpy(), weight.numpy(), out[g].numpy())
+    assert out.numpy() == pytest.approx(reference(table, negative_hidden, weight), abs=2e-5)
 
 
 def test_the_attended_mean_equals_a_softmax_over_all_candidates(threads, monkeypatch):

@@ -24,7 +24,7 @@ from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.corpus.index import FolderIndex, IndexReport
 from diffatr_cli.corpus.search import embed_sound, embed_texts, search
-from diffatr_cli.corpus.session import Library, Turns, key_of
+from diffatr_cli.corpus.session import PriorityLock, SearchSession, key_of
 from diffatr_cli.corpus.trajectory import trajectory
 from diffatr_cli.data.audio import AudioError, load_audio
 from diffatr_cli.data.excerpt import duration, read_excerpt
@@ -49,7 +49,7 @@ def make_clips(folder):
 
 
 def make_library(folder, **options):
-    return Library(FakeRetriever(phase_two=True), FolderIndex(folder), **options)
+    return SearchSession(FakeRetriever(phase_two=True), FolderIndex(folder), **options)
 
 
 def client_of(library, **options):
@@ -130,7 +130,7 @@ def test_a_text_finds_what_search_finds(client, library):
 
 
 def test_settings_reach_the_search(library):
-    other = Library(library.model, library.folder, shortlist=2, steps=3, seed=7)
+    other = SearchSession(library.model, library.folder, shortlist=2, steps=3, seed=7)
     other.update()
     model = library.model
     expected = search(
@@ -146,7 +146,7 @@ def test_probabilities_are_passed_on(library):
     class Calibrated(FakeRetriever):
         calibration = Calibration(*[Logistic((1.0,), 0.0)] * 3, Logistic((0.0,) * 5, -2.0))
 
-    made = Library(Calibrated(phase_two=True), library.folder)
+    made = SearchSession(Calibrated(phase_two=True), library.folder)
     made.update()
     document = client_of(made).get("/api/search", params={"q": "900 Hz"}).json()
     assert document["calibrated"]
@@ -533,7 +533,7 @@ def test_no_trajectory_without_a_denoiser(library):
 def test_a_trained_model_is_served(workshop, trained, tmp_path):
     shutil.copytree(workshop.data / "tones" / "test", tmp_path / "clips")
     model = load_retriever(trained, "cpu")
-    made, outcomes = Library(model, FolderIndex(tmp_path / "clips"), seed=1), []
+    made, outcomes = SearchSession(model, FolderIndex(tmp_path / "clips"), seed=1), []
     made.start(told=outcomes.append)
     until(lambda: outcomes, 60)
     client = client_of(made)
@@ -558,7 +558,7 @@ def until(condition, seconds=10.0):
 
 
 def test_patience():
-    turns, order, started = Turns(), [], threading.Event()
+    turns, order, started = PriorityLock(), [], threading.Event()
 
     def work(name, patient):
         started.set()

@@ -14,7 +14,7 @@ import soundfile
 from fake_retriever import RATE, FakeRetriever, tone, write_tone
 
 from diffatr_cli.corpus.index import FolderIndex
-from diffatr_cli.corpus.session import Library
+from diffatr_cli.corpus.session import SearchSession
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if BROWSER is None:
@@ -52,7 +52,7 @@ def library(tmp_path_factory):
     soundfile.write(folder / "long.flac", [*tone(300, 30), *tone(7000, 10), *tone(300, 30)], RATE)
     soundfile.write(folder / "other.aiff", tone(200, 2), RATE)
     write_tone(folder / "<img src=x onerror=alert(1)> with a name far too long for the width of a telephone.wav", 5500, 2)
-    made = Library(FakeRetriever(phase_two=True), FolderIndex(folder))
+    made = SearchSession(FakeRetriever(phase_two=True), FolderIndex(folder))
     made.update()
     return made
 

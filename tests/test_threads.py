@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from diffatr_cli.core.threads import each
+from diffatr_cli.core.threads import parallel_for
 
 
 def test_two_parts_run_at_once_each_with_one_thread_of_torch(two_threads):
@@ -18,14 +18,14 @@ def test_two_parts_run_at_once_each_with_one_thread_of_torch(two_threads):
         met.wait(10)  # nobody passes alone
         seen.append((part, torch.get_num_threads()))
 
-    each(work, range(2))
+    parallel_for(work, range(2))
     assert sorted(seen) == [(0, 1), (1, 1)]
     assert torch.get_num_threads() == 2
 
 
 def test_parts_within_parts_do_not_wait_for_one_another(two_threads):
     seen = []
-    each(lambda outer: each(lambda inner: seen.append((outer, inner)), range(3)), range(4))
+    parallel_for(lambda outer: parallel_for(lambda inner: seen.append((outer, inner)), range(3)), range(4))
     assert sorted(seen) == [(outer, inner) for outer in range(4) for inner in range(3)]
 
 
@@ -40,7 +40,7 @@ def test_autograd_is_as_it_was_outside(two_threads, mode):
             flags.append(torch.is_inference_mode_enabled())
             kept[part] = 1  # of an inference tensor allowed in that mode only
 
-        each(work, range(2))
+        parallel_for(work, range(2))
     assert out == [mode is torch.enable_grad] * 2
     assert flags == [mode is torch.inference_mode] * 2
     assert kept.tolist() == [1, 1]
@@ -52,16 +52,16 @@ def test_an_error_reaches_the_caller(two_threads):
             raise ValueError("part 3")
 
     with pytest.raises(ValueError, match="part 3"):
-        each(work, range(5))
+        parallel_for(work, range(5))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_starts_threads_of_its_own(two_threads):
-    each(lambda part: None, range(2))
+    parallel_for(lambda part: None, range(2))
     child = os.fork()
     if not child:
         seen = []
-        each(seen.append, range(5))
+        parallel_for(seen.append, range(5))
         os._exit(0 if sorted(seen) == list(range(5)) else 1)
     for _ in range(200):  # a child that waits for threads which it does not have would wait for ever
         done, status = os.waitpid(child, os.WNOHANG)

@@ -52,7 +52,7 @@ def serve(
     import secrets
     import webbrowser
 
-    from ..corpus.session import Library
+    from ..corpus.session import SearchSession
     from ..web import server
     from ..web.app import make_app
 
@@ -60,7 +60,7 @@ def serve(
     listener = server.listen(host, port)
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    library = Library(load_model(run, runs, device), folder, shortlist=shortlist, steps=steps, seed=seed)
+    library = SearchSession(load_model(run, runs, device), folder, shortlist=shortlist, steps=steps, seed=seed)
     token = None if loopback else secrets.token_urlsafe(24)
     hosts = frozenset((_bracketed(host).lower(), "localhost", "127.0.0.1", "[::1]")) if loopback else None
     url = f"http://{_bracketed(_reachable(host))}:{number}/" + (f"?token={token}" if token else "")

@@ -135,7 +135,7 @@ class AttentionDenoiser(nn.Module):
             return logits + attention
         return logits
 
-    def multiplied_out(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor) -> Tensor:
+    def factored_forward(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor) -> Tensor:
         """`forward` with its linear layers applied to the terms of their sums: the same logits and gradients, for training.
 
         W_K (c + e) . Q = (W_K^T Q) . c + Q . W_K e; E = W_V (sum_i w_i c_i + e), since the weights w sum to one; and

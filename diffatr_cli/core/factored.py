@@ -108,28 +108,30 @@ SMALL_TERM = 2**20  # T x N x H below which loading numba takes longer than the 
 EAGER_ENTRIES = 2**24  # of the (G, T, N, H) array that `eager_term` holds at a time
 
 
-def fused_term(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
-    """sum_h weight[h] max(table[g, i, h], floor[g, t, h]) -> (G, T, N), without an array of all its terms.
+def fused_term(table: Tensor, negative_hidden: Tensor, weight: Tensor) -> Tensor:
+    """sum_h weight[h] max(table[g, i, h], negative_hidden[g, t, h]) -> (G, T, N), without an array of all its terms.
 
     Args:
         table: (G, N, H).
-        floor: (G, T, H).
+        negative_hidden: (G, T, H).
         weight: (H,).
     """
     if table.is_cuda:
         try:
             from .kernels_triton import decode_triton
         except ImportError:  # torch without Triton
-            return eager_term(table, floor, weight)
-        return decode_triton(table, floor, weight)
-    if table.numel() * floor.shape[1] <= SMALL_TERM:
-        return eager_term(table, floor, weight)
+            return eager_term(table, negative_hidden, weight)
+        return decode_triton(table, negative_hidden, weight)
+    if table.numel() * negative_hidden.shape[1] <= SMALL_TERM:
+        return eager_term(table, negative_hidden, weight)
     from .kernels import decode_numba
 
-    return decode_numba(table, floor, weight)
+    return decode_numba(table, negative_hidden, weight)
 
 
-def eager_term(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
+def eager_term(table: Tensor, negative_hidden: Tensor, weight: Tensor) -> Tensor:
     """`fused_term` in plain torch on any device, in blocks of candidates."""
-    block = max(1, EAGER_ENTRIES // max(1, floor.numel()))
-    return torch.cat([torch.maximum(part[:, None], floor[:, :, None]) @ weight for part in torch.split(table, block, 1)], 2)
+    block = max(1, EAGER_ENTRIES // max(1, negative_hidden.numel()))
+    return torch.cat(
+        [torch.maximum(part[:, None], negative_hidden[:, :, None]) @ weight for part in torch.split(table, block, 1)], 2
+    )

@@ -1,7 +1,7 @@
 """What `factored` does for every pair of query and candidate at every step, on the CPU, in numba.
 
-The decoder's term, sum_h weight[h] max(table[i, h], floor[t, h]), and the attention's mean, softmax(attention) @ values; and
-for training the gradients of sum_h weight[h] relu(table[i, h] + hidden[t, h]), which `pairwise` takes of the term.
+The decoder's term, sum_h weight[h] max(table[i, h], negative_hidden[t, h]), and the attention's mean, softmax(attention) @
+values; and for training the gradients of sum_h weight[h] relu(table[i, h] + hidden[t, h]), which `pairwise` takes of the term.
 G groups of queries that share candidates, T queries of a group, N candidates of a group, H hidden width.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .threads import each
+from .threads import parallel_for
 
 CACHED_BYTES = 2**18  # of table rows that stay in a core's second-level cache while every query passes over them
 QUERIES = 256  # a block
@@ -29,14 +29,14 @@ TILE = 64  # queries, and candidates, that are gone through together
 LANES = 16  # logits whose maximum is taken together
 
 
-def decode_numba(table: Tensor, floor: Tensor, weight: Tensor) -> Tensor:
-    """The term for table (G, N, H), floor (G, T, H) and weight (H,) -> (G, T, N), on as many threads as torch uses.
+def decode_numba(table: Tensor, negative_hidden: Tensor, weight: Tensor) -> Tensor:
+    """The term for table (G, N, H), negative_hidden (G, T, H) and weight (H,) -> (G, T, N), on as many threads as torch uses.
 
     All float32 or all float64.
     """
-    (groups, n, hidden), queries = table.shape, floor.shape[1]
+    (groups, n, hidden), queries = table.shape, negative_hidden.shape[1]
     out = torch.empty(groups, queries, n, dtype=table.dtype)
-    arrays = table.contiguous().numpy(), floor.contiguous().numpy(), weight.contiguous().numpy(), out.numpy()
+    arrays = table.contiguous().numpy(), negative_hidden.contiguous().numpy(), weight.contiguous().numpy(), out.numpy()
     rows = max(4, CACHED_BYTES // (hidden * table.element_size()) // 4 * 4)
     blocks = groups * -(-n // rows) * -(-queries // QUERIES)
     _share_out(lambda start, stop: _decode(*arrays, rows, start, stop), blocks, out.numel() * hidden > SMALL)
@@ -79,7 +79,7 @@ def _share_out(work: Callable[[int, int], None], count: int, worth_it: bool) -> 
     """Do `work(start, stop)` for all of 0..count, on as many threads as torch uses if that is worth it."""
     parts = max(1, min(count, 8 * torch.get_num_threads()) if worth_it else 1)  # several a thread, in case one is slowed
     ends = [count * part // parts for part in range(parts + 1)]
-    each(lambda span: work(*span), list(pairwise(ends)))
+    parallel_for(lambda span: work(*span), list(pairwise(ends)))
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -179,15 +179,15 @@ def _row(a: Any, b: Any, weight: Any, out: Any) -> None:
 
 
 @jit
-def _decode(table: Any, floor: Any, weight: Any, out: Any, rows: int, start: int, stop: int) -> None:
+def _decode(table: Any, negative_hidden: Any, weight: Any, out: Any, rows: int, start: int, stop: int) -> None:
     """The blocks start..stop, of `rows` table rows by QUERIES queries each, counted through all groups."""
-    down, across = -(-table.shape[1] // rows), -(-floor.shape[1] // QUERIES)
+    down, across = -(-table.shape[1] // rows), -(-negative_hidden.shape[1] // QUERIES)
     for block in range(start, stop):
         g, i, t = block // (down * across), block // across % down * rows, block % across * QUERIES
-        if floor.shape[1] == 1:
-            _row(table[g, i : i + rows], floor[g, 0], weight, out[g, 0, i : i + rows])
+        if negative_hidden.shape[1] == 1:
+            _row(table[g, i : i + rows], negative_hidden[g, 0], weight, out[g, 0, i : i + rows])
         else:
-            _block(table[g, i : i + rows], floor[g, t : t + QUERIES], weight, out[g, t : t + QUERIES, i : i + rows])
+            _block(table[g, i : i + rows], negative_hidden[g, t : t + QUERIES], weight, out[g, t : t + QUERIES, i : i + rows])
 
 
 @jit

@@ -16,7 +16,7 @@ from torch import Tensor
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser, PreparedCandidates, attended_mean
 from .schedule import NoiseSchedule
-from .threads import each
+from .threads import parallel_for
 
 Denoise = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (x_k, level, query, candidates) -> logits
 Noise = Tensor | Callable[[int], Tensor]
@@ -213,7 +213,7 @@ def fast_ddim_sample(
         for first in blocks:
             sample(first)
     else:
-        each(sample, blocks)
+        parallel_for(sample, blocks)
     return out
 
 

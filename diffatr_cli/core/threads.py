@@ -22,7 +22,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_pools.clear)  # threads do not survive it
 
 
-def each(work: Callable[[Part], object], parts: Sequence[Part]) -> None:
+def parallel_for(work: Callable[[Part], object], parts: Sequence[Part]) -> None:
     """Do `work` on every part, on as many threads as torch uses here; inside of them torch uses one. Raises what `work` does.
 
     Autograd is on or off in `work` as it is here. Parts must not depend on one another.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .kernels import jit
-from .threads import each
+from .threads import parallel_for
 
 TALL = 4  # frames a tile puts out; it reads two more
 
@@ -182,7 +182,7 @@ class WinogradConv(nn.Module):
             for part in parts:
                 self._tiles(*arrays, *part)
         else:
-            each(lambda part: self._tiles(*arrays, *part), parts)
+            parallel_for(lambda part: self._tiles(*arrays, *part), parts)
         return y.permute(0, 3, 1, 2)
 
     def _tiles(self, x: np.ndarray, bias: np.ndarray, y: np.ndarray, first: int, count: int) -> None:

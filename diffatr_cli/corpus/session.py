@@ -60,7 +60,7 @@ class State(NamedTuple):
     problem: str | None
 
 
-class _Shelf(NamedTuple):
+class _IndexState(NamedTuple):
     """One state of the index, only ever replaced as a whole, so that whoever reads it needs no lock."""
 
     recordings: Recordings
@@ -72,7 +72,7 @@ class _Stopped(Exception):
     """Ends an update between two files."""
 
 
-class Turns:
+class PriorityLock:
     """One at a time; those who are patient wait until nobody else does."""
 
     def __init__(self) -> None:
@@ -98,10 +98,10 @@ class Turns:
                 self._free.notify_all()
 
 
-class _Patient:
+class _YieldingModel:
     """The model as the indexing sees it: a few windows at a time, after whoever asks for something meanwhile."""
 
-    def __init__(self, model: Retriever, turns: Turns) -> None:
+    def __init__(self, model: Retriever, turns: PriorityLock) -> None:
         self._model, self._turns = model, turns
 
     def __getattr__(self, name: str) -> Any:
@@ -115,7 +115,7 @@ class _Patient:
         return np.concatenate(parts)
 
 
-class Library:
+class SearchSession:
     """One folder, its index and a model. All methods may be called from any thread; the model works for one at a time.
 
     A clip goes by a key, a hash of its path below the folder, and keys are looked up among the files that the index holds:
@@ -136,10 +136,10 @@ class Library:
         self.model, self.folder = model, folder
         self.corpus = Path(os.path.abspath(folder.corpus))
         self._settings: dict[str, Any] = {"shortlist": shortlist, "steps": steps, "seed": seed}
-        self._turns = Turns()
+        self._turns = PriorityLock()
         self._root = os.path.realpath(folder.corpus)
         nothing = Recordings([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, model.dim), np.float32))
-        self._shelf = _Shelf(nothing, {}, {})
+        self._shelf = _IndexState(nothing, {}, {})
         self._updating, self._starting = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -229,7 +229,7 @@ class Library:
             return None
         try:
             self._indexing, self._problem = (0, 0), None
-            report = self.folder.update(cast("Retriever", _Patient(self.model, self._turns)), self._reading_along(progress))
+            report = self.folder.update(cast("Retriever", _YieldingModel(self.model, self._turns)), self._reading_along(progress))
             self._skipped = len(report.skipped)
             if not report.files:
                 self._problem = f"No sound in {self.corpus} can be searched; {len(report.skipped)} files were skipped."
@@ -320,7 +320,7 @@ class Library:
         """Take up what the index holds. Links out of the folder are trusted only where an update has just seen every file."""
         recordings = self.folder.read(self.model.model_id)
         outside = _outside(self._root, recordings.paths) if settled else {}
-        self._shelf = _Shelf(recordings, {key_of(path): place for place, path in enumerate(recordings.paths)}, outside)
+        self._shelf = _IndexState(recordings, {key_of(path): place for place, path in enumerate(recordings.paths)}, outside)
 
 
 def key_of(path: str) -> str:
@@ -328,13 +328,13 @@ def key_of(path: str) -> str:
     return hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
 
 
-def _place(shelf: _Shelf, key: str) -> int:
+def _place(shelf: _IndexState, key: str) -> int:
     if (place := shelf.places.get(key)) is None:
         raise NotServed("There is no such clip in the index.", gone=True)
     return place
 
 
-def _seconds(shelf: _Shelf, place: int) -> float:
+def _seconds(shelf: _IndexState, place: int) -> float:
     return float(shelf.recordings.spans[shelf.recordings.offsets[place + 1] - 1, 1])
 
 

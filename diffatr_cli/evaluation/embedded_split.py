@@ -34,7 +34,7 @@ class Captions:
     """The captions of a split, flat, and which clip each belongs to."""
 
     texts: list[str]
-    owner: np.ndarray
+    clip_index: np.ndarray
     """(m,) index of the caption's clip."""
     first: np.ndarray
     """(n + 1,): captions first[i]..first[i + 1] are clip i's."""
@@ -46,40 +46,40 @@ class Captions:
         first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
         return cls([caption for clip in clips for caption in clip.captions], np.repeat(np.arange(len(clips)), counts), first)
 
-    def sounds(self, same_captions: str) -> np.ndarray:
+    def positive_groups(self, same_captions: str) -> np.ndarray:
         """(n,) a number for each clip, equal for clips that are not negatives of one another.
 
         With `negatives` every clip has its own. With `positives` clips that share a caption have one, and so have those that
         are linked through others: the smallest index among them.
         """
-        sound = np.arange(len(self.first) - 1)
+        group = np.arange(len(self.first) - 1)
         if same_captions == "negatives":
-            return sound
+            return group
 
         def root(clip: int) -> int:
-            while sound[clip] != clip:
-                sound[clip] = sound[sound[clip]]
-                clip = int(sound[clip])
+            while group[clip] != clip:
+                group[clip] = group[group[clip]]
+                clip = int(group[clip])
             return clip
 
         first_with: dict[str, int] = {}
-        for text, clip in zip(self.texts, self.owner.tolist(), strict=True):
+        for text, clip in zip(self.texts, self.clip_index.tolist(), strict=True):
             a, b = root(clip), root(first_with.setdefault(normalise_caption(text), clip))
-            sound[max(a, b)] = min(a, b)
-        return np.array([root(clip) for clip in range(len(sound))], dtype=int)
+            group[max(a, b)] = min(a, b)
+        return np.array([root(clip) for clip in range(len(group))], dtype=int)
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """Unit vectors of a split: audio (n, D), text (m, D), owner (m,), the clip of each caption, and which clips are one sound.
+class EmbeddedSplit:
+    """Unit vectors of a split: audio (n, D), text (m, D), and clip_index (m,), the clip of each caption.
 
-    `sounds` is as `Captions.sounds` gives it; None is a sound of its own for every clip.
+    `positive_group` (n,) is equal for clips of one sound (`Captions.positive_groups`); None is a group of its own for each.
     """
 
     audio: Tensor
     text: Tensor
-    owner: np.ndarray
-    sounds: np.ndarray | None = None
+    clip_index: np.ndarray
+    positive_group: np.ndarray | None = None
 
     def task(self, direction: Direction) -> tuple[Tensor, Tensor, list[np.ndarray]]:
         """Queries, candidates, and for each query the indices of its relevant candidates.
@@ -87,13 +87,13 @@ class Gallery:
         Every caption is a query for its clip, every clip one for all of its captions; where clips are one sound, for those of
         all of them.
         """
-        sounds = np.arange(len(self.audio)) if self.sounds is None else self.sounds
-        of_caption = sounds[self.owner]
+        group = np.arange(len(self.audio)) if self.positive_group is None else self.positive_group
+        of_caption = group[self.clip_index]
         if direction == "t2a":
-            clips = _members(sounds, len(sounds))
-            return self.text, self.audio, [clips[sound] for sound in of_caption]
-        captions = _members(of_caption, len(sounds))
-        return self.audio, self.text, [captions[sound] for sound in sounds]
+            clips = _members(group, len(group))
+            return self.text, self.audio, [clips[each] for each in of_caption]
+        captions = _members(of_caption, len(group))
+        return self.audio, self.text, [captions[each] for each in group]
 
 
 def _members(numbers: np.ndarray, count: int) -> list[np.ndarray]:
@@ -108,7 +108,7 @@ def recall_sum(metrics: dict[str, float]) -> float:
     return metrics["r1"] + metrics["r5"] + metrics["r10"]
 
 
-def cosine_metrics(gallery: Gallery) -> dict[Direction, dict[str, float]]:
+def cosine_metrics(gallery: EmbeddedSplit) -> dict[Direction, dict[str, float]]:
     """Metrics of ranking a small gallery by cosine, by direction."""
     result: dict[Direction, dict[str, float]] = {}
     for direction in DIRECTIONS:
@@ -138,7 +138,9 @@ def embed_logmels(towers: TwoTowers, logmels: LogMels, device: torch.device, bf1
     return torch.stack([vector for vector in out if vector is not None])
 
 
-def embedded_gallery(retriever: Retriever, run: Path, dataset: Dataset, split: str, progress: Progress = silent) -> Gallery:
+def embedded_split_of(
+    retriever: Retriever, run: Path, dataset: Dataset, split: str, progress: Progress = silent
+) -> EmbeddedSplit:
     """A split's embeddings by a run's encoders, from the cache in its folder or computed into it.
 
     Clips are embedded whole, a few at a time.
@@ -150,7 +152,7 @@ def embedded_gallery(retriever: Retriever, run: Path, dataset: Dataset, split: s
     if path.is_file():
         tensors, facts = load_weights(path)
         if facts == source:
-            return Gallery(tensors["audio"], tensors["text"], captions.owner)
+            return EmbeddedSplit(tensors["audio"], tensors["text"], captions.clip_index)
     parts = []
     for start in range(0, len(clips), CLIPS_AT_ONCE):
         part = clips[start : start + CLIPS_AT_ONCE]
@@ -158,4 +160,4 @@ def embedded_gallery(retriever: Retriever, run: Path, dataset: Dataset, split: s
         progress(start + len(part), len(clips), f"embedding {dataset.name} {split}")
     tensors = {"audio": torch.from_numpy(np.concatenate(parts)), "text": torch.from_numpy(retriever.embed_text(captions.texts))}
     save_weights(path, tensors, source)
-    return Gallery(tensors["audio"], tensors["text"], captions.owner)
+    return EmbeddedSplit(tensors["audio"], tensors["text"], captions.clip_index)

@@ -13,7 +13,7 @@ from ..model import load_retriever
 from ..progress import Progress, silent
 from ..runs import find_runs, run_folder, seeds_of
 from ..types import DIRECTIONS, Direction, System
-from .embedded_split import Captions, embedded_gallery
+from .embedded_split import Captions, embedded_split_of
 from .ranking import rank
 from .results import EvaluationResult, SystemResult
 
@@ -61,7 +61,7 @@ def evaluate(
         retriever = load_retriever(run, device)
         if steps is not None and steps > len(retriever.schedule):
             raise UsageError(f"--steps: {steps} do not fit in this model's chain of {len(retriever.schedule)}")
-        gallery = embedded_gallery(retriever, run, dataset, split, progress)
+        gallery = embedded_split_of(retriever, run, dataset, split, progress)
         for direction in DIRECTIONS:
             results = rank(retriever, gallery, direction, steps, shortlist, noise_seed, progress)
             for system, result in results.items():

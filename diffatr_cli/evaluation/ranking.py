@@ -8,14 +8,14 @@ from ..core.scoring import diffusion_score_blocks, fuse
 from ..model import Retriever
 from ..progress import Progress, silent
 from ..types import Direction, System
-from .embedded_split import Gallery
+from .embedded_split import EmbeddedSplit
 
 QUERIES_AT_ONCE = 1024
 
 
 def rank(
     retriever: Retriever,
-    gallery: Gallery,
+    gallery: EmbeddedSplit,
     direction: Direction,
     steps: int | None = None,
     shortlist: int | None = None,

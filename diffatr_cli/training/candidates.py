@@ -36,9 +36,9 @@ class CandidateBatches:
         self._order = -1, torch.empty(0)  # the epoch that was asked for last, and its captions in order
         if section.candidates != "batch" and section.negatives == "nearest":
             audio = functional.normalize(views.audio.mean(0), dim=1)
-            of_text, others = views.sounds[views.owner], section.candidates - 1
-            self.nearest["t2a"] = nearest_others(views.text, audio, of_text, views.sounds, others)
-            self.nearest["a2t"] = nearest_others(audio, views.text, views.sounds, of_text, others)
+            of_text, others = views.positive_group[views.clip_index], section.candidates - 1
+            self.nearest["t2a"] = nearest_others(views.text, audio, of_text, views.positive_group, others)
+            self.nearest["a2t"] = nearest_others(audio, views.text, views.positive_group, of_text, others)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -52,7 +52,7 @@ class CandidateBatches:
             order = np.random.default_rng([self.seed, epoch, 4]).permutation(len(self.views.text))
             self._order = epoch, torch.from_numpy(order)
         rows = self._order[1][inside * size : (inside + 1) * size]
-        clips = self.views.owner[rows]
+        clips = self.views.clip_index[rows]
         audio, text = self._audio(clips, rng), self._jittered(self.views.text[rows], rng)
         if self.nearest:
             sides: tuple[tuple[Direction, Tensor, Tensor, Tensor], ...] = (
@@ -71,11 +71,11 @@ class CandidateBatches:
         extra = 0 if self.section.candidates == "batch" else min(self.section.candidates - len(rows), len(self.views.text))
         if extra > 0:
             drawn = torch.from_numpy(rng.choice(len(self.views.text), extra, replace=False))
-            more = self.views.owner[drawn]
+            more = self.views.clip_index[drawn]
             all_clips = torch.cat([clips, more])
             all_audio = torch.cat([audio, self._audio(more, rng)])
             all_text = torch.cat([text, self._jittered(self.views.text[drawn], rng)])
-        x_0 = (self.views.sounds[clips][:, None] == self.views.sounds[all_clips][None]).float()
+        x_0 = (self.views.positive_group[clips][:, None] == self.views.positive_group[all_clips][None]).float()
         x_0 = x_0 / x_0.sum(1, keepdim=True)
         yield "t2a", text, all_audio, x_0
         yield "a2t", audio, all_text, x_0
@@ -91,7 +91,7 @@ class CandidateBatches:
         return functional.normalize(vectors + noise * (self.section.jitter / vectors.shape[-1] ** 0.5), dim=-1)
 
 
-def nearest_others(queries: Tensor, candidates: Tensor, query_sounds: Tensor, candidate_sounds: Tensor, count: int) -> Tensor:
+def nearest_others(queries: Tensor, candidates: Tensor, query_group: Tensor, candidate_group: Tensor, count: int) -> Tensor:
     """For each query (Q, D) the `count` candidates (N, D) nearest by dot product that are another sound -> (Q, count).
 
     Fewer where there are not that many others.
@@ -100,7 +100,7 @@ def nearest_others(queries: Tensor, candidates: Tensor, query_sounds: Tensor, ca
     for start in range(0, len(queries), NEIGHBOUR_BLOCK):
         block = slice(start, start + NEIGHBOUR_BLOCK)
         scores = queries[block] @ candidates.T
-        scores[query_sounds[block][:, None] == candidate_sounds[None]] = -torch.inf
-        largest_family = int(torch.bincount(candidate_sounds).max())
+        scores[query_group[block][:, None] == candidate_group[None]] = -torch.inf
+        largest_family = int(torch.bincount(candidate_group).max())
         parts.append(scores.topk(min(count, len(candidates) - largest_family)).indices)
     return torch.cat(parts)

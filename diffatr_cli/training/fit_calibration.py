@@ -17,7 +17,7 @@ from ..core.losses import cosine_similarity
 from ..core.schedule import NoiseSchedule
 from ..core.scoring import diffusion_draws, diffusion_scores, fuse
 from ..core.text import normalise_caption
-from ..evaluation.embedded_split import Captions, Gallery
+from ..evaluation.embedded_split import Captions, EmbeddedSplit
 from ..recipe_schema import Recipe
 from ..types import Direction
 
@@ -28,7 +28,7 @@ FOLDERS = (16, 50, 150, 10**9)
 
 
 def calibrate(
-    gallery: Gallery,
+    gallery: EmbeddedSplit,
     captions: Captions,
     denoisers: Mapping[Direction, AttentionDenoiser],
     fusion_weights: Mapping[Direction, float],
@@ -50,8 +50,8 @@ def calibrate(
         return None
     asked = np.sort(rng.permutation(len(texts))[:QUERIES])
     heard = np.sort(rng.permutation(len(audio))[:QUERIES])
-    sounds = captions.sounds("positives")
-    same, itself = sounds[heard][:, None] == sounds[None], heard[:, None] == np.arange(len(sounds))
+    group = captions.positive_groups("positives")
+    same, itself = group[heard][:, None] == group[None], heard[:, None] == np.arange(len(group))
 
     def scores(direction: Direction, queries: torch.Tensor, candidates: torch.Tensor) -> np.ndarray:
         x0_hat = diffusion_scores(
@@ -95,7 +95,7 @@ def matching(captions: Captions) -> tuple[list[str], np.ndarray]:
     number = {text: row for row, text in enumerate(distinct)}
     clips = len(captions.first) - 1
     has = np.zeros((len(distinct), clips), dtype=bool)
-    has[[number[text] for text in texts], captions.owner] = True
+    has[[number[text] for text in texts], captions.clip_index] = True
     padded = [f" {text} " for text in distinct]
     inside = np.array([[text in other for other in padded] for text in padded])  # [a, b]: b contains a
     mentions = inside.astype(np.float32) @ has.astype(np.float32) > 0  # (T, n): some caption of the clip contains it

@@ -23,7 +23,7 @@ from ..core.losses import nt_xent
 from ..data.logmels import LogMels, cached_logmels
 from ..data.manifest import Dataset, load_dataset
 from ..errors import DiffATRError
-from ..evaluation.embedded_split import Captions, Gallery, cosine_metrics, embed_logmels, recall_sum
+from ..evaluation.embedded_split import Captions, EmbeddedSplit, cosine_metrics, embed_logmels, recall_sum
 from ..model import build_towers, resolve_device, trained_state, wants_bf16
 from ..progress import Progress, silent
 from ..recipe_schema import PretrainSection, Recipe
@@ -42,8 +42,8 @@ class Split:
     logmels: LogMels
     captions: Captions
     vectors: Tensor | None
-    sounds: np.ndarray
-    """(n,), equal for clips that are not negatives of one another (`Captions.sounds`)."""
+    positive_group: np.ndarray
+    """(n,), equal for clips that are not negatives of one another (`Captions.positive_groups`)."""
 
 
 def pretrain(
@@ -146,7 +146,7 @@ class PhaseOne(nn.Module):
         captions = Captions.of(dataset.split(name))
         vectors = None if self.recipe.text.finetune else self.text.encode(captions.texts)
         logmels = cached_logmels(dataset, name, self.recipe.audio.hop, progress)
-        return Split(logmels, captions, vectors, captions.sounds(self.recipe.data.same_captions))
+        return Split(logmels, captions, vectors, captions.positive_groups(self.recipe.data.same_captions))
 
     @property
     def text(self) -> Any:
@@ -159,8 +159,8 @@ class PhaseOne(nn.Module):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             audio = self.towers.embed_logmel(logmels.to(self.device))
             text = self.embed_captions(train, rows)
-        clips, place = np.unique(train.captions.owner[rows], return_inverse=True)
-        audio, clip_ids = audio[torch.from_numpy(place)], torch.from_numpy(train.sounds[clips[place]])
+        clips, place = np.unique(train.captions.clip_index[rows], return_inverse=True)
+        audio, clip_ids = audio[torch.from_numpy(place)], torch.from_numpy(train.positive_group[clips[place]])
         if self.denoisers is None:
             loss = nt_xent(audio, text, self.recipe.model.temperature, clip_ids)
         else:
@@ -177,7 +177,7 @@ class PhaseOne(nn.Module):
         """The heads fitted again on the frozen encoders; the loss. Needs cached caption vectors."""
         assert train.vectors is not None
         audio = augmented_views(self.towers, train.logmels, self.recipe, seed, self.device, progress)
-        views = PooledViews(audio, train.vectors, train.captions, train.sounds)
+        views = PooledViews(audio, train.vectors, train.captions, train.positive_group)
         return refit_heads(self.towers, views, self.recipe, seed, self.device, progress)
 
     def embed_captions(self, split: Split, rows: np.ndarray) -> Tensor:
@@ -192,7 +192,9 @@ class PhaseOne(nn.Module):
         """R@1/5/10 of both directions on a split, and `score`, their sum, which chooses the best epoch."""
         audio = embed_logmels(self.towers, val.logmels, self.device, self.bf16)
         vectors = val.vectors if val.vectors is not None else self.text.encode(val.captions.texts)
-        gallery = Gallery(audio, self.towers.embed_pooled_text(vectors.to(self.device)).cpu(), val.captions.owner, val.sounds)
+        gallery = EmbeddedSplit(
+            audio, self.towers.embed_pooled_text(vectors.to(self.device)).cpu(), val.captions.clip_index, val.positive_group
+        )
         metrics = cosine_metrics(gallery) if self.denoisers is None else rank_by_diffusion(gallery, self.denoisers, seed)
         row: dict[str, Any] = {f"{d}_{key}": m[key] for d, m in metrics.items() for key in ("r1", "r5", "r10")}
         return row | {"score": sum(map(recall_sum, metrics.values()))}
@@ -235,11 +237,11 @@ def epoch_batches(
     """
     rng = np.random.default_rng([seed, epoch])
     pairs = section.items == "pairs"
-    items = len(captions.owner) if pairs else len(captions.first) - 1
+    items = len(captions.clip_index) if pairs else len(captions.first) - 1
     order = rng.permutation(items)
     starts = np.arange(0, max(items - section.batch_size, 0) + 1, section.batch_size)
     if section.by_length and offsets is not None:
-        lengths = np.diff(offsets)[captions.owner if pairs else slice(None)]
+        lengths = np.diff(offsets)[captions.clip_index if pairs else slice(None)]
         size = POOL * section.batch_size
         pools = [order[start : start + size] for start in range(0, items, size)]
         order = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
@@ -261,7 +263,7 @@ def _overlapped_batches(
     frames = int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
 
     def cut(step: int, rows: np.ndarray) -> tuple[int, np.ndarray, Tensor]:
-        clips = np.unique(train.captions.owner[rows])
+        clips = np.unique(train.captions.clip_index[rows])
         return step, rows, train.logmels.crop(clips, frames, np.random.default_rng([seed, step, 1]))
 
     def plan() -> Iterator[tuple[int, np.ndarray]]:

@@ -27,8 +27,8 @@ class PooledViews:
     audio: Tensor
     text: Tensor
     captions: Captions
-    sounds: np.ndarray
-    """(n,), equal for clips that are not negatives of one another (`Captions.sounds`)."""
+    positive_group: np.ndarray
+    """(n,), equal for clips that are not negatives of one another (`Captions.positive_groups`)."""
 
 
 def refit_heads(
@@ -45,14 +45,14 @@ def refit_heads(
     heads = nn.ModuleList([towers.audio_head, towers.text_head]).to(device).train()
     parameters = list(heads.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=section.head_lr, weight_decay=section.head_weight_decay)
-    first, clips_in_batch = views.captions.first, min(section.head_batch, len(views.sounds))
+    first, clips_in_batch = views.captions.first, min(section.head_batch, len(views.positive_group))
     losses = []
     for step in range(section.head_steps):
         rng = np.random.default_rng([seed, step, 6])
         torch.manual_seed(seed * 1_000_003 + step)  # dropout
-        clips = rng.choice(len(views.sounds), clips_in_batch, replace=False)
+        clips = rng.choice(len(views.positive_group), clips_in_batch, replace=False)
         rows = np.concatenate([rng.permutation(np.arange(first[c], first[c + 1]))[: section.captions_per_clip] for c in clips])
-        clips = views.captions.owner[rows]
+        clips = views.captions.clip_index[rows]
         audio = views.audio[torch.from_numpy(rng.integers(0, len(views.audio), len(clips))), torch.from_numpy(clips)]
         text = views.text[torch.from_numpy(rows)]
         noise = torch.from_numpy(rng.standard_normal(text.shape, np.float32)) / math.sqrt(text.shape[1])
@@ -61,7 +61,7 @@ def refit_heads(
             towers.embed_pooled_audio(audio.to(device)),
             towers.embed_pooled_text(text.to(device)),
             recipe.model.temperature,
-            torch.from_numpy(views.sounds[clips]),
+            torch.from_numpy(views.positive_group[clips]),
         )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

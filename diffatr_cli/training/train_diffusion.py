@@ -21,7 +21,7 @@ from ..core.schedule import NoiseSchedule
 from ..core.scoring import diffusion_scores, fuse
 from ..data.manifest import load_dataset
 from ..errors import DiffATRError, UsageError
-from ..evaluation.embedded_split import Captions, Gallery, recall_sum
+from ..evaluation.embedded_split import Captions, EmbeddedSplit, recall_sum
 from ..model import build_denoiser, build_schedule, resolve_device, wants_bf16, weights_hash
 from ..progress import Progress, silent
 from ..recipe_schema import Recipe
@@ -54,7 +54,7 @@ def denoising_loss(
     """
     level = torch.randint(len(schedule), (len(query),), generator=generator).to(query.device)
     noise = torch.randn(x_0.shape, generator=generator).to(query.device)
-    logits = denoiser.multiplied_out(schedule.q_sample(x_0, level, noise), level, query, candidates)
+    logits = denoiser.factored_forward(schedule.q_sample(x_0, level, noise), level, query, candidates)
     return generation_loss(logits, x_0)
 
 
@@ -113,7 +113,7 @@ def denoising_step(
     return float(loss.detach())
 
 
-def rank_by_diffusion(gallery: Gallery, pair: DenoiserPair, seed: int) -> dict[Direction, dict[str, float]]:
+def rank_by_diffusion(gallery: EmbeddedSplit, pair: DenoiserPair, seed: int) -> dict[Direction, dict[str, float]]:
     """Metrics of ranking a gallery by x0_hat alone, as strategy `gen` does."""
     result: dict[Direction, dict[str, float]] = {}
     for direction in DIRECTIONS:
@@ -123,7 +123,7 @@ def rank_by_diffusion(gallery: Gallery, pair: DenoiserPair, seed: int) -> dict[D
     return result
 
 
-def choose_fusion(gallery: Gallery, direction: Direction, pair: DenoiserPair, seed: int) -> tuple[float, dict[str, float]]:
+def choose_fusion(gallery: EmbeddedSplit, direction: Direction, pair: DenoiserPair, seed: int) -> tuple[float, dict[str, float]]:
     """The weight of x0_hat beside the cosine that is best on a validation gallery, and its metrics there.
 
     Best by R@1 + R@5 + R@10; of equals the smallest weight.

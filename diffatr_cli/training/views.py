@@ -16,7 +16,7 @@ from ..checkpoint import load_weights, save_weights
 from ..core.towers import TwoTowers
 from ..data.logmels import LogMels, cached_logmels
 from ..data.manifest import Dataset
-from ..evaluation.embedded_split import Captions, Gallery, embed_logmels
+from ..evaluation.embedded_split import Captions, EmbeddedSplit, embed_logmels
 from ..model import build_towers, fill_towers, wants_bf16, weights_hash
 from ..progress import Progress, silent
 from ..recipe_schema import Recipe
@@ -28,20 +28,20 @@ VIEW_BATCH = 32  # clips that are embedded together under augmentation, as large
 
 @dataclass(frozen=True)
 class TrainingViews:
-    """The training split for phase two: audio (V, n, D), text (m, D), all of norm 1, and owner (m,), each caption's clip.
+    """The training split for phase two: audio (V, n, D), text (m, D), all of norm 1; clip_index (m,), each caption's clip.
 
-    sounds (n,) is equal for clips that are not negatives of one another (`Captions.sounds`).
+    positive_group (n,) is equal for clips that are not negatives of one another (`Captions.positive_groups`).
     """
 
     audio: Tensor
     text: Tensor
-    owner: Tensor
-    sounds: Tensor
+    clip_index: Tensor
+    positive_group: Tensor
 
 
 def embedded_splits(
     run: Path, recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, progress: Progress = silent
-) -> tuple[TrainingViews, Gallery]:
+) -> tuple[TrainingViews, EmbeddedSplit]:
     """Training views and the validation gallery by the encoders of a seed folder, from the cache or computed into it.
 
     Phase one has all but memorised its training clips as they are: embedded plainly, they lie closer to their captions than
@@ -67,9 +67,11 @@ def embedded_splits(
             "val_text": _embed_captions(towers, val.texts, device),
         }
         save_weights(path, tensors, source)
-    sounds = torch.from_numpy(train.sounds(recipe.data.same_captions))
-    views = TrainingViews(tensors["train_audio"], tensors["train_text"], torch.from_numpy(train.owner), sounds)
-    return views, Gallery(tensors["val_audio"], tensors["val_text"], val.owner, val.sounds(recipe.data.same_captions))
+    group = torch.from_numpy(train.positive_groups(recipe.data.same_captions))
+    views = TrainingViews(tensors["train_audio"], tensors["train_text"], torch.from_numpy(train.clip_index), group)
+    return views, EmbeddedSplit(
+        tensors["val_audio"], tensors["val_text"], val.clip_index, val.positive_groups(recipe.data.same_captions)
+    )
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ..corpus.search import Found, Hit
-from ..corpus.session import Clip, Library, NotServed, key_of
+from ..corpus.session import Clip, NotServed, SearchSession, key_of
 from ..data.audio import AUDIO_SUFFIXES, AudioError, load_audio, stream_wav, to_pcm16
 from ..data.excerpt import duration, read_excerpt
 from ..errors import DiffATRError
@@ -71,7 +71,7 @@ class TooLarge(DiffATRError):
 
 
 def make_app(
-    library: Library,
+    library: SearchSession,
     *,
     hosts: frozenset[str] | None = None,
     token: str | None = None,
@@ -195,7 +195,7 @@ def make_app(
     return app
 
 
-def _found(library: Library, found: Found, began: float) -> Response:
+def _found(library: SearchSession, found: Found, began: float) -> Response:
     return json_response(
         {
             "hits": [_hit(library, hit) for hit in found.hits],
@@ -207,7 +207,7 @@ def _found(library: Library, found: Found, began: float) -> Response:
     )
 
 
-def _hit(library: Library, hit: Hit) -> dict[str, Any]:
+def _hit(library: SearchSession, hit: Hit) -> dict[str, Any]:
     seconds = max(library.seconds(hit.path), hit.end)
     return {
         "key": key_of(hit.path),
@@ -268,7 +268,7 @@ async def _receive(request: Request, path: Path, name: str, limit: int) -> None:
         raise DiffATRError(f"{name}: could not be kept for a moment ({trouble.strerror}).") from trouble
 
 
-def _by_file(library: Library, path: Path, name: str, top: int) -> Found:
+def _by_file(library: SearchSession, path: Path, name: str, top: int) -> Found:
     try:
         if (seconds := duration(path) if path.stat().st_size else 0) and seconds > LONGEST:
             raise TooLarge(f"{name}: {seconds / 60:.0f} minutes long. Drop a piece of at most {LONGEST / 60:.0f} minutes.")

@@ -21,7 +21,7 @@ def json_response(document: Any, status: int = 200) -> Response:
 
 
 class Gate:
-    """Turns away who should not ask, and gives every answer the headers that keep browsers from doing more with it."""
+    """PriorityLock away who should not ask, and gives every answer the headers that keep browsers from doing more with it."""
 
     def __init__(self, app: ASGIApp, *, hosts: frozenset[str] | None, token: str | None, policy: str) -> None:
         self.app, self.hosts, self.token = app, hosts, token

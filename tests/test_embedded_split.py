@@ -9,13 +9,13 @@ from conftest import Workshop
 from diffatr_cli.core.logmel import LogMel
 from diffatr_cli.data.logmels import LogMels, cached_logmels
 from diffatr_cli.data.manifest import Clip, load_dataset, read_piece
-from diffatr_cli.evaluation.embedded_split import Captions, Gallery, cosine_metrics, embed_logmels
+from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedSplit, cosine_metrics, embed_logmels
 from diffatr_cli.model import build_towers
 
 
 def test_relevance_goes_by_clip_whatever_the_order() -> None:
-    owner = np.array([2, 0, 1, 0, 2])
-    gallery = Gallery(torch.eye(3, 4), torch.eye(5, 4), owner)
+    clip_index = np.array([2, 0, 1, 0, 2])
+    gallery = EmbeddedSplit(torch.eye(3, 4), torch.eye(5, 4), clip_index)
     queries, candidates, relevant = gallery.task("t2a")
     assert len(queries) == 5
     assert len(candidates) == 3
@@ -26,17 +26,17 @@ def test_relevance_goes_by_clip_whatever_the_order() -> None:
 
 
 def test_clips_of_one_sound_are_right_for_one_anothers_captions() -> None:
-    owner = np.array([0, 0, 1, 2, 3])
-    gallery = Gallery(torch.eye(4), torch.eye(5, 4), owner, np.array([0, 1, 0, 3]))  # clips 0 and 2 are one sound
+    clip_index = np.array([0, 0, 1, 2, 3])
+    gallery = EmbeddedSplit(torch.eye(4), torch.eye(5, 4), clip_index, np.array([0, 1, 0, 3]))  # clips 0 and 2 are one sound
     assert [sorted(row.tolist()) for row in gallery.task("t2a")[2]] == [[0, 2], [0, 2], [1], [0, 2], [3]]
     assert [sorted(row.tolist()) for row in gallery.task("a2t")[2]] == [[0, 1, 3], [2], [0, 1, 3], [4]]
 
 
 def test_one_hot_embeddings_rank_perfectly_and_a_constant_one_by_chance() -> None:
-    owner = np.repeat(np.arange(8), 2)
-    perfect = cosine_metrics(Gallery(torch.eye(8), torch.eye(8)[owner], owner))
+    clip_index = np.repeat(np.arange(8), 2)
+    perfect = cosine_metrics(EmbeddedSplit(torch.eye(8), torch.eye(8)[clip_index], clip_index))
     assert all(perfect[d]["r1"] == 100 for d in perfect)
-    constant = cosine_metrics(Gallery(torch.ones(8, 3), torch.ones(16, 3), owner))
+    constant = cosine_metrics(EmbeddedSplit(torch.ones(8, 3), torch.ones(16, 3), clip_index))
     assert constant["t2a"]["r1"] == 100 / 8
     assert constant["a2t"]["r1"] == 100 / 8
 
@@ -46,7 +46,7 @@ def test_captions_know_their_clips(workshop: Workshop) -> None:
     captions = Captions.of(clips)
     for i, clip in enumerate(clips):
         assert tuple(captions.texts[captions.first[i] : captions.first[i + 1]]) == clip.captions
-        assert set(captions.owner[captions.first[i] : captions.first[i + 1]]) == {i}
+        assert set(captions.clip_index[captions.first[i] : captions.first[i + 1]]) == {i}
 
 
 def test_cached_logmels_are_the_logmels(workshop: Workshop) -> None:
@@ -87,8 +87,8 @@ def test_an_embedding_does_not_depend_on_its_neighbours(workshop: Workshop) -> N
 def test_clips_that_share_a_caption_are_one_sound() -> None:
     texts = (("A dog barks.", "woof"), ("rain",), ("WOOF!", "a hound"), ("rain falls",), ("a hound",), ("rain",))
     captions = Captions.of([Clip(str(i), "train", "", 1.0, some) for i, some in enumerate(texts)])
-    assert captions.sounds("negatives").tolist() == [0, 1, 2, 3, 4, 5]
-    assert captions.sounds("positives").tolist() == [0, 1, 0, 3, 0, 1]
+    assert captions.positive_groups("negatives").tolist() == [0, 1, 2, 3, 4, 5]
+    assert captions.positive_groups("positives").tolist() == [0, 1, 0, 3, 0, 1]
 
 
 def test_a_clip_too_short_for_a_feature_frame_is_embedded_too(workshop: Workshop) -> None:
