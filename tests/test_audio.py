@@ -1,8 +1,7 @@
-"""Decoding, resampling and the prepared WAV files."""
+"""Decoding, and the prepared WAV files."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
 from pathlib import Path
@@ -16,9 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from diffatr_cli.data import audio
-from diffatr_cli.data.audio import AudioError, load_audio, resample
+from diffatr_cli.data.audio import AudioError, load_audio
 from diffatr_cli.data.manifest import read_piece
-from diffatr_cli.errors import UsageError
 
 FORMATS = {
     "wav": {},
@@ -30,7 +28,6 @@ FORMATS = {
     "au": {},
     "w64": {},
 }
-RESAMPLERS = ["polyphase", *(name for name in ("soxr", "resampy") if importlib.util.find_spec(name))]
 
 
 def level(samples: np.ndarray, hz: float) -> float:
@@ -93,74 +90,6 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
     gains = np.array([0.1, -0.2, 0.3, 0.05, 0.25, 0.4, -0.1, 0.2])
     path = write(tmp_path / "8.wav", sine(0.5, 32_000)[:, None] * gains, 32_000, subtype="FLOAT")
     np.testing.assert_allclose(load_audio(path), sine(0.5, 32_000) * gains.mean(), atol=1e-7)
-
-
-@pytest.mark.parametrize("resampler", RESAMPLERS)
-@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_100, 48_000, 96_000, 192_000])
-def test_a_sine_stays_the_same_sine(rate: int, resampler: audio.Resampler) -> None:
-    hz = 0.4 * min(rate, 32_000) * 0.8
-    samples = resample(sine(1, rate, hz).astype(np.float32), rate, resampler)
-    assert abs(len(samples) - 32_000) <= 1
-    expected = sine(1, 32_000, hz)
-    np.testing.assert_allclose(samples[4000:28_000], expected[4000:28_000], atol=1e-3)
-
-
-@pytest.mark.parametrize("resampler", RESAMPLERS)
-@pytest.mark.parametrize("rate", [44_100, 48_000, 96_000])
-def test_no_mel_band_loses_a_hundredth_of_a_decibel(rate: int, resampler: audio.Resampler) -> None:
-    """Against resampling without error: the same spectrum, cut off at 16 kHz."""
-    seconds = 4
-    noise = np.random.default_rng(1).normal(0, 0.1, seconds * rate)
-    spectrum = np.fft.rfft(noise)[: seconds * 16_000 + 1]
-    perfect = np.fft.irfft(spectrum, seconds * 32_000) * 32_000 / rate
-    edges = 700 * (10 ** (np.linspace(2595 * np.log10(1 + 50 / 700), 2595 * np.log10(1 + 14_000 / 700), 66) / 2595) - 1)
-    hz = np.fft.rfftfreq(1024, 1 / 32_000)
-    bands = np.array([np.interp(hz, edges[i : i + 3], [0, 1, 0]) for i in range(64)])
-    bands = bands[bands.sum(axis=1) > 0]
-
-    def mel(samples: np.ndarray) -> np.ndarray:
-        frames = np.lib.stride_tricks.sliding_window_view(samples[2048:-2048], 1024)[::320]
-        return 10 * np.log10(bands @ (np.abs(np.fft.rfft(frames * np.hanning(1025)[:-1])) ** 2).mean(axis=0))
-
-    difference = mel(resample(noise.astype(np.float32), rate, resampler).astype(np.float64)) - mel(perfect)
-    assert len(bands) > 50
-    assert np.abs(difference).max() < 0.01
-
-
-def test_polyphase_is_the_windowed_sinc_at_every_output() -> None:
-    """Sample by sample from the formula, for rates with long and short periods, in the middle and at both ends."""
-    for rate in (44_100, 48_000, 37_800, 8000, 11_025, 31_999):
-        samples = np.random.default_rng(0).normal(0, 1, 700).astype(np.float32)
-        found = resample(samples, rate, "polyphase")
-        assert len(found) == 700 * 32_000 // rate
-        crossings, beta, rolloff = (32, 10.0, 0.94) if rate > 32_000 else (64, 8.0, 0.99)
-        scale = min(1, 32_000 / rate)
-        for n in (0, 1, 50, len(found) // 2, len(found) - 1):
-            u = (np.arange(700) - n * rate / 32_000) * scale
-            window = np.where(abs(u) <= crossings, np.i0(beta * np.sqrt(np.maximum(0, 1 - (u / crossings) ** 2))), 0) / np.i0(
-                beta
-            )
-            assert found[n] == pytest.approx(np.sum(samples * scale * rolloff * np.sinc(rolloff * u) * window), abs=1e-4)
-
-
-@given(st.integers(0, 3000), st.sampled_from([8000, 44_100, 48_000, 96_000, 44_056]))
-def test_any_length_can_be_resampled(length: int, rate: int) -> None:
-    """And silence around a sound does not change it."""
-    samples = np.random.default_rng(length).normal(0, 1, length).astype(np.float32)
-    found = resample(samples, rate)
-    assert found.shape == (length * 32_000 // rate,)
-    longer = resample(np.concatenate([samples, np.zeros(5000, np.float32)]), rate)
-    np.testing.assert_allclose(longer[: len(found)], found, atol=1e-5)
-
-
-def test_the_resampler_is_chosen_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert audio.choose_resampler("auto") == "polyphase"
-    monkeypatch.setattr(audio.importlib.util, "find_spec", lambda name: None)
-    assert audio.choose_resampler("auto") == "polyphase"
-    with pytest.raises(UsageError, match="soxr is not installed"):
-        audio.choose_resampler("soxr")
-    with pytest.raises(UsageError, match="kaiser"):
-        audio.choose_resampler("kaiser_fast")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import re
 import wave
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from ..errors import DiffATRError, UsageError
+from ..errors import DiffATRError
 from ..files import replacing
 from ..types import SAMPLE_RATE
+from .resample import DEFAULT, Resampler, Samples, choose_resampler, resample
 
 SOUNDFILE_SUFFIXES = frozenset(
     (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
@@ -27,8 +26,18 @@ PYAV_SUFFIXES = frozenset(
 )
 AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | PYAV_SUFFIXES
 
-Samples = NDArray[np.float32]
-Resampler = Literal["auto", "polyphase", "soxr", "resampy"]
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "AudioError",
+    "Resampler",
+    "Samples",
+    "choose_resampler",
+    "load_audio",
+    "resample",
+    "to_pcm16",
+    "wav_size",
+    "write_wav",
+]
 
 _BLOCK = 1 << 20  # frames decoded at a time, so that the channels of a long recording are never in memory together
 BARE_STREAMS = ("aac", "ac3", "eac3", "amr")
@@ -48,12 +57,12 @@ class AudioError(DiffATRError):
         return AudioError, (self.path, self.reason)
 
 
-def load_audio(path: Path | str, resampler: Resampler = "auto") -> Samples:
+def load_audio(path: Path | str, resampler: Resampler = DEFAULT) -> Samples:
     """Decode a whole sound file: channels averaged, 32 kHz, (samples,) float32, full scale +-1, not clipped.
 
     Raises:
         AudioError: the file is missing, empty, truncated, no audio, has no samples, or holds NaN or infinity.
-        UsageError: the resampler is unknown or not installed.
+        UsageError: the resampler is unknown.
     """
     samples, rate = decode(path)
     return resample(samples, rate, resampler)
@@ -199,90 +208,6 @@ def _decode_pyav(path: Path) -> tuple[Samples, int]:
     if len(samples) / rate < announced - 0.5:
         raise AudioError(path, "truncated")
     return samples, rate
-
-
-def choose_resampler(resampler: Resampler = "auto") -> Literal["polyphase", "soxr", "resampy"]:
-    """The resampler that a setting stands for. Raises UsageError when it is unknown or not installed."""
-    if resampler == "auto":
-        return "polyphase"
-    if resampler not in ("polyphase", "soxr", "resampy"):
-        raise UsageError(f"resampler: {resampler!r} is unknown; choose auto, polyphase, soxr or resampy")
-    if resampler != "polyphase" and importlib.util.find_spec(resampler) is None:
-        raise UsageError(f"resampler: {resampler} is not installed: pip install {resampler}, or choose auto")
-    return resampler
-
-
-def resample(samples: Samples, rate: int, resampler: Resampler = "auto") -> Samples:
-    """Bring mono samples from `rate` Hz to 32 kHz; at 32 kHz they come back as they are."""
-    chosen = choose_resampler(resampler)
-    if rate == SAMPLE_RATE:
-        return samples
-    if chosen == "polyphase":
-        return _polyphase(samples, rate)
-    if chosen == "soxr":
-        import soxr
-
-        out = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
-    else:
-        import resampy
-
-        if len(samples) * SAMPLE_RATE < rate:  # less than one sample would remain
-            return samples[:0]
-        out = resampy.resample(samples, rate, SAMPLE_RATE, filter="kaiser_best")
-    return np.ascontiguousarray(out, dtype=np.float32)
-
-
-def _polyphase(samples: Samples, rate: int) -> Samples:
-    """Resample with a windowed sinc, evaluated exactly at the phases that occur, as small matrix products.
-
-    The phases repeat after `outputs` samples, so one set of weights serves every period, and a period's outputs are its input
-    window times a matrix. Beside a gather per sample this runs at the speed of a matrix product: 4 times as fast as soxr and
-    40 times as resampy's `kaiser_best` at 44.1 kHz on one core.
-    """
-    bank, outputs, inputs, reach = _weights(rate)
-    length = len(samples) * SAMPLE_RATE // rate
-    periods = -(-length // outputs)
-    # 16 periods a product stay below the size at which BLAS starts threads, which cost more than they bring here.
-    group = min(16, max(1, periods))
-    groups = -(-periods // group)
-    padded = np.zeros(groups * group * inputs + 2 * reach + inputs, np.float32)
-    padded[reach : reach + len(samples)] = samples[: len(padded) - reach]
-    out = np.empty((groups, group, outputs), np.float32)
-    done = 0
-    for first, weights in bank:
-        window, count = weights.shape
-        shape, strides = (groups, group, window), (4 * group * inputs, 4 * inputs, 4)
-        windows = np.lib.stride_tricks.as_strided(padded[reach + first :], shape, strides, writeable=False)
-        np.matmul(windows, weights, out=out[:, :, done : done + count])
-        done += count
-    return out.reshape(-1)[:length]
-
-
-@lru_cache(maxsize=8)
-def _weights(rate: int) -> tuple[list[tuple[int, Samples]], int, int, int]:
-    """The polyphase filter from `rate` to 32 kHz: (first input, weights (window, count)) for each run of a period's outputs;
-    the period in outputs and in inputs; and how many inputs before the first a window reaches back, at most.
-
-    A sinc under a Kaiser window. Downwards it has 32 zero crossings: the most that any of 64 mel bands between 50 and 14000 Hz
-    loses is 0.0035 dB, and what folds back is 70 dB down from 16.5 kHz on, 100 dB from 17 kHz on. (16 crossings lose 0.006 dB,
-    12 lose 0.018; resampy's `kaiser_best` has 50 and loses 0.005, soxr HQ 0.004, `kaiser_fast` 1.8.) Measured as the mel
-    energies of 8 s of white noise at 44.1, 48, 96 and 192 kHz beside the same noise resampled without error by one FFT. Upwards
-    the last mel bands reach the source's own limit, and the filter has to be steeper: 64 crossings lose 0.013 dB there.
-    """
-    crossings, beta, rolloff = (32, 10.0, 0.94) if rate > SAMPLE_RATE else (64, 8.0, 0.99)
-    divisor = math.gcd(rate, SAMPLE_RATE)
-    repeats = math.ceil(32 * divisor / SAMPLE_RATE)  # short periods are taken several at a time
-    outputs, inputs = repeats * SAMPLE_RATE // divisor, repeats * rate // divisor
-    scale = min(1.0, SAMPLE_RATE / rate)  # zero crossings per input sample
-    reach = math.ceil(crossings / scale)
-    bank = []
-    for run in np.array_split(np.arange(outputs), max(1, outputs // 32)):
-        centres = run * (rate / SAMPLE_RATE)
-        first, last = math.floor(centres[0]) - reach, math.ceil(centres[-1]) + reach
-        u = (np.arange(first, last + 1)[:, None] - centres) * scale
-        taper = np.i0(beta * np.sqrt(np.clip(1 - (u / crossings) ** 2, 0, None))) / np.i0(beta) * (abs(u) <= crossings)
-        bank.append((first, (scale * rolloff * np.sinc(rolloff * u) * taper).astype(np.float32)))
-    return bank, outputs, inputs, reach
 
 
 def to_pcm16(samples: Samples) -> NDArray[np.int16]:

@@ -20,7 +20,7 @@ def prepare_audiocaps(
     out: Path,
     source: Path,
     audio: Path | None = None,
-    resampler: Resampler = "auto",
+    resampler: Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
 ) -> Report:

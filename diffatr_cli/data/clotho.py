@@ -35,7 +35,7 @@ FILES: dict[str, tuple[str, int | None]] = {
 def prepare_clotho(
     out: Path,
     source: Path | None = None,
-    resampler: Resampler = "auto",
+    resampler: Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
     base: str = HOME,

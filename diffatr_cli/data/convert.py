@@ -48,7 +48,7 @@ class Converter:
 
     produce: Produce | None = None
     """None decodes and resamples a file."""
-    resampler: audio.Resampler = "auto"
+    resampler: audio.Resampler = "soxr"
 
     def __call__(self, source: str, target: Path) -> Outcome:
         """Prepare one source, unless it is bad, too short or silent. Raises DiffATRError when the disk is full."""

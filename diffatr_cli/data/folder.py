@@ -32,7 +32,7 @@ def prepare_folder(
     out: Path,
     source: Path,
     captions: Path | None = None,
-    resampler: Resampler = "auto",
+    resampler: Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
 ) -> Report:

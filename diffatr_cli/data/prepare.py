@@ -144,7 +144,7 @@ def prepare(
     plan: Plan,
     produce: Produce | None = None,
     official: Mapping[str, tuple[int, int]] | None = None,
-    resampler: audio.Resampler = "auto",
+    resampler: audio.Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
     info: Mapping[str, Any] | None = None,
