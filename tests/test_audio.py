@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pickle
 from pathlib import Path
@@ -14,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffatr_cli.data import audio
 from diffatr_cli.data.audio import AudioError, load_audio
 from diffatr_cli.data.manifest import read_piece
+from diffatr_cli.data.write_wav import to_pcm16, wav_size, write_wav
 
 FORMATS = {
     "wav": {},
@@ -104,14 +105,14 @@ def test_any_name_can_be_read(tmp_path: Path, name: str | bytes) -> None:
 
 @given(arrays(np.int16, st.integers(1, 300)))
 def test_sixteen_bits_survive_the_way_there_and_back(pcm: np.ndarray) -> None:
-    np.testing.assert_array_equal(audio.to_pcm16(pcm.astype(np.float32) / 32_768), pcm)
+    np.testing.assert_array_equal(to_pcm16(pcm.astype(np.float32) / 32_768), pcm)
 
 
 def test_prepared_files_are_plain_wav_and_read_in_pieces(tmp_path: Path) -> None:
     pcm = np.random.default_rng(0).integers(-32_768, 32_768, 10_000).astype(np.int16)
     path = tmp_path / "sub" / "a.wav"
-    audio.write_wav(path, pcm)
-    assert path.stat().st_size == audio.wav_size(10_000)
+    write_wav(path, pcm)
+    assert path.stat().st_size == wav_size(10_000)
     info = soundfile.info(path)
     assert (info.samplerate, info.channels, info.subtype, info.frames) == (32_000, 1, "PCM_16", 10_000)
     whole = read_piece(path)
@@ -123,7 +124,7 @@ def test_prepared_files_are_plain_wav_and_read_in_pieces(tmp_path: Path) -> None
         read_piece(tmp_path / "b.wav")
     with pytest.raises(AudioError, match="32 kHz"):
         read_piece(tone(tmp_path / "c.wav", rate=16_000))
-    assert audio.to_pcm16(np.array([2, -2, 1, -1], np.float32)).tolist() == [32_767, -32_768, 32_767, -32_768]
+    assert to_pcm16(np.array([2, -2, 1, -1], np.float32)).tolist() == [32_767, -32_768, 32_767, -32_768]
 
 
 def test_m4a_by_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +145,6 @@ def test_m4a_by_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.m4a").write_text("no sound")
     with pytest.raises(AudioError, match="not audio"):
         load_audio(tmp_path / "text.m4a")
-    monkeypatch.setattr(audio.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AudioError, match=r"diffatr\[audio\]"):
         load_audio(path)

@@ -25,6 +25,7 @@ from ..types import SAMPLE_RATE
 from . import audio
 from .convert import Converter, Produce, convert_all
 from .manifest import MANIFEST, SPLITS, Record, read_manifest, write_manifest
+from .write_wav import wav_size
 
 _JOURNAL = "prepare.journal"
 _LOCK = ".prepare.lock"
@@ -171,7 +172,7 @@ def prepare(
         work = [(records[index].source or "", root / records[index].path) for index in todo]
         for done, (number, outcome) in enumerate(convert_all(Converter(produce, chosen), work, workers), 1):
             index = todo[number]
-            records[index] = replace(records[index], **asdict(outcome))
+            records[index] = replace(records[index], frames=outcome.frames, md5=outcome.md5, skipped=outcome.skipped)
             if outcome.skipped is None:
                 _append(journal, records[index])
             progress(done, len(todo), note)
@@ -276,7 +277,7 @@ def _is_own(source: str | None, root: Path) -> bool:
 
 def _is_whole(record: Record, root: Path) -> bool:
     try:
-        return os.path.getsize(root / record.path) == audio.wav_size(record.frames)
+        return os.path.getsize(root / record.path) == wav_size(record.frames)
     except OSError:
         return False
 
