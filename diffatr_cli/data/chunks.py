@@ -75,7 +75,11 @@ def read_chunks(stream: BinaryIO, start: int, size: int) -> Chunks | None:
 
 
 def _bytes(stream: BinaryIO, at: int, count: int) -> bytes:
-    stream.seek(at)
+    """What is there of so many bytes, wherever a header says that they are."""
+    try:
+        stream.seek(at)
+    except (OSError, OverflowError, ValueError):  # beyond what a file can be
+        return b""
     return stream.read(count)
 
 

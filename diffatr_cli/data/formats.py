@@ -16,7 +16,7 @@ SOUNDFILE_SUFFIXES = _endings(
     # Compressed.
     "flac fla ogg oga opus mp3 mp2 mp1 mpa mpga m2a "
     # Of laboratories and of old machines.
-    "voc nist sph ircam sf paf pvf htk avr sds xi wve"
+    "voc nist sph ircam sf paf pvf htk avr xi wve"
 )
 """What libsndfile reads."""
 
@@ -29,7 +29,7 @@ PYAV_SUFFIXES = _endings(
     "mpg mpeg mpe vob ts mts m2t m2ts tod trp "
     # Sound alone.
     "aac adts latm loas ac3 eac3 ec3 dts dtshd mlp thd truehd wma xwma amr awb spx ape wv tta mpc mp+ tak shn dsf dff oma aa3 "
-    "at3 vqf qcp adx dss qoa"
+    "at3 vqf qcp adx dss qoa sds"
 )
 """What only PyAV (extra `audio`) reads."""
 

@@ -48,7 +48,8 @@ class Mixdown:
         frames = np.concatenate(self._waiting) if len(self._waiting) > 1 else block
         end = len(frames) if last else len(frames) // self._stretch * self._stretch
         self._waiting, self._frames = [frames[end:]], len(frames) - end
-        parts = [self._mix(frames[first : min(first + self._stretch, end)]) for first in range(0, end, self._stretch)]
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever takes the result looks whether it is finite
+            parts = [self._mix(frames[first : min(first + self._stretch, end)]) for first in range(0, end, self._stretch)]
         return np.concatenate([np.zeros(0, np.float32), *parts])
 
     def _mix(self, frames: NDArray[np.float32]) -> Samples:

@@ -104,6 +104,8 @@ def _parts(path: Path, stream: BinaryIO, size: int) -> Iterator[Part]:
         yield from _of_ogg(stream, size)
     elif head[:4] == b"fLaC":
         yield from _of_flac(stream, size)
+    elif head[:2] == b"\xf0\x7e":  # of samplers; libsndfile prints remarks on these among the results
+        yield Part(("PyAV",))
     elif _is_foreign(head) or head[:4] in (b"RIFF", b"FORM", b"caff", b"riff"):  # which may hold MPEG audio among other things
         yield Part()
     else:

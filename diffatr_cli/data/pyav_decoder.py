@@ -17,9 +17,10 @@ from .spliced_file import SplicedFile
 _ALLOWED = (
     "mov,matroska,webm,asf,avi,flv,live_flv,mpegts,mpeg,mpegvideo,mxf,gxf,wtv,dv,rm,ivr,nut,ogg,wav,w64,aiff,au,caf,iff,voc,"
     "aac,adts,loas,ac3,eac3,dts,dtshd,truehd,mlp,amr,mp3,flac,ape,wv,tta,mpc,mpc8,tak,shn,dsf,oma,xwma,adx,vqf,qcp,dss,qoa,"
-    "ircam,sox,nistsphere,spdif"
+    "ircam,sox,nistsphere,spdif,sds"
 )
 """Kinds of file that may be opened. Others open further files or addresses that a file names, such as playlists."""
+_OPTIONS = {"format_whitelist": _ALLOWED, "protocol_whitelist": "file"}
 _STATED = frozenset(
     ("mov,mp4,m4a,3gp,3g2,mj2", "asf", "avi", "wav", "w64", "caf", "aiff", "wv", "tta", "ape", "tak", "dsf", "flac")
 )
@@ -53,7 +54,7 @@ class PyAVDecoder:
         # Never by name: FFmpeg takes some names for addresses, and endings for more than they are.
         self._source = spliced or SplicedFile(path, [(0, path.stat().st_size)])
         try:
-            self._container: Any = av.open(self._source, options={"format_whitelist": _ALLOWED, "protocol_whitelist": "file"})
+            self._container: Any = av.open(self._source, options=dict(_OPTIONS), metadata_errors="replace")
         except av.error.FFmpegError as error:
             self._source.close()
             self._reraise(error)

@@ -11,6 +11,7 @@ import soundfile
 
 from .audio_error import TRUNCATED, check_rate
 from .decoder import BLOCK_FRAMES, BLOCK_SAMPLES, Block, CannotDecode
+from .quiet import quiet_c_stderr
 from .spliced_file import SplicedFile
 
 _UNKNOWN = 1  # libsndfile's error for a format that it does not recognise
@@ -46,7 +47,8 @@ class SoundFileDecoder:
         # As bytes, so that names which are not UTF-8 work too; on Windows only text does.
         name = os.fspath(path) if os.name == "nt" else os.fsencode(path)
         try:
-            self._file = _Stream(self._spliced or name)
+            with quiet_c_stderr():
+                self._file = _Stream(self._spliced or name)
         except soundfile.LibsndfileError as error:
             if error.code == _NO_MEMORY:
                 raise MemoryError from None
@@ -64,7 +66,8 @@ class SoundFileDecoder:
     def seek(self, seconds: float) -> None:
         frame = max(0, min(round(seconds * self.rate), self._file.frames))
         try:
-            self._at = self._file.seek(frame)
+            with quiet_c_stderr():
+                self._at = self._file.seek(frame)
         except soundfile.LibsndfileError as error:
             raise CannotDecode(_damaged(error)) from None
 
@@ -81,7 +84,8 @@ class SoundFileDecoder:
                 else:
                     # Where it fails in the middle, it does not say how far it came: no decoder writes this NaN.
                     samples = np.full((frames, channels), np.nan, np.float32)
-                    samples = self._file.read(out=samples)
+                    with quiet_c_stderr():
+                        samples = self._file.read(out=samples)
             except soundfile.LibsndfileError as error:
                 if error.code == _NO_MEMORY:
                     raise MemoryError from None
