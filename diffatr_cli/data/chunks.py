@@ -172,7 +172,7 @@ def _with_end(stream: BinaryIO, found: Chunks, size: int, order: str) -> Chunks:
         if at + 8 + length > size:
             break
         at += 8 + length
-    return replace(found, end=min(at, size))
+    return replace(found, end=min(at + at % 2, size))
 
 
 def _header(kind: bytes, order: str, fmt: bytes, fact: bytes, present: int) -> bytes:

@@ -3,8 +3,9 @@
 A balanced line recorded as stereo, or one wire swapped, gives two channels of opposite sign, whose mean is silence. Whether
 channels cancel is decided for each half second, counted from the beginning, so that it does not depend on how the file was
 cut into blocks. The decision looks at the energies of that half second and of those before, which fade with a half-life of
-ten seconds: what is loud decides, a quiet passage between does not, and each decision stands until there is clear evidence of
-the other. Where it changes, one mix fades into the other within ten milliseconds.
+ten seconds: what is loud decides, a quiet passage between does not. One loud half second that cancels is enough to take a
+channel, since its sound would be lost; back to the mean it goes when both that half second and those before speak for it.
+Where it changes, one mix fades into the other within ten milliseconds.
 """
 
 from __future__ import annotations
@@ -81,11 +82,12 @@ class Mixdown:
         usual = self._energies.sum() * (1 - self._fading)
         self._energies = self._energies * self._fading + energies
         self._mixed = self._mixed * self._fading + mixed
+        memory = self._share(self._mixed, self._energies)
+        now = self._share(mixed, energies) if energies.sum() > _MATTERS * usual else None
         if self._chosen is None:
-            matters = energies.sum() > _MATTERS * usual
-            if (matters and self._share(mixed, energies) < _CANCELS) or self._share(self._mixed, self._energies) < _CANCELS:
+            if memory < _CANCELS or (now is not None and now < _CANCELS):
                 self._chosen = int(self._energies.argmax())
-        elif self._share(self._mixed, self._energies) > _ADDS:
+        elif memory > _ADDS and now is not None and now > _ADDS:
             self._chosen = None
         elif self._energies.max() > _CLEARLY * self._energies[self._chosen]:
             self._chosen = int(self._energies.argmax())

@@ -193,6 +193,9 @@ def read_runs(stream: BinaryIO, first: int, end: int, search: int = 4096) -> tup
 
     None where frames do not begin within `search` bytes, behind a tag: then it is no MPEG audio.
     """
+    size = end - first
+    if _Window(stream, end).at(max(first, end - 128), 3) == b"TAG":
+        end = max(first, end - 128)
     window = _Window(stream, end)
     runs: list[Run] = []
     start = _behind_tags(window, first, end)
@@ -220,7 +223,7 @@ def read_runs(stream: BinaryIO, first: int, end: int, search: int = 4096) -> tup
         at = after
     runs = [run for run in runs if run.frames]
     if len(runs) == 1 and not lost:
-        runs[0].untouched = runs[0].is_told(end - first)
+        runs[0].untouched = runs[0].is_told(size)
     return runs, lost
 
 
@@ -275,8 +278,8 @@ def _behind_tags(window: _Window, at: int, end: int) -> int:
         if head[:3] == b"ID3" and len(head) >= 10:
             length = sum((byte & 127) << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
             after = at + 10 + length + (10 if head[5] & 16 else 0)
-        elif head[:3] == b"TAG" and end - at in (128, 227 + 128):
-            after = end
+        elif head[:3] == b"TAG" and at + 128 <= end:  # in the middle where files were joined
+            after = at + 128
         elif head[:8] == b"APETAGEX" and len(head) == 32:
             # The size counts the entries and the footer; the header comes before.
             after = at + int.from_bytes(head[12:16], "little") + (32 if head[23] & 32 else 0)

@@ -36,12 +36,14 @@ class Link:
     """Whether the file ends inside a page or a packet. A missing end mark alone means nothing: recorders leave it out."""
     lost: int = 0
     """Bytes between its pages that are no pages."""
+    last_page_at: int = 0
+    """The sample at which the sound of its last page begins, by the page before."""
 
 
 def read_links(stream: BinaryIO, first: int, size: int) -> list[Link]:
     """The links of the Ogg stream from byte `first` to `size`, from the headers of its pages; none where it is no Ogg."""
     links: list[Link] = []
-    at, opening = first, False
+    at, opening, granule = first, False, 0
     while at < size:
         stream.seek(at)
         head = stream.read(_HEADER + 255)
@@ -58,6 +60,7 @@ def read_links(stream: BinaryIO, first: int, size: int) -> list[Link]:
         begins = len(head) > 5 and bool(head[5] & _BEGINS)
         if begins and not opening:
             links.append(Link(at, at, []))
+            granule = 0
         if not links:
             return []
         opening = begins
@@ -67,6 +70,8 @@ def read_links(stream: BinaryIO, first: int, size: int) -> list[Link]:
         # A packet goes on in the next page where its last segment is a full one.
         links[-1].cut = len(table) < segments or after > size or (bool(table) and table[-1] == 255)
         at = links[-1].end = min(after, size)
+        links[-1].last_page_at = granule
+        granule = max(granule, int.from_bytes(head[6:14], "little", signed=True))
     return links
 
 

@@ -24,7 +24,7 @@ _MOST_CHANNELS = 1024
 _MPEG_TAGS = (0x50, 0x55)  # mp2 and mp3 in a WAV file
 _SMALL = 1024  # bytes behind a recording that are not worth a word
 _FLAC = b"fLaC\0\0\0\x22"  # with the beginning of its first block
-_SEARCH = 1 << 20
+_SEARCH = 1 << 18
 _MARKS: dict[int, tuple[bytes, ...]] = {
     0: (
         b"\x1a\x45\xdf\xa3",
@@ -65,6 +65,8 @@ class Part:
     """What they are to see; None for the file as it is."""
     seconds: float | None = None
     """How long it is, where that was counted."""
+    furthest: int | None = None
+    """The last frame to which libsndfile can seek; None where it can anywhere."""
     notes: tuple[str, ...] = ()
     partial: str | None = None
     """Why not all of it is there."""
@@ -153,7 +155,7 @@ def _of_samples(path: Path, stream: BinaryIO, chunks: Chunks, start: int, size: 
         pieces = (chunks.head, span)
     elif not whole:
         pieces = ((start, chunks.end),)
-    yield Part(by, pieces, seconds, notes, partial)
+    yield Part(by, pieces, seconds, None, notes, partial)
 
 
 def _is_disguised(stream: BinaryIO, first: int) -> bool:
@@ -175,7 +177,10 @@ def _of_ogg(stream: BinaryIO, size: int) -> Iterator[Part]:
         known = len(link.codecs) == 1 and link.codecs[0] in ("vorbis", "opus")
         notes = (f"{link.lost} bytes between its pages are damaged and left out",) if link.lost > _SMALL else ()
         pieces: tuple[Piece, ...] | None = None if len(links) == 1 and link.first == 0 else ((link.first, link.end),)
-        yield Part(("libsndfile", "PyAV") if known else ("PyAV",), pieces, None, notes, TRUNCATED if link.cut else None)
+        # Inside the last page libsndfile takes the end for the page's full length, and seeks to wrong places.
+        furthest = link.last_page_at if link.codecs == ["vorbis"] else None
+        by: tuple[By, ...] = ("libsndfile", "PyAV") if known else ("PyAV",)
+        yield Part(by, pieces, None, furthest, notes, TRUNCATED if link.cut else None)
 
 
 def _of_flac(stream: BinaryIO, size: int) -> Iterator[Part]:
@@ -210,4 +215,4 @@ def _mpeg_part(run: Run, notes: tuple[str, ...], partial: str | None) -> Part:
         notes += (f"{seconds:.1f} s of {seconds * run.announced / run.frames:.1f} s are there",)
     # libsndfile only guesses how many frames of layers 1 and 2 there are, and reads no more than its guess.
     by: tuple[By, ...] = ("libsndfile", "PyAV") if run.layer == 3 else ("PyAV", "libsndfile")
-    return Part(by, None if run.untouched else tuple(run.pieces()), seconds, notes, partial)
+    return Part(by, None if run.untouched else tuple(run.pieces()), seconds, None, notes, partial)

@@ -25,8 +25,8 @@ _STATED = frozenset(
     ("mov,mp4,m4a,3gp,3g2,mj2", "asf", "avi", "wav", "w64", "caf", "aiff", "wv", "tta", "ape", "tak", "dsf", "flac")
 )
 """Containers that state how long a stream is. Of the others FFmpeg guesses it, many times too long at worst."""
-_BARE = frozenset(("aac", "loas", "ac3", "eac3", "amr", "dts", "dtshd", "truehd", "mlp"))
-"""Formats without a container: FFmpeg guesses where in them a second is."""
+_NO_SEEKING = frozenset(("aac", "loas", "ac3", "eac3", "amr", "dts", "dtshd", "truehd", "mlp", "wav"))
+"""Formats without a container, where FFmpeg guesses where a second is; and WAV, whose rarer codecs need all that came before."""
 _SLACK = 0.5  # seconds that a container may state too many
 
 
@@ -89,16 +89,24 @@ class PyAVDecoder:
         return None
 
     def seek(self, seconds: float) -> None:
-        if seconds <= 0 or self._container.format.name in _BARE:
+        if seconds <= 0 or self._container.format.name in _NO_SEEKING:
             return
         import av
 
         stream = self._stream
-        try:
-            self._container.seek((stream.start_time or 0) + int(seconds / (stream.time_base or 1)), stream=stream)
-            self._sought = seconds
-        except av.error.FFmpegError:  # it goes on from the beginning
-            self._sought = None
+        # In streams without an index FFmpeg may land behind the place that it was asked for.
+        for early in (1.0, 10.0):
+            offset = (stream.start_time or 0) + int(max(0.0, seconds - early) / (stream.time_base or 1))
+            try:
+                self._container.seek(offset, stream=stream)
+                landed = next((packet.pts for packet in self._container.demux(stream) if packet.pts is not None), None)
+                if landed is not None and (landed - (stream.start_time or 0)) * stream.time_base <= seconds:
+                    self._container.seek(offset, stream=stream)
+                    self._sought = seconds
+                    return
+            except av.error.FFmpegError:
+                break
+        self._container.seek(stream.start_time or 0, stream=stream)
 
     def blocks(self) -> Iterator[Block]:
         at, waiting, waiting_frames, rate = 0.0, list[NDArray[np.float32]](), 0, self.rate
@@ -132,7 +140,7 @@ class PyAVDecoder:
             if self.seconds is not None and decoded < self.seconds - _SLACK:
                 self.partial = self.partial or TRUNCATED
                 self.notes.append(f"{decoded:.1f} s of {self.seconds:.1f} s can be read")
-            elif self.partial is None and self._container.format.name == "matroska,webm" and _ends_early(self._path):
+            elif self.partial is None and _ends_early(self._path):
                 self.partial = TRUNCATED
 
     def _frames(self) -> Iterator[tuple[Any, float | None]]:
@@ -198,9 +206,13 @@ def _cut(samples: NDArray[np.float32], rate: int, start: float) -> Iterator[Bloc
 
 
 def _ends_early(path: Path) -> bool:
-    """Whether a Matroska file is shorter than its segment says, if that says a size."""
+    """Whether a file is shorter than it says itself: AVI in its first chunk, Matroska in its segment."""
     with path.open("rb") as stream:
         size = stream.seek(0, 2)
+        stream.seek(0)
+        head = stream.read(12)
+        if head[:4] == b"RIFF" and head[8:] == b"AVI ":
+            return size < int.from_bytes(head[4:8], "little") + 8 < 1 << 31
         stream.seek(0)
         for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
             if stream.read(4) != name:

@@ -100,20 +100,24 @@ class Sound:
             done = 0.0
             for number, part in enumerate(self._parts):
                 self._note(part)
-                seconds = 0.0
-                try:
-                    for block in self._decoded(number):
-                        yield from mono(block.samples, block.rate)
-                        seconds = block.start + len(block.samples) / block.rate
-                except AudioError as error:
-                    if not done and not seconds:
-                        raise
-                    self.partial = self.partial or error.reason
-                    self.notes.append(f"from {done + seconds:.1f} s on: {error.reason}")
+                seconds, decoded = 0.0, self._decoded(number)
+                while True:
+                    try:
+                        block = next(decoded, None)
+                    except AudioError as error:
+                        if not done and not seconds:
+                            raise
+                        self.partial = self.partial or error.reason
+                        self.notes.append(f"from {done + seconds:.1f} s on: {error.reason}")
+                        break
+                    if block is None:
+                        break
+                    yield from mono(block.samples, block.rate)
+                    seconds = block.start + len(block.samples) / block.rate
                 done += seconds
             yield from mono.rest()
             if not done:
-                raise AudioError(self.path, "no samples")
+                raise AudioError(self.path, self.partial or "no samples")
 
     def excerpt(self, start: float, end: float) -> Samples:
         """What sounds from second `start` to `end`, as `blocks` would give it; what lies beyond the end is missing.
@@ -181,7 +185,7 @@ class Sound:
                 failures.append(failure)
             finally:
                 decoder.close()
-        raise AudioError(self.path, self._refusal(failures))
+        raise AudioError(self.path, self._refusal(part, failures))
 
     def _openings(self, part: Part, failures: list[CannotDecode]) -> Iterator[tuple[By, Decoder]]:
         """The decoders that open a part, each with its name; failures are added to the list, and raised where none opens."""
@@ -201,13 +205,15 @@ class Sound:
             opened = True
             yield by, decoder
         if not opened:
-            raise AudioError(self.path, self._refusal(failures))
+            raise AudioError(self.path, self._refusal(part, failures))
 
-    def _refusal(self, failures: list[CannotDecode]) -> str:
-        """Why no decoder reads it, in a few words."""
+    def _refusal(self, part: Part, failures: list[CannotDecode]) -> str:
+        """Why no decoder reads a part, in a few words."""
         media = looks_like_media(self.path)
         if not has_pyav() and (media or self.path.suffix.lower() in PYAV_SUFFIXES):
             return NEEDS_PYAV
+        if part.partial:
+            return part.partial
         if known := [failure.reason for failure in failures if not failure.unknown]:
             return known[0]
         return failures[-1].reason if failures and media else "not audio"
@@ -216,7 +222,7 @@ class Sound:
 def _open(path: Path, part: Part, by: By) -> Decoder:
     spliced = None if part.pieces is None else SplicedFile(path, part.pieces)
     try:
-        return SoundFileDecoder(path, spliced) if by == "libsndfile" else PyAVDecoder(path, spliced)
+        return SoundFileDecoder(path, spliced, part.furthest) if by == "libsndfile" else PyAVDecoder(path, spliced)
     except BaseException:
         if spliced is not None:
             spliced.close()

@@ -17,6 +17,7 @@ from .spliced_file import SplicedFile
 _UNKNOWN = 1  # libsndfile's error for a format that it does not recognise
 _NO_MEMORY = 17
 _PLAIN = frozenset(("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF"))
+_RESERVOIR = 0.6  # seconds of earlier frames, at most, in which an MP3 frame keeps some of its bits
 _FLOATS = frozenset(("FLOAT", "DOUBLE"))
 _GUESSED = frozenset(("MP3",))  # formats whose count of frames is a guess from the file's length
 
@@ -32,7 +33,7 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class SoundFileDecoder:
-    """A file, or a spliced one, opened by libsndfile. See `Decoder`.
+    """A file, or a spliced one, opened by libsndfile. See `Decoder`. `furthest` is the last frame to which it can seek.
 
     Raises:
         CannotDecode: libsndfile does not read it.
@@ -40,8 +41,8 @@ class SoundFileDecoder:
         MemoryError: libsndfile asked for more than there is.
     """
 
-    def __init__(self, path: Path, spliced: SplicedFile | None = None) -> None:
-        self._spliced = spliced
+    def __init__(self, path: Path, spliced: SplicedFile | None = None, furthest: int | None = None) -> None:
+        self._spliced, self._furthest = spliced, furthest
         if spliced is None and path.suffix.lower() == ".raw":  # which soundfile would take for samples without a header
             self._spliced = SplicedFile(path, [(0, path.stat().st_size)])
         # As bytes, so that names which are not UTF-8 work too; on Windows only text does.
@@ -64,7 +65,10 @@ class SoundFileDecoder:
         self._at = 0
 
     def seek(self, seconds: float) -> None:
-        frame = max(0, min(round(seconds * self.rate), self._file.frames))
+        if self._file.subtype == "MPEG_LAYER_III":
+            seconds -= _RESERVOIR
+        frame = min(round(seconds * self.rate), self._file.frames)
+        frame = max(0, frame if self._furthest is None else min(frame, self._furthest - 1))
         try:
             with quiet_c_stderr():
                 self._at = self._file.seek(frame)
