@@ -308,3 +308,10 @@ def test_closing_early_lets_go_of_the_file(tmp_path: Path) -> None:
             blocks.close()  # type: ignore[attr-defined]
     assert len(opened) == 2
     assert all(decoder._file.closed for decoder in opened)
+
+
+@pytest.mark.parametrize("resampler", ["soxr", "resampy"])
+def test_a_recording_beside_the_zero_line_does_not_click(tmp_path: Path, resampler: str) -> None:
+    path = write(tmp_path / "a.wav", np.full(44_100, 0.3) + 0.01 * sine(1, 44_100), 44_100, subtype="FLOAT")
+    samples = load_audio(path, resampler)  # type: ignore[arg-type]
+    np.testing.assert_allclose(samples, 0.3 + 0.01 * sine(1, 32_000), atol=3e-3)

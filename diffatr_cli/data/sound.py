@@ -11,6 +11,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from ..types import SAMPLE_RATE
 from .audio_error import NEEDS_PYAV, AudioError, as_audio_error
 from .decoder import Block, CannotDecode, Decoder
 from .formats import PYAV_SUFFIXES
@@ -24,6 +25,7 @@ from .spliced_file import SplicedFile
 MOST_SAMPLES = 1 << 20
 """Of a block."""
 
+_OFFSET = 0.01  # of full scale
 _OVERLOAD = 16.0  # floats as loud as that, 24 dB over full scale, are on the scale of integers
 _SCALES = (2.0**15, 2.0**23, 2.0**31)
 
@@ -251,6 +253,7 @@ class _Mono:
     def __init__(self, path: Path, resampler: Resampler, strict: bool = True) -> None:
         self._path, self._resampler, self._strict = path, resampler, strict
         self._kind: tuple[int, int] | None = None
+        self._offset: np.float32 | None = None
 
     def __call__(self, samples: NDArray[np.float32], rate: int) -> Iterator[Samples]:
         """Take (frames, channels) at `rate` Hz; give what is finished."""
@@ -259,6 +262,7 @@ class _Mono:
             yield from self.rest()
             self._kind = kind
             self._mixdown, self._stream = Mixdown(*kind), resampling_stream(rate, self._resampler)
+            self._offset = np.float32(0) if rate == SAMPLE_RATE else None
         yield from self._through(samples, last=False)
 
     def rest(self) -> Iterator[Samples]:
@@ -273,6 +277,10 @@ class _Mono:
             if self._strict:
                 raise AudioError(self._path, "NaN or infinite samples")
             mono = np.nan_to_num(mono, posinf=0.0, neginf=0.0)
-        out = self._stream(mono, last)
+        if self._offset is None and len(mono):
+            # A recording beside the zero line begins and ends with a step, which would ring: it is resampled about its own line.
+            mean = float(mono.mean(dtype=np.float64))
+            self._offset = np.float32(mean if abs(mean) > _OFFSET else 0)
+        out = self._stream(mono - self._offset, last) + self._offset if self._offset else self._stream(mono, last)
         for first in range(0, len(out), MOST_SAMPLES):
             yield out[first : first + MOST_SAMPLES]

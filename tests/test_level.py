@@ -1,0 +1,75 @@
+"""One loudness for all that an encoder hears."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from audio_files import sine
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffatr_cli.core.level import LOUDEST, QUIETEST, SILENT, level, levelled
+
+
+def at(decibels: float, seconds: float = 1.0, offset: float = 0.0) -> np.ndarray:
+    """A tone of that level, whole periods of it in a tenth of a second."""
+    return (sine(seconds, 32_000, 500, np.sqrt(2) * 10 ** (decibels / 20)) + offset).astype(np.float32)
+
+
+@pytest.mark.parametrize("decibels", [-85.0, -40.0, -13.5, 0.0, 20.0])
+def test_the_level_of_a_sine_is_half_its_square(decibels: float) -> None:
+    assert level(at(decibels)) == pytest.approx(decibels, abs=0.01)
+    assert level(at(decibels, offset=0.3), 0.3) == pytest.approx(decibels, abs=0.1)
+    # Of the loudest tenth of a second, whatever lies around.
+    around = np.concatenate([np.zeros(32_000, np.float32), at(decibels, 0.1), at(decibels - 20, 3)])
+    assert level(around) == pytest.approx(decibels, abs=0.01)
+    assert level(at(decibels, 0.05)) == pytest.approx(decibels, abs=0.01)
+    assert level(np.zeros(10, np.float32)) == level(np.zeros(0, np.float32)) == float("-inf")
+
+
+@given(
+    decibels=st.floats(-80, 40),
+    offset=st.sampled_from([0.0, 0.005, -0.005, 0.02, -0.3, 0.5]),
+    seconds=st.sampled_from([0.02, 0.5, 3.0]),
+)
+def test_levels_are_brought_into_the_range_and_offsets_taken_out(decibels: float, offset: float, seconds: float) -> None:
+    sound = at(decibels, seconds, offset)
+    given_ = sound.copy()
+    out = levelled(sound)
+    np.testing.assert_array_equal(sound, given_)
+    assert out.dtype == np.float32
+    inside = QUIETEST + 0.1 < decibels < LOUDEST - 0.1
+    if inside and abs(offset) < 0.01:
+        assert out is sound
+    mean = float(out.mean(dtype=np.float64))
+    assert QUIETEST - 0.1 < level(out, mean) < LOUDEST + 0.1
+    if out is not sound:
+        assert abs(mean) < 1e-3
+        expected = at(float(np.clip(decibels, QUIETEST, LOUDEST)), seconds)
+        np.testing.assert_allclose(out, expected, atol=2e-3 + 1e-6 * abs(offset) * 10 ** (max(0, QUIETEST - decibels) / 20))
+
+
+@given(gain=st.floats(-28, 40), seed=st.integers(0, 100))
+def test_what_lies_outside_the_range_sounds_the_same_at_any_gain(gain: float, seed: int) -> None:
+    noise = np.random.default_rng(seed).normal(0, 0.001, 20_000).astype(np.float32)
+    quiet, other = noise, noise * np.float32(10 ** (gain / 20))
+    one, two = levelled(quiet), levelled(other)
+    if level(other) < QUIETEST:
+        np.testing.assert_allclose(two, one, atol=1e-4)
+    assert QUIETEST - 0.01 <= level(two) <= LOUDEST + 0.01
+
+
+def test_silence_stays_silence() -> None:
+    for sound in (np.zeros(0, np.float32), np.zeros(32_000, np.float32), np.full(32_000, 0.25, np.float32), at(SILENT - 1)):
+        assert levelled(sound) is sound
+    dither = (np.random.default_rng(0).integers(-1, 2, 32_000) / 32_768).astype(np.float32) * np.float32(0.9)
+    assert levelled(dither) is dither
+    assert levelled(at(SILENT + 1)) is not at(SILENT + 1)
+    assert level(levelled(at(SILENT + 1))) == pytest.approx(QUIETEST, abs=0.01)
+
+
+def test_the_loudest_part_decides_for_all_of_it() -> None:
+    """The silence around a bark is raised with the bark, not to a level of its own."""
+    bark = np.concatenate([at(-70, 2), at(-50, 0.5), at(-70, 2)])
+    out = levelled(bark)
+    np.testing.assert_allclose(out, bark * np.float32(10 ** (30 / 20)), rtol=1e-3, atol=1e-6)
