@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffatr_cli.data.audio import AudioError, load_audio, open_sound
+from diffatr_cli.data.excerpt import read_excerpt
 from diffatr_cli.data.mpeg_frames import read_runs
 
 BITRATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
@@ -162,3 +163,21 @@ def test_layer_two(tmp_path: Path) -> None:
             out.mux(stream.encode(piece))
         out.mux(stream.encode(None))
     assert len(load_audio(tmp_path / "a.mp2")) == pytest.approx(2 * 32_000, abs=1000)
+
+
+@pytest.mark.parametrize("content", ["bare", "counted", "joined"])
+def test_any_stretch_of_a_long_recording_is_where_it_is_in_the_whole(tmp_path: Path, content: str) -> None:
+    """Thousands of frames, so that reading begins at a mark in the middle."""
+    noise = np.random.default_rng(0).normal(0, 1, 90 * 44_100)
+    stream = io.BytesIO()
+    soundfile.write(stream, np.convolve(noise, np.ones(40) / 60, "same"), 44_100, format="MP3", bitrate_mode="VARIABLE")
+    one = stream.getvalue()
+    path = put(tmp_path / "a.mp3", {"bare": bare(one), "counted": one, "joined": mp3(5) + one}[content])
+    with path.open("rb") as file:
+        assert len(read_runs(file, 0, path.stat().st_size)[0][-1].marks) == 4
+    whole = load_audio(path)
+    for start in (0.0, 1.0, 20.0, 26.7, 27.5, 60.0, 88.0):
+        part = read_excerpt(path, start, start + 0.5)
+        assert len(part) == 16_000
+        first = round(start * 32_000)
+        np.testing.assert_allclose(part[300:-300], whole[first + 300 : first + 15_700], atol=1e-5)

@@ -16,8 +16,11 @@ from .spliced_file import Piece
 _SAME = 0xFFFE_0C00  # what all frames of a recording have in common: version, layer and sample rate
 _MONO = 0xC0
 _MARKS = (b"Xing", b"Info")
+_MARK = 1024  # frames from one mark to the next
+_RESERVOIR = 0.6  # seconds of earlier frames, at most, in which a frame keeps some of its bits
 _SURE = 3  # frames in a row that no other file has by chance
 _WINDOW = 1 << 20
+_DELAY = 529  # samples that every decoder of layer 3 is late
 _LONGEST = 2048  # bytes, more than any frame has
 _BITRATES = {  # kbit/s, by (MPEG 1, layer)
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -43,6 +46,8 @@ class Run:
     """The frame with the Xing header."""
     announced: int | None = None
     """Frames by that header."""
+    marks: list[int] = field(default_factory=list)
+    """Where every `_MARK`th frame lies."""
     untouched: bool = False
     """Whether the file holds this and little else, and its header counts right, so that it can be read as it is."""
 
@@ -57,15 +62,19 @@ class Run:
     @property
     def samples(self) -> int:
         """Of each channel, without those that encoders put before and behind the sound and decoders take off."""
-        at = _info_at(self.header) + 120
+        before, behind = self._added or (_DELAY, 0)
         if self.layer != 3:
-            added = 0
-        elif self.info[at : at + 4] in (b"LAME", b"Lavc", b"Lavf") and len(self.info) >= at + 24 and not self.missing:
-            both = int.from_bytes(self.info[at + 21 : at + 24])
-            added = (both >> 12) + (both & 0xFFF)
-        else:
-            added = 529  # the delay of every decoder
-        return max(0, self.frames * _samples(self.header) - added)
+            before = 0
+        return max(0, self.frames * _samples(self.header) - before - (0 if self.missing else behind))
+
+    @property
+    def _added(self) -> tuple[int, int] | None:
+        """Samples that the encoder put before and behind the sound, where it says so."""
+        at = _info_at(self.header) + 120
+        if self.layer != 3 or self.info[at : at + 4] not in (b"LAME", b"Lavc", b"Lavf") or len(self.info) < at + 24:
+            return None
+        both = int.from_bytes(self.info[at + 21 : at + 24])
+        return both >> 12, both & 0xFFF
 
     @property
     def missing(self) -> int:
@@ -91,6 +100,20 @@ class Run:
     def pieces(self) -> list[Piece]:
         """The run as a file of its own."""
         return [*([self._counted()] if self.layer == 3 else []), *self.spans]
+
+    def pieces_from(self, seconds: float) -> tuple[list[Piece], float]:
+        """The rest of the run as a file of its own, and the second at which it begins, some time before the one asked for.
+
+        So that nobody has to look for a place among a million frames.
+        """
+        number = int(max(0.0, seconds - _RESERVOIR) * self.rate / _samples(self.header)) // _MARK
+        if not 0 < number < len(self.marks):
+            return self.pieces(), 0.0
+        first = self.marks[number]
+        spans = [(max(first, span[0]), span[1]) for span in self.spans if span[1] > first]
+        rest = Run(self.header, self.frames - number * _MARK, spans)
+        before = self._added[0] if self._added else 0
+        return rest.pieces(), (number * _MARK * _samples(self.header) - before) / self.rate
 
     def _counted(self) -> bytes:
         """A frame with a Xing header that tells the number of frames: the run's own, corrected, or a new one."""
@@ -166,8 +189,10 @@ class _Window:
         length = _LENGTHS[header >> 9 & 0xFFF] if header >> 21 == 0x7FF else 0
         return header if length and where + length <= self._end else 0
 
-    def like(self, header: int, where: int) -> tuple[int, int]:
+    def like(self, header: int, where: int, before: int, marks: list[int]) -> tuple[int, int]:
         """How many frames like that one follow one another from there on, and where they end. A Xing header ends them.
+
+        `before` frames of the run came before them; those that are due are added to its `marks`.
 
         A long recording has a million frames: what is done for each is done here, and is little.
         """
@@ -182,6 +207,8 @@ class _Window:
                     return frames, self._base + at
                 if held[at + mark : at + mark + 4] in _MARKS:
                     return frames, self._base + at
+                if not (before + frames) % _MARK:
+                    marks.append(self._base + at)
                 at += length
                 frames += 1
             where = self._base + at
@@ -218,8 +245,11 @@ def read_runs(stream: BinaryIO, first: int, end: int, search: int = 4096) -> tup
         if not same or announced is not None:
             runs.append(Run(header, announced=announced, info=b"" if announced is None else window.at(at, after - at)))
         if announced is None:
-            more, after = window.like(header, after)
-            runs[-1].add(1 + more, at, after)
+            run = runs[-1]
+            if not run.frames % _MARK:
+                run.marks.append(at)
+            more, after = window.like(header, after, run.frames + 1, run.marks)
+            run.add(1 + more, at, after)
         at = after
     runs = [run for run in runs if run.frames]
     if len(runs) == 1 and not lost:

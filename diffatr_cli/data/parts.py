@@ -67,6 +67,8 @@ class Part:
     """How long it is, where that was counted."""
     furthest: int | None = None
     """The last frame to which libsndfile can seek; None where it can anywhere."""
+    run: Run | None = None
+    """The frames of MPEG audio that it consists of."""
     notes: tuple[str, ...] = ()
     partial: str | None = None
     """Why not all of it is there."""
@@ -155,7 +157,7 @@ def _of_samples(path: Path, stream: BinaryIO, chunks: Chunks, start: int, size: 
         pieces = (chunks.head, span)
     elif not whole:
         pieces = ((start, chunks.end),)
-    yield Part(by, pieces, seconds, None, notes, partial)
+    yield Part(by, pieces, seconds, None, None, notes, partial)
 
 
 def _is_disguised(stream: BinaryIO, first: int) -> bool:
@@ -180,7 +182,7 @@ def _of_ogg(stream: BinaryIO, size: int) -> Iterator[Part]:
         # Inside the last page libsndfile takes the end for the page's full length, and seeks to wrong places.
         furthest = link.last_page_at if link.codecs == ["vorbis"] else None
         by: tuple[By, ...] = ("libsndfile", "PyAV") if known else ("PyAV",)
-        yield Part(by, pieces, None, furthest, notes, TRUNCATED if link.cut else None)
+        yield Part(by, pieces, None, furthest, None, notes, TRUNCATED if link.cut else None)
 
 
 def _of_flac(stream: BinaryIO, size: int) -> Iterator[Part]:
@@ -215,4 +217,4 @@ def _mpeg_part(run: Run, notes: tuple[str, ...], partial: str | None) -> Part:
         notes += (f"{seconds:.1f} s of {seconds * run.announced / run.frames:.1f} s are there",)
     # libsndfile only guesses how many frames of layers 1 and 2 there are, and reads no more than its guess.
     by: tuple[By, ...] = ("libsndfile", "PyAV") if run.layer == 3 else ("PyAV", "libsndfile")
-    return Part(by, None if run.untouched else tuple(run.pieces()), seconds, None, notes, partial)
+    return Part(by, None if run.untouched else tuple(run.pieces()), seconds, None, run, notes, partial)

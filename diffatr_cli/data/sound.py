@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -167,16 +168,19 @@ class Sound:
         Raises:
             AudioError: none does.
         """
-        part, failures = self._parts[number], list[CannotDecode]()
+        part, failures, offset = self._parts[number], list[CannotDecode](), 0.0
+        if start and part.run is not None:
+            pieces, offset = part.run.pieces_from(start)
+            part = replace(part, pieces=tuple(pieces))
         for by, decoder in self._openings(part, failures):
             try:
                 scale = np.float32(_float_scale(self.path, self._mark, number, by) if decoder.floats else 1)
-                if start:
+                if start and part.run is None:
                     decoder.seek(start)
                 blocks = decoder.blocks()
                 block = next(blocks, None)
                 while block is not None:
-                    yield block if scale == 1 else block._replace(samples=block.samples / scale)
+                    yield Block(block.samples if scale == 1 else block.samples / scale, block.rate, block.start + offset)
                     block = next(blocks, None)
                 if scale != 1:
                     self.notes.append(f"its samples are on the scale of integers, and were divided by {scale:.0f}")

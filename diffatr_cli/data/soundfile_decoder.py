@@ -17,7 +17,6 @@ from .spliced_file import SplicedFile
 _UNKNOWN = 1  # libsndfile's error for a format that it does not recognise
 _NO_MEMORY = 17
 _PLAIN = frozenset(("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF"))
-_RESERVOIR = 0.6  # seconds of earlier frames, at most, in which an MP3 frame keeps some of its bits
 _FLOATS = frozenset(("FLOAT", "DOUBLE"))
 _GUESSED = frozenset(("MP3",))  # formats whose count of frames is a guess from the file's length
 
@@ -65,8 +64,6 @@ class SoundFileDecoder:
         self._at = 0
 
     def seek(self, seconds: float) -> None:
-        if self._file.subtype == "MPEG_LAYER_III":
-            seconds -= _RESERVOIR
         frame = min(round(seconds * self.rate), self._file.frames)
         frame = max(0, frame if self._furthest is None else min(frame, self._furthest - 1))
         try:
