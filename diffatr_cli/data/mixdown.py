@@ -54,29 +54,26 @@ class Mixdown:
         return np.concatenate([np.zeros(0, np.float32), *parts])
 
     def _mix(self, frames: NDArray[np.float32]) -> Samples:
-        rows = np.ascontiguousarray(frames.T)  # channel by channel, which numpy does ten times as fast
-        mean: Samples = np.full(self._channels, 1 / self._channels, np.float32) @ rows
+        mean: Samples = frames @ np.full(self._channels, 1 / self._channels, np.float32)
         before = self._weights
-        self._decide(rows, mean)
+        self._decide(frames, mean)
         weights = np.zeros(self._channels, np.float32)
         if self._chosen is None:
             weights[:] = 1 / self._channels
         else:
             weights[self._chosen] = 1
         self._weights = weights
-        out = mean if self._chosen is None else rows[self._chosen].copy()
+        out = mean if self._chosen is None else frames[:, self._chosen].copy()
         if before is not None and not np.array_equal(before, weights):
             count = min(self._fade, len(frames))
             share = np.arange(1, count + 1, dtype=np.float32) / count
-            out[:count] = share * out[:count] + (1 - share) * (before @ rows[:, :count])
+            out[:count] = share * out[:count] + (1 - share) * (frames[:count] @ before)
         return out
 
-    def _decide(self, rows: NDArray[np.float32], mean: Samples) -> None:
-        """Whether the mean of these (channels, frames) holds their sound, or which channel does."""
-        rows = rows - rows.mean(1, keepdims=True)  # an offset is no sound
-        energies = np.array([np.dot(row, row) for row in rows], np.float64)
-        rest = mean - mean.mean()
-        mixed = float(np.dot(rest, rest))
+    def _decide(self, frames: NDArray[np.float32], mean: Samples) -> None:
+        """Whether the mean of these frames holds their sound, or which channel does."""
+        energies = np.array([_energy(frames[:, channel]) for channel in range(self._channels)])
+        mixed = _energy(mean)
         if not np.isfinite(energies).all():
             return
         usual = self._energies.sum() * (1 - self._fading)
@@ -96,3 +93,10 @@ class Mixdown:
         """The mean's energy, in parts of what unrelated channels would leave; 1 in silence."""
         expected = float(energies.sum()) / self._channels**2
         return mixed / expected if expected > 0 else 1.0
+
+
+def _energy(samples: Samples) -> float:
+    """About the mean value: an offset is no sound. By products, which are many times as fast as numpy's variance."""
+    total = float(samples @ np.ones(len(samples), np.float32))
+    energy = float(samples @ samples) - total * total / len(samples)
+    return 0.0 if energy < 0 else energy  # by rounding; NaN stays
