@@ -124,7 +124,7 @@ def make_app(
         name = _shown(name)
         suffix = os.path.splitext(name)[1].lower()
         with tempfile.TemporaryDirectory(prefix="diffatr-") as scratch:
-            # What it is, its content says; where PyAV is missing, the suffix says whether that is why it cannot be read.
+            # PyAV is chosen by the suffix; all else is recognised by its content.
             path = Path(scratch, "sound" + (suffix if suffix in AUDIO_SUFFIXES else ""))
             await _receive(request, path, name, upload)
             found = await run_in_threadpool(_by_file, library, path, name, top)
