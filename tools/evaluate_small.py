@@ -1,6 +1,6 @@
 """Measure a model on recordings that training never used: the composer's test split, searched as a user would.
 
-    python tools/evaluate_small.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--split val] [--cosine] [--json]
+    python tools/evaluate_small.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--split val] [--gain -40] [--cosine]
 
 Writes every recording of the split (`--split val` to choose between models) as a file of its own into DIR/SPLIT, long
 ambiences in pieces of 10 s, indexes that folder, and asks for each kind of sound by its first clause among all of them mixed.
@@ -45,8 +45,8 @@ SYNONYMS = {
 }
 
 
-def write_clips(composer: ModuleType, split: str, folder: Path) -> None:
-    """Every recording of a split as `KIND-NUMBER.wav`."""
+def write_clips(composer: ModuleType, split: str, folder: Path, gain: float = 0.0) -> None:
+    """Every recording of a split as `KIND-NUMBER.wav`, `gain` dB louder than it is: as floats, so that nothing else changes."""
     folder.mkdir(parents=True, exist_ok=True)
     for kind in composer.kinds(split):
         short = [*composer.urban_files(split).get(kind, []), *composer.effect_files(kind, split)]
@@ -58,7 +58,7 @@ def write_clips(composer: ModuleType, split: str, folder: Path) -> None:
         for number, wave in enumerate(waves):
             path = folder / f"{kind}-{number:03d}.wav"
             if len(wave) and not path.exists():
-                soundfile.write(path, wave, RATE, subtype="PCM_16")
+                soundfile.write(path, wave * 10 ** (gain / 20), RATE, subtype="FLOAT" if gain else "PCM_16")
 
 
 def families(composer: ModuleType) -> dict[str, int]:
@@ -205,11 +205,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the clips and their index")
     parser.add_argument("--run", type=Path, help="a run's folder; the model that ships if not given")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which recordings, by default those of test")
+    parser.add_argument("--gain", type=float, default=0.0, help="dB by which to make all recordings louder, or quieter")
     parser.add_argument("--cosine", action="store_true", help="rank by the cosine alone, without diffusion")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
-    composer, clips = load_composer(options.composer), options.work / options.split
-    write_clips(composer, options.split, clips)
+    composer, name = load_composer(options.composer), options.split + (f"{options.gain:+g}dB" if options.gain else "")
+    clips = options.work / name
+    write_clips(composer, options.split, clips, options.gain)
     model = load_retriever(options.run or shipped_model(), "cpu")
     folder = FolderIndex(clips, clips / ".diffatr")
     folder.update(model)
