@@ -16,6 +16,7 @@ from .checkpoint import fill, load_weights
 from .core.audio_encoder import AudioEncoder, SmallCnn
 from .core.calibration import Calibration
 from .core.denoiser import AttentionDenoiser
+from .core.level import levelled
 from .core.schedule import NoiseSchedule
 from .core.text import TextEncoder
 from .core.towers import ProjectionHead, TwoTowers
@@ -164,10 +165,10 @@ class Retriever:
 
     @torch.inference_mode()
     def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """Mono float32 waveforms at 32 kHz -> (n, D) float32 unit vectors, each whatever else is in the batch."""
+        """Mono float32 waveforms at 32 kHz, at any level -> (n, D) float32 unit vectors, each whatever else is in the batch."""
         from .core.inference import pooled_features
 
-        pooled = pooled_features(self._audio, [torch.from_numpy(wave) for wave in waveforms])
+        pooled = pooled_features(self._audio, [torch.from_numpy(levelled(wave)) for wave in waveforms])
         return self._audio_head.embed(pooled.to(self.device)).cpu().numpy()
 
     @torch.inference_mode()

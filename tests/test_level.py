@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from audio_files import sine
+from audio_files import sine, table, write
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffatr_cli.core.level import LOUDEST, QUIETEST, SILENT, level, levelled
+from diffatr_cli.data.audio import load_audio
+from diffatr_cli.data.folder import prepare_folder
+from diffatr_cli.data.logmels import cached_logmels
+from diffatr_cli.data.manifest import load_dataset
+from diffatr_cli.model import load_retriever, shipped_model
 
 
 def at(decibels: float, seconds: float = 1.0, offset: float = 0.0) -> np.ndarray:
@@ -73,3 +80,26 @@ def test_the_loudest_part_decides_for_all_of_it() -> None:
     bark = np.concatenate([at(-70, 2), at(-50, 0.5), at(-70, 2)])
     out = levelled(bark)
     np.testing.assert_allclose(out, bark * np.float32(10 ** (30 / 20)), rtol=1e-3, atol=1e-6)
+
+
+def test_the_encoders_hear_a_quiet_recording_as_they_hear_it_at_full_level(tmp_path: Path) -> None:
+    """By the shipped model at search, and in the log-mels that training reads."""
+    clip = load_audio(Path(__file__).parents[1] / "examples" / "clips" / "dog_barking.ogg")
+    model = load_retriever(shipped_model(), "cpu")
+    whole, quiet, beside, loud, levelled_too = model.embed_audio(
+        [clip, 0.01 * clip, 0.01 * clip + 0.3, 30 * clip, levelled(clip)]
+    )
+    np.testing.assert_array_equal(whole, levelled_too)
+    for other in (quiet, beside, loud):
+        assert whole @ other > 0.95
+    assert beside @ quiet > 0.999
+
+    for name, gain in (("full", 0.2), ("quiet", 0.005)):
+        write(tmp_path / "given" / f"{name}.wav", gain * clip.astype(np.float64), 32_000)
+    table(tmp_path / "given" / "c.csv", "file,caption,split", [[f"{name}.wav", "a dog", "train"] for name in ("full", "quiet")])
+    prepare_folder(tmp_path / "data" / "dogs", tmp_path / "given", workers=1)
+    logmels = cached_logmels(load_dataset(tmp_path / "data", "dogs"), "train", 640)
+    full, quiet = (logmels.whole([index])[0].numpy() for index in (0, 1))
+    heard = full > full.max() - 30  # what the steps of 16 bits do not hide in the quiet one
+    assert heard.any()
+    np.testing.assert_allclose(quiet[heard], full[heard], atol=2)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.level import levelled
 from ..core.logmel import N_MELS, SILENCE, LogMel
 from ..errors import DiffATRError
 from ..files import replacing
@@ -72,7 +73,7 @@ def cached_logmels(dataset: Dataset, split: str, hop: int, progress: Progress = 
         DiffATRError: a prepared clip is gone, or the disk is full.
     """
     folder = dataset.root / ".cache"
-    path = folder / f"logmel-{split}-hop{hop}-{dataset.fingerprint[:16]}.i16"
+    path = folder / f"logmel-levelled-{split}-hop{hop}-{dataset.fingerprint[:16]}.i16"
     index = path.with_suffix(".json")
     clips = dataset.split(split)
     if not (path.is_file() and index.is_file()):
@@ -89,7 +90,7 @@ def cached_logmels(dataset: Dataset, split: str, hop: int, progress: Progress = 
 
 
 def _append(descriptor: int, clip: Path, log_mel: LogMel) -> int:
-    values = log_mel(torch.from_numpy(read_piece(clip)).unsqueeze(0))[0]
+    values = log_mel(torch.from_numpy(levelled(read_piece(clip))).unsqueeze(0))[0]
     data = memoryview(values.mul_(STEPS_PER_DB).round_().clamp_(-32768, 32767).to(torch.int16).numpy()).cast("B")
     while data:
         data = data[os.write(descriptor, data) :]
