@@ -3,9 +3,9 @@
 The level of a sound is that of its loudest tenth of a second, about its mean value, in dB below full scale: unlike the whole's
 it does not depend on how much silence lies around. Most recordings that encoders learn from lie in the range that is given here,
 and their embeddings of a clip drift away from themselves outside of it. So sounds below `QUIETEST` are raised to it, those above
-`LOUDEST` lowered to it, and all between are left as they are. `docs/model-card.md` tells what quiet recordings score by it. Of the
-ranges tried, from -30..-5 to one single level, this one was best for recordings as they are; narrower ones gain nothing for
-recordings 40 dB below it.
+`LOUDEST` lowered to it, and all between are left as they are. Of the ranges tried, from -30..-5 dB to one single level, this one
+was best for recordings as they are, and narrower ones gained little for recordings 40 dB below. `docs/model-card.md` tells what
+recordings of any level score by it.
 """
 
 from __future__ import annotations
