@@ -249,3 +249,10 @@ def test_what_a_header_asks_for_in_vain(tmp_path: Path, content: bytes, reason: 
 def test_the_lowest_and_the_highest_rate(tmp_path: Path, rate: int) -> None:
     samples = np.full(rate // 2, 4096, "<i2").tobytes()
     assert len(load_audio(put(tmp_path / "a.wav", wav(samples, rate=rate)))) == RATE // 2
+
+
+@pytest.mark.parametrize("rate", [bytes(10), b"\x7f\xff" + b"\xff" * 8, b"\x7f\xfe" + b"\xff" * 8, b"\xff" * 10])
+def test_rates_of_apple_s_headers_that_are_none(tmp_path: Path, rate: bytes) -> None:
+    content = aiff().replace(b"\x40\x0d\xfa\x00" + bytes(6), rate)
+    with pytest.raises(AudioError, match=r"a sample rate of (0|inf) Hz"):
+        load_audio(put(tmp_path / "a.aiff", content))

@@ -234,7 +234,7 @@ def _aiff(stream: BinaryIO, start: int, size: int) -> Chunks | None:
         return None
     channels, _, bits, exponent, mantissa = struct.unpack(">HIHHQ", described[:18])
     codec = described[18:22] if kind == b"AIFC" else b"NONE"
-    rate = math.ldexp(mantissa, (exponent & 0x7FFF) - 16383 - 63) if exponent & 0x7FFF < 0x7FFF else math.inf
+    rate = _extended(exponent, mantissa)
     plain = codec in (b"NONE", b"sowt", b"twos", b"raw ", b"in24", b"in32", b"fl32", b"FL32", b"fl64", b"FL64")
     frame = channels * -(-bits // 8) if plain else channels if codec.lower() in (b"ulaw", b"alaw") else 0
     first, announced = samples
@@ -245,6 +245,14 @@ def _aiff(stream: BinaryIO, start: int, size: int) -> Chunks | None:
     present = there if known is None else min(known, there)
     end = size if known is None or known > there else min(size, max(at, first + present))
     return Chunks("AIFF", codec, channels, rate, frame, rate * frame, first, known, present, end)
+
+
+def _extended(exponent: int, mantissa: int) -> float:
+    """An 80-bit floating-point number, as Apple's headers have it."""
+    try:
+        return math.ldexp(mantissa, (exponent & 0x7FFF) - 16383 - 63)
+    except OverflowError:
+        return math.inf
 
 
 def _caf(stream: BinaryIO, start: int, size: int) -> Chunks | None:

@@ -48,11 +48,15 @@ class PyAVDecoder:
     def __init__(self, path: Path, spliced: SplicedFile | None = None) -> None:
         if not has_pyav():
             raise AudioError(path, NEEDS_PYAV)
-        import av
-
         self._path = path
         # Never by name: FFmpeg takes some names for addresses, and endings for more than they are.
         self._source = spliced or SplicedFile(path, [(0, path.stat().st_size)])
+        self._open()
+
+    def _open(self) -> None:
+        import av
+
+        self._source.seek(0)
         try:
             self._container: Any = av.open(self._source, options=dict(_OPTIONS), metadata_errors="replace")
         except av.error.FFmpegError as error:
@@ -106,7 +110,8 @@ class PyAVDecoder:
                     return
             except av.error.FFmpegError:
                 break
-        self._container.seek(stream.start_time or 0, stream=stream)
+        self._container.close()  # from the beginning, then
+        self._open()
 
     def blocks(self) -> Iterator[Block]:
         at, waiting, waiting_frames, rate = 0.0, list[NDArray[np.float32]](), 0, self.rate
