@@ -17,9 +17,10 @@ from torch.nn import functional
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.factored import FactoredDenoiser
 from diffatr_cli.core.sampler import ddim_sample, fast_ddim_sample
+from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.schedule import NoiseSchedule
 from diffatr_cli.core.scoring import diffusion_score_blocks
-from diffatr_cli.training.train_diffusion import denoising_loss
+from diffatr_cli.training.denoisers import denoising_loss
 
 from .common import Case, Row, Size, median, medians, pick, seconds
 
@@ -72,7 +73,8 @@ def plain_loop(task: Task, steps: int, size: Size, device: str = "cpu", most_ste
 
 def score_all(task: Task) -> None:
     """x0_hat of every query over all candidates, block by block, noise and preparation included."""
-    for _ in diffusion_score_blocks(task.denoiser, task.query, task.candidates, task.schedule):
+    prepared = FactoredDenoiser(task.denoiser).prepare(task.candidates)
+    for _ in diffusion_score_blocks(task.query, prepared, task.schedule, Sampling()):
         pass
 
 

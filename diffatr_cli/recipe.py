@@ -107,6 +107,17 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
+def differing_fields(one: Recipe, other: Recipe) -> list[str]:
+    """The fields, `section.field`, in which two recipes differ."""
+    ours, theirs = one.model_dump(), other.model_dump()
+    return [
+        f"{section}.{name}"
+        for section, names in SECTIONS.items()
+        for name in names
+        if ours[section][name] != theirs[section][name]
+    ]
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 

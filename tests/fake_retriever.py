@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import soundfile
@@ -26,29 +25,33 @@ def write_tone(path, hz, seconds, seed=0):
     soundfile.write(os.fsencode(path), tone(hz, seconds, seed), RATE, format=path.suffix[1:].upper())
 
 
+def make_reranker(dim=DIM, weight=0.7, **sampling):
+    """Untrained denoisers of both directions in a chain of 10, sampled with eta 0.5; without a weight x0_hat ranks alone."""
+    import torch
+
+    from diffatr_cli.core.denoiser import AttentionDenoiser
+    from diffatr_cli.core.sampling import Sampling
+    from diffatr_cli.core.schedule import NoiseSchedule
+    from diffatr_cli.core.scoring import Reranker
+
+    denoisers = {
+        direction: AttentionDenoiser(dim, 24, output="add_logit", generator=torch.Generator().manual_seed(0)).eval()
+        for direction in ("t2a", "a2t")
+    }
+    weights = {} if weight is None else dict.fromkeys(denoisers, weight)
+    return Reranker(denoisers, NoiseSchedule.cosine(10), Sampling(**{"eta": 0.5} | sampling), weights)
+
+
 class FakeRetriever:
     """Has what `model.Retriever` has; counts the windows it embeds."""
 
     device = "cpu"
-    x0 = "softmax"
     calibration = None
 
     def __init__(self, model_id="model-a", dim=DIM, phase_two=False):
         self.model_id, self.dim, self.embedded = model_id, dim, 0
         self.projection = np.random.default_rng(len(model_id)).normal(size=(40, dim))
-        self.denoisers, self.fusion_weights = {}, {}
-        if phase_two:
-            import torch
-
-            from diffatr_cli.core.denoiser import AttentionDenoiser
-            from diffatr_cli.core.schedule import NoiseSchedule
-
-            self.schedule = NoiseSchedule.cosine(10)
-            self.denoisers["t2a"] = AttentionDenoiser(
-                dim, 24, output="add_logit", generator=torch.Generator().manual_seed(0)
-            ).eval()
-            self.fusion_weights["t2a"] = 0.7
-            self.recipe = SimpleNamespace(evaluation=SimpleNamespace(steps=None, eta=0.5, draws=1))
+        self.reranker = make_reranker(dim) if phase_two else None
 
     def _embed(self, waveform):
         if len(waveform) < 1024:

@@ -108,7 +108,7 @@ def test_every_mistake_in_a_recipe_is_told_at_once(diffatr: Diffatr, workshop: W
         (("query", "x", "--corpus", ".", "--runs", "runs"), 1, "diffatr demo"),
         (("pretrain", "demo", "--device", "warp"), 2, "--device"),
         (("pretrain", "demo"), 1, "diffatr prepare synthetic"),
-        (("train-diffusion", "demo"), 1, "diffatr prepare synthetic"),
+        (("train-diffusion", "demo"), 1, "diffatr pretrain demo"),
     ],
 )
 def test_wrong_use_is_two_and_failure_is_one(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import DiffATRError
 from .console import say
-from .corpus import place, printable
+from .corpus import clock_span, printable
 
 if TYPE_CHECKING:
     from ..corpus.search import Hit
@@ -27,7 +27,7 @@ def play_hit(path: Path, hit: Hit) -> None:
     if program is None:
         say("--play: there is no player here. Install ffmpeg (with its ffplay), mpv or sox.")
         return
-    say(f"playing {place(hit)} of {printable(str(path))}")
+    say(f"playing {clock_span(hit)} of {printable(str(path))}")
     try:
         with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):  # which ends the sound alone
             command = [program, *_play_arguments(Path(program).stem, path.absolute(), hit, Path(folder))]

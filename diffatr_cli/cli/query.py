@@ -23,20 +23,21 @@ from .corpus import (
     Run,
     Shortlist,
     Steps,
+    clock_span,
     load_model,
-    no_collection,
     open_folder,
-    place,
     printable,
     tell_update,
     update_index,
 )
 
 if TYPE_CHECKING:
+    from ..core.sampling import Sampling
     from ..corpus.search import CaptionHit, Found, Hit
     from ..data.audio import Samples
     from ..model import Retriever
 
+_COMPARED = "Scores compare the captions of this list with one another; where none fits, one of them still scores high."
 _PRESENT = 0.5  # a folder that holds what is asked for with less probability than this is said not to
 
 
@@ -61,7 +62,7 @@ def query(
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="Hits to show for each search.")] = 10,
     min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less; 0.5 is 50 %.")] = None,
     steps: Steps = None,
-    shortlist: Shortlist = 100,
+    shortlist: Shortlist = None,
     copy_to: Annotated[
         Path | None, typer.Option("--copy-to", metavar="DIR", help="Copy the found files into this folder too.")
     ] = None,
@@ -79,7 +80,9 @@ def query(
     """Find the recordings in a folder that sound like a text, or like another sound; or the captions that fit a sound.
 
     The folder is indexed first, which takes its time once; afterwards only new and changed files are read. A match in percent
-    is the probability that the file holds what was asked for. Runs without a calibration give scores that only rank.
+    is the probability that the file holds what was asked for. Runs without a calibration give scores that only rank. With
+    --not, files are ranked by both texts, while the match shown is that of the wanted one. Scores of captions compare the
+    captions of the list with one another.
 
     Example: diffatr query "dog barking" --corpus ./clips
 
@@ -95,19 +98,21 @@ def query(
         for option, given in (("--not", unwanted is not None), ("--copy-to", copy_to is not None), ("--play", play)):
             if given:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
+        from ..corpus.search import best_captions, embed_sound
+
         choices, heard = _captions_and_sound(captions, audio)
         model = load_model(run, runs, device)
-        described = _best_captions(model, heard, choices, top, shortlist, steps, min_score, seed)
-        _print_captions(str(audio), described, model, min_score, as_json, as_csv)
+        settings = _sampling(model, steps, shortlist, seed)
+        described = best_captions(model, embed_sound(model, heard), choices, settings, top=top, min_score=min_score)
+        _print_captions(str(audio), described, min_score, as_json, as_csv)
         return
     if copy_to is not None and copy_to.resolve().is_relative_to(corpus.resolve()):
         raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {corpus}, where the copies would be found as well.")
     names = [str(audio)] if audio is not None else _lines(texts or [])
 
-    with no_collection():
-        from ..corpus.index import CannotUpdate, no_sounds
-        from ..corpus.search import embed_sound, embed_texts, search
-        from ..data.audio import load_audio
+    from ..corpus.index import CannotUpdate, no_sounds
+    from ..corpus.search import embed_sound, embed_texts, search
+    from ..data.audio import load_audio
 
     folder = open_folder(corpus, index_folder)
     sound = None if audio is None else load_audio(audio)  # before the model, which takes seconds
@@ -124,24 +129,21 @@ def query(
     recordings = folder.read(model.model_id)
     if not len(recordings):
         raise no_sounds(corpus, unusable)
-    if steps is not None and not model.denoisers:
-        say("This model has no diffusion phase; hits are ranked by cosine, and --steps means nothing.")
     found = search(
         model,
         recordings,
         embed_texts(model, names) if sound is None else embed_sound(model, sound)[None],
+        _sampling(model, steps, shortlist, seed),
         unwanted=None if unwanted is None else embed_texts(model, [unwanted])[0],
         refine=sound is None,
         top=top,
-        shortlist=shortlist,
-        steps=steps,
         min_score=min_score,
-        seed=seed,
     )
     results = list(zip(names, found, strict=True))
     if copy_to is not None:
         _copy(results, corpus, copy_to)
-    _tell_without_calibration(model)
+    if not all(each.calibrated for each in found):
+        say("This run has no calibration for this kind of search: its scores rank the hits, and are no probabilities.")
     for name, each in results:
         if _is_absent(each):
             say(f"{printable(name)}: nothing here sounds like that.")
@@ -153,7 +155,7 @@ def query(
         # Escaped to ASCII, because names of files need not be valid text.
         typer.echo(json.dumps(documents if several else documents[0], indent=2))
     else:
-        show(None, *(found_table(name, each, corpus, model) for name, each in results if each.hits), as_json=False)
+        show(None, *(found_table(name, each, corpus) for name, each in results if each.hits), as_json=False)
         for name, each in results:
             if not each.hits:
                 say(f"{printable(name)}: no sound scores {min_score:g} or more.")
@@ -227,40 +229,29 @@ def _captions_and_sound(captions: Path, audio: Path) -> tuple[list[str], Samples
     return choices, load_audio(audio)
 
 
-def _best_captions(
-    model: Retriever,
-    sound: Samples,
-    captions: Sequence[str],
-    top: int,
-    shortlist: int,
-    steps: int | None,
-    min_score: float | None,
-    seed: int,
-) -> list[CaptionHit]:
-    from ..corpus.search import best_captions, embed_sound
+def _sampling(model: Retriever, steps: int | None, shortlist: int | None, seed: int) -> Sampling:
+    from ..model import sampling_of
 
-    if steps is not None and not model.denoisers:
-        say("This model has no diffusion phase; captions are ranked by cosine, and --steps means nothing.")
-    query = embed_sound(model, sound)
-    return best_captions(model, query, captions, top=top, shortlist=shortlist, steps=steps, min_score=min_score, seed=seed)
+    if steps is not None and model.reranker is None:
+        say("This model has no diffusion phase; it ranks by cosine, and --steps means nothing.")
+    return sampling_of(model, folder=True, steps=steps, shortlist=shortlist, seed=seed)
 
 
-def _print_captions(
-    name: str, hits: Sequence[CaptionHit], model: Retriever, min_score: float | None, as_json: bool, as_csv: bool
-) -> None:
+def _print_captions(name: str, hits: Sequence[CaptionHit], min_score: float | None, as_json: bool, as_csv: bool) -> None:
     from rich.text import Text
 
-    _tell_without_calibration(model)
+    say(_COMPARED)
     document = {
         "query": name,
+        "note": _COMPARED,
         "results": [{"rank": hit.rank, "caption": hit.caption, "score": round(hit.score, 6)} for hit in hits],
     }
     if as_csv:
         _print_csv([document], "caption", "score")
     elif as_json or hits:
-        table = _hits_table(name, _score_heading(model), "caption")
+        table = _hits_table(name, "score", "caption")
         for hit in hits:
-            table.add_row(str(hit.rank), _score(hit.score, model), Text(printable(hit.caption)))
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(printable(hit.caption)))
         show(document, table, as_json=as_json)
     else:
         say(f"{printable(name)}: no caption scores {min_score:g} or more.")
@@ -286,30 +277,23 @@ def _row(hit: Hit, corpus: Path) -> dict[str, Any]:
     }
 
 
-def found_table(name: str, found: Found, corpus: Path, model: Retriever) -> Any:
+def found_table(name: str, found: Found, corpus: Path) -> Any:
     """The rich table of one search's hits."""
     from rich.text import Text
 
     title = f"{name} (nothing here sounds like that; these are the nearest)" if _is_absent(found) else name
-    table = _hits_table(title, _score_heading(model), "place", "file")
+    table = _hits_table(title, "match" if found.calibrated else "score", "place", "file")
     for hit in found.hits:
-        table.add_row(str(hit.rank), _score(hit.score, model), place(hit), Text(printable(str(corpus / hit.path))))
+        table.add_row(
+            str(hit.rank), _score(hit.score, found.calibrated), clock_span(hit), Text(printable(str(corpus / hit.path)))
+        )
     return table
 
 
-def _score_heading(model: Retriever) -> str:
-    return "score" if model.calibration is None else "match"
-
-
-def _score(score: float, model: Retriever) -> str:
-    if model.calibration is None:
+def _score(score: float, calibrated: bool) -> str:
+    if not calibrated:
         return f"{score:.3f}"
     return f"{100 * score:.0f} %" if score >= 0.01 else "< 1 %"
-
-
-def _tell_without_calibration(model: Retriever) -> None:
-    if model.calibration is None:
-        say("This run has no calibration: its scores rank the hits of a search, and are no probabilities.")
 
 
 def _hits_table(title: str, *columns: str) -> Any:

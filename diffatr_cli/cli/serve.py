@@ -32,7 +32,7 @@ def serve(
         typer.Option("--open/--no-open", help="Open the page in the browser; done if this is a terminal, if not given."),
     ] = None,
     steps: Steps = None,
-    shortlist: Shortlist = 100,
+    shortlist: Shortlist = None,
     run: Run = None,
     runs: NewestOf = None,
     index_folder: IndexFolder = None,
@@ -53,6 +53,7 @@ def serve(
     import webbrowser
 
     from ..corpus.session import SearchSession
+    from ..model import sampling_of
     from ..web import server
     from ..web.app import make_app
 
@@ -60,12 +61,13 @@ def serve(
     listener = server.listen(host, port)
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    library = SearchSession(load_model(run, runs, device), folder, shortlist=shortlist, steps=steps, seed=seed)
+    model = load_model(run, runs, device)
+    session = SearchSession(model, folder, sampling_of(model, folder=True, shortlist=shortlist, steps=steps, seed=seed))
     token = None if loopback else secrets.token_urlsafe(24)
     hosts = frozenset((_bracketed(host).lower(), "localhost", "127.0.0.1", "[::1]")) if loopback else None
     url = f"http://{_bracketed(_reachable(host))}:{number}/" + (f"?token={token}" if token else "")
-    app = make_app(library, hosts=hosts, token=token, refresh=lambda: library.start(told=_report))
-    library.start(progress_bar, _report)
+    app = make_app(session, hosts=hosts, token=token, refresh=lambda: session.start(told=_report))
+    session.start(progress_bar, _report)
     typer.echo(url)
     sys.stdout.flush()
     say(f"{corpus}: open the address above in a browser. Ctrl-C ends this.")
@@ -78,7 +80,7 @@ def serve(
     except KeyboardInterrupt:
         say("diffatr: stopped.")
     finally:
-        library.stop()
+        session.stop()
 
 
 def register(app: typer.Typer) -> None:

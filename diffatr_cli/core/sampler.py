@@ -8,20 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser, PreparedCandidates, attended_mean
+from .sampling import X0
 from .schedule import NoiseSchedule
 from .threads import parallel_for
 
 Denoise = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (x_k, level, query, candidates) -> logits
 Noise = Tensor | Callable[[int], Tensor]
 OnStep = Callable[[int, Tensor, Tensor], None]
-X0 = Literal["softmax", "clip"]
 
 
 def ddim_levels(chain: int, steps: int | None) -> list[int]:
@@ -34,7 +33,7 @@ def ddim_levels(chain: int, steps: int | None) -> list[int]:
     """
     steps = chain if steps is None else steps
     if not 1 <= steps <= chain:
-        raise ValueError(f"steps must lie between 1 and the chain's length, {chain}; got {steps}")
+        raise ValueError(f"steps must lie between 1 and the chain's length, {chain}, got {steps}")
     return [chain - 1 - i * (chain - 1) // max(steps - 1, 1) for i in range(steps)]
 
 

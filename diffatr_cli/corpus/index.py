@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ..core.windows import spans
 from ..data.audio import AUDIO_SUFFIXES, PYAV_SUFFIXES, AudioError, Samples, load_audio
 from ..errors import DiffATRError, UsageError
 from ..files import replacing
@@ -37,10 +38,6 @@ from ..types import SAMPLE_RATE
 if TYPE_CHECKING:
     from ..model import Retriever
 
-WINDOW = 10 * SAMPLE_RATE
-"""Samples of a window; a recording up to this long is one window, embedded whole."""
-HOP = 5 * SAMPLE_RATE
-"""Samples from one window to the next."""
 FOLDER = ".diffatr"
 """Where the index lives inside the folder that it remembers."""
 
@@ -129,17 +126,6 @@ class _Examined(NamedTuple):
     row: _File | None
     waveform: Samples | None = None
     reason: str = ""
-
-
-def spans(samples: int) -> list[tuple[int, int]]:
-    """The windows of a recording, as first sample and end: 10 s, every 5 s, the last one moved to end with the recording.
-
-    A recording of at most 10 s is one window; one without samples has none.
-    """
-    if samples <= WINDOW:
-        return [(0, samples)] if samples else []
-    starts = [*range(0, samples - WINDOW, HOP), samples - WINDOW]
-    return [(start, start + WINDOW) for start in starts]
 
 
 def scan(corpus: Path, exclude: Path) -> tuple[dict[bytes, os.stat_result], list[Skipped]]:

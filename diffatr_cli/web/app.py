@@ -71,26 +71,26 @@ class TooLarge(DiffATRError):
 
 
 def make_app(
-    library: SearchSession,
+    session: SearchSession,
     *,
     hosts: frozenset[str] | None = None,
     token: str | None = None,
     upload: int = UPLOAD,
     refresh: Callable[[], None] | None = None,
 ) -> FastAPI:
-    """The page of a library and all that it asks for.
+    """The page of a search session and all that it asks for.
 
     Args:
         hosts: names by which this server may be called (`Host` headers without the port), against pages elsewhere that let
             their own name point here; None allows all, which only a token makes safe.
         token: what a browser must bring, once in the address as `?token=`, then in the cookie that it gets for that.
         upload: bytes of a dropped file at most.
-        refresh: begins to bring the index up to date; `library.start` if None.
+        refresh: begins to bring the index up to date; `session.start` if None.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page, policy = read_page()
     pictures = _Pictures()
-    begin = library.start if refresh is None else refresh
+    begin = session.start if refresh is None else refresh
 
     @app.get("/")
     def index() -> Response:
@@ -99,7 +99,7 @@ def make_app(
     @app.get("/api/state")
     def state() -> Response:
         return json_response(
-            {"folder": str(library.corpus), "diffuses": library.diffuses, "upload": upload} | library.state._asdict()
+            {"folder": str(session.corpus), "diffuses": session.diffuses, "upload": upload} | session.status._asdict()
         )
 
     @app.post("/api/refresh")
@@ -110,12 +110,12 @@ def make_app(
     @app.get("/api/search")
     def by_text(q: Annotated[str, Query(max_length=1000)], top: _Top = TOP) -> Response:
         began = time.perf_counter()
-        return _found(library, library.by_text(q, top), began)
+        return _found(session, session.by_text(q, top), began)
 
     @app.get("/api/like/{key}")
     def like(key: str, start: _Second = 0.0, top: _Top = TOP) -> Response:
         began = time.perf_counter()
-        return _found(library, library.like(key, start, top), began)
+        return _found(session, session.like(key, start, top), began)
 
     @app.post("/api/sound")
     async def by_sound(request: Request, name: str = "sound", top: _Top = TOP) -> Response:
@@ -126,12 +126,12 @@ def make_app(
             # PyAV is chosen by the suffix; all else is recognised by its content.
             path = Path(scratch, "sound" + (suffix if suffix in AUDIO_SUFFIXES else ""))
             await _receive(request, path, name, upload)
-            found = await run_in_threadpool(_by_file, library, path, name, top)
-        return _found(library, found, began)
+            found = await run_in_threadpool(_by_file, session, path, name, top)
+        return _found(session, found, began)
 
     @app.get("/api/trajectory")
     def trajectory(q: Annotated[str, Query(max_length=1000)]) -> Response:
-        way = library.trajectory(q)
+        way = session.trajectory(q)
         count = len(way.levels)
         shown = np.unique(np.linspace(0, count - 1, min(count, _FRAMES)).round().astype(int)) if count else np.zeros(0, int)
         return json_response(
@@ -145,24 +145,24 @@ def make_app(
 
     @app.get("/spectrogram/{key}")
     def spectrogram(key: str, start: _Second, end: _Second, theme: Theme = "light") -> Response:
-        clip = library.clip(key)
+        clip = session.clip(key)
         return Response(png(pictures.of(clip, *_view_asked(start, end)).levels, theme), media_type="image/png")
 
     @app.get("/api/outline/{key}")
     def waveform(key: str, start: _Second, end: _Second) -> Response:
-        picture = pictures.of(library.clip(key), *_view_asked(start, end))
+        picture = pictures.of(session.clip(key), *_view_asked(start, end))
         return json_response({"outline": np.rint(picture.outline * 1000).astype(int).tolist()})
 
     @app.get("/clip/{key}")
     def clip(key: str) -> Response:
         # The file behind all links, which is what was looked at: a link that changes now makes no difference.
-        file = library.clip(key)
+        file = session.clip(key)
         kind = _TYPES.get(file.path.suffix.lower(), "application/octet-stream")
         return FileResponse(file.real, media_type=kind)
 
     @app.get("/wav/{key}")
     def transcoded(key: str, request: Request, start: _Second, end: _Second) -> Response:
-        return _ranged(_wav(library.clip(key), *_view_asked(start, end)), request.headers.get("range"), "audio/wav")
+        return _ranged(_wav(session.clip(key), *_view_asked(start, end)), request.headers.get("range"), "audio/wav")
 
     @app.exception_handler(DiffATRError)
     def failed(request: Request, error: DiffATRError) -> Response:
@@ -195,26 +195,26 @@ def make_app(
     return app
 
 
-def _found(library: SearchSession, found: Found, began: float) -> Response:
+def _found(session: SearchSession, found: Found, began: float) -> Response:
     return json_response(
         {
-            "hits": [_hit(library, hit) for hit in found.hits],
+            "hits": [_hit(session, hit) for hit in found.hits],
             "present": found.present,
-            "calibrated": library.model.calibration is not None,
-            "files": library.state.files,
+            "calibrated": found.calibrated,
+            "files": session.status.files,
             "seconds": round(time.perf_counter() - began, 4),
         }
     )
 
 
-def _hit(library: SearchSession, hit: Hit) -> dict[str, Any]:
-    seconds = max(library.seconds(hit.path), hit.end)
+def _hit(session: SearchSession, hit: Hit) -> dict[str, Any]:
+    seconds = max(session.seconds(hit.path), hit.end)
     return {
         "key": key_of(hit.path),
         "rank": hit.rank,
         "name": os.path.basename(hit.path),
         "folder": os.path.dirname(hit.path),
-        "path": str(library.corpus / hit.path),
+        "path": str(session.corpus / hit.path),
         "start": round(hit.start, 3),
         "end": round(hit.end, 3),
         "seconds": round(seconds, 3),
@@ -268,7 +268,7 @@ async def _receive(request: Request, path: Path, name: str, limit: int) -> None:
         raise DiffATRError(f"{name}: could not be kept for a moment ({trouble.strerror}).") from trouble
 
 
-def _by_file(library: SearchSession, path: Path, name: str, top: int) -> Found:
+def _by_file(session: SearchSession, path: Path, name: str, top: int) -> Found:
     try:
         if (seconds := duration(path) if path.stat().st_size else 0) and seconds > LONGEST:
             raise TooLarge(f"{name}: {seconds / 60:.0f} minutes long. Drop a piece of at most {LONGEST / 60:.0f} minutes.")
@@ -277,7 +277,7 @@ def _by_file(library: SearchSession, path: Path, name: str, top: int) -> Found:
         raise AudioError(name, error.reason) from None  # the path is that of a temporary file
     if not len(waveform):
         raise AudioError(name, "no samples")
-    return library.by_sound(waveform, top)
+    return session.by_sound(waveform, top)
 
 
 class _Picture(NamedTuple):
