@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ def fit_calibration(windows: EmbeddedWindows, text: np.ndarray, captions: Captio
     distinct, matches = matching(captions)
     first = {normalise_caption(caption): row for row, caption in reversed(list(enumerate(captions.texts)))}
     text = text[[first[caption] for caption in distinct]]
-    bounds = list(zip(windows.offsets, windows.offsets[1:], strict=False))
+    bounds = list(pairwise(windows.offsets))
     sounds = np.stack([mean_direction(windows.vectors[a:b]) for a, b in bounds])  # (n, D)
     asked = np.sort(rng.permutation(len(distinct))[:QUERIES])
     heard = np.sort(rng.permutation(len(sounds))[:QUERIES])
