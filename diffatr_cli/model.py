@@ -215,10 +215,10 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
             fill(text, tuned, path)
         return text
 
-    model_id, place = weights_hash(path), resolve_device(device)
-    reranker, calibration = _load_reranker(run, recipe, tensors, facts, model_id, place) if with_denoisers else (None, None)
+    model_id, on_device = weights_hash(path), resolve_device(device)
+    reranker, calibration = _load_reranker(run, recipe, tensors, facts, model_id, on_device) if with_denoisers else (None, None)
     heads = load_head("audio_head"), load_head("text_head")
-    return Retriever(heads, load_audio, load_text, recipe.model.dim, model_id, reranker, calibration, place)
+    return Retriever(heads, load_audio, load_text, recipe.model.dim, model_id, reranker, calibration, on_device)
 
 
 def sampling_of(model: Retriever, *, folder: bool = False, **overrides: Any) -> Sampling:

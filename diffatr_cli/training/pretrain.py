@@ -60,14 +60,14 @@ def pretrain(
         UsageError: the run folder holds another recipe's run, or another process is training there.
     """
     began = time.monotonic()
-    place = resolve_device(device)
+    on_device = resolve_device(device)
     dataset = load_dataset(data, recipe.data.name)
     command = resume_command("pretrain", resume or [name], data=data, runs=runs, seed=seed)
     # With L_G alone the denoisers are trained here too, by the sections that are phase two's otherwise.
     sections = FIRST_PHASE + (SECOND_PHASE if recipe.model.strategy == "gen" else ())
     run = run_folder(runs, name, seed)
     with open_phase(run, "pretrain", recipe, sections, seed, command, dataset.fingerprint) as folder:
-        best = _train(PhaseOne(recipe, seed, place), recipe.pretrain, dataset, folder, progress)
+        best = _train(PhaseOne(recipe, seed, on_device), recipe.pretrain, dataset, folder, progress)
     return TrainingResult(folder.path, best, time.monotonic() - began)
 
 
@@ -239,5 +239,5 @@ def learning_rate(section: PretrainSection, step: int, steps_per_epoch: int) -> 
         return section.lr
     last = section.epochs * steps_per_epoch - 1
     peak = 0.3 * (last + 1) - 1
-    low, place = (section.lr / 25, step / peak) if step < peak else (section.lr / 1e4, 1 - (step - peak) / (last - peak))
-    return low + (section.lr - low) * (1 - math.cos(math.pi * place)) / 2
+    low, on_device = (section.lr / 25, step / peak) if step < peak else (section.lr / 1e4, 1 - (step - peak) / (last - peak))
+    return low + (section.lr - low) * (1 - math.cos(math.pi * on_device)) / 2

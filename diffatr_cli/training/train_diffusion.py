@@ -71,12 +71,12 @@ def train_diffusion(
         )
     recipe, notes = _on_encoders(run, recipe, stated)
     dataset = load_dataset(data, recipe.data.name)
-    place = resolve_device(device)
+    on_device = resolve_device(device)
     command = resume_command("train-diffusion", resume or [name], data=data, runs=runs, seed=seed)
     fingerprint = f"{dataset.fingerprint} {weights_hash(encoders)}"
     with open_phase(run, "diffusion", recipe, SECOND_PHASE, seed, command, fingerprint) as folder:
-        best = _train(run, recipe, dataset, seed, place, folder, progress)
-        _calibrate(run, recipe, dataset, seed, place, folder, progress)
+        best = _train(run, recipe, dataset, seed, on_device, folder, progress)
+        _calibrate(run, recipe, dataset, seed, on_device, folder, progress)
     chosen = {f"{d}_{key}": value for d in DIRECTIONS for key, value in best[d].items()}
     return TrainingResult(folder.path, chosen, time.monotonic() - began, notes)
 
