@@ -83,7 +83,7 @@ def speed(size: Size, run: Path | None = None, files: Path | None = None) -> lis
         files = files or make_recordings(folder / "recordings", count, length)
         document, took = indexed(files, folder / "index", run)
         recordings = FolderIndex(files, folder / "index").read(load_retriever(run, "cpu").model_id)
-    hours = sum(float(recordings.spans[last - 1, 1]) for last in recordings.offsets[1:]) / 3600
+    hours = sum(float(recordings.spans[recordings.rows_of(file).stop - 1, 1]) for file in range(len(recordings))) / 3600
     remark = f"{document['files']:,} files, {document['windows']:,} windows, {took:.0f} s with the start of the process"
     return [Row(f"index {hours:.3g} h of recordings", hours / (took / 60), unit="h/min", remark=remark)]
 
@@ -158,7 +158,12 @@ def _kill(arguments: list[str], moment: float, index: FolderIndex, model_id: str
 
 def _difference(got: Recordings, want: Recordings) -> float:
     """The largest difference between two indexes' vectors; raises RuntimeError where anything else differs, or they do much."""
-    if got.paths != want.paths or not np.array_equal(got.offsets, want.offsets) or not np.array_equal(got.spans, want.spans):
+    if (
+        got.paths != want.paths
+        or not np.array_equal(got.content, want.content)
+        or not np.array_equal(got.offsets, want.offsets)
+        or not np.array_equal(got.spans, want.spans)
+    ):
         raise RuntimeError("an index that was killed and run again holds other files or windows")
     difference = float(np.abs(got.vectors - want.vectors).max())
     if difference > TOLERANCE:

@@ -99,7 +99,7 @@ class Model:
         if not texts:
             vectors, offsets = self._windows([each for each in candidates if not isinstance(each, str)], SAMPLE_RATE)
             names = [str(index) for index in range(len(candidates))]
-            recordings = Recordings(names, offsets, np.zeros((len(vectors), 2)), vectors)
+            recordings = Recordings(names, np.arange(len(names)), offsets, np.zeros((len(vectors), 2)), vectors)
             found = search(self._retriever, recordings, self._query(query), refine=isinstance(query, str), top=top)[0]
             return [Ranked(hit.rank, int(hit.path), hit.score) for hit in found.hits]
         if isinstance(query, str) or len(texts) < len(candidates):

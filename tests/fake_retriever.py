@@ -79,6 +79,8 @@ def contents(index):
     tables = {name: db.open_table(name).to_arrow().to_pylist() for name in db.list_tables().tables}
     for rows in tables.values():
         for row in rows:
+            for name in ("ctime_ns", "inode", "checksum"):  # of the very file, and not of its content
+                row.pop(name, None)
             if "vector" in row:
                 row["vector"] = hashlib.sha256(np.array(row["vector"], np.float16).tobytes()).hexdigest()
     return {name: sorted(map(str, rows)) for name, rows in tables.items()}
@@ -89,16 +91,17 @@ if __name__ == "__main__":  # a process for the tests to kill: python fake_retri
     import time
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from diffatr_cli.corpus import index as module
+    from diffatr_cli.corpus import update
+    from diffatr_cli.corpus.index import FolderIndex
 
     class Slow(FakeRetriever):
         def embed_audio(self, waveforms):
             time.sleep(0.005)
             return super().embed_audio(waveforms)
 
-    module._COMMIT_SECONDS, module._BATCH = 0.0, 1
+    update._COMMIT_SECONDS, update._BATCH = 0.0, 1
     corpus, folder = map(Path, sys.argv[1:])
-    folder_index = module.FolderIndex(corpus, folder)
+    folder_index = FolderIndex(corpus, folder)
     print("ready", flush=True)
     folder_index.update(Slow())
     print("done", flush=True)

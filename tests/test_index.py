@@ -18,7 +18,8 @@ from fake_retriever import RATE, FakeRetriever, contents, tone, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffatr_cli.corpus import index as module
+from diffatr_cli.corpus import examine, windows
+from diffatr_cli.corpus import update as module
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex, Recordings, spans
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
@@ -39,7 +40,7 @@ def corpus(tmp_path):
 
 def as_dict(recordings: Recordings):
     return {
-        path: [(*recordings.spans[row], recordings.vectors[row]) for row in range(*recordings.offsets[i : i + 2])]
+        path: [(*recordings.spans[row], recordings.vectors[row]) for row in range(len(recordings.vectors))[recordings.rows_of(i)]]
         for i, path in enumerate(recordings.paths)
     }
 
@@ -139,7 +140,7 @@ def test_bad_files_are_named_remembered_and_tried_again_when_they_change(corpus,
         raise AssertionError(f"{path} was decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "load_audio", no_decoding)
+        patch.setattr(windows, "load_audio", no_decoding)
         os.utime(corpus / "text.wav", ns=(1, 1))
         again = index.update(model)
     assert (len(again.skipped), again.newly_skipped, again.unchanged) == (5, 0, 6)
@@ -149,15 +150,15 @@ def test_bad_files_are_named_remembered_and_tried_again_when_they_change(corpus,
 
 
 def test_files_that_need_pyav_wait_for_it(corpus, monkeypatch):
-    shutil.copy(corpus / "low.wav", corpus / "film.mkv")
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    soundfile.write(corpus / "film.mkv", tone(250, 1, seed=9), RATE, format="WAV")
+    monkeypatch.setattr(examine.importlib.util, "find_spec", lambda name: None)
     index, model = FolderIndex(corpus), FakeRetriever()
     report = index.update(model)
     assert [skipped.path for skipped in report.skipped] == ["film.mkv"]
     assert "diffatr[audio]" in report.skipped[0].reason
     assert index.update(model).newly_skipped == 0
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: "found")
-    assert index.update(model).reused == 1  # the content is known from low.wav
+    monkeypatch.setattr(examine.importlib.util, "find_spec", lambda name: "found")
+    assert index.update(model).embedded == 1
 
 
 def test_which_files_belong(tmp_path):
@@ -351,7 +352,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_update(corpus
 
     index, model = FolderIndex(corpus), FakeRetriever()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "load_audio", changing)
+        patch.setattr(windows, "load_audio", changing)
         report = index.update(model)
     assert [(skipped.path, skipped.reason) for skipped in report.skipped] == [("low.wav", "changed while it was read")]
     assert index.update(model).embedded == 1
@@ -388,7 +389,7 @@ def test_a_damaged_index_says_so(corpus):
     FolderIndex(corpus).update(FakeRetriever())
     for path in (corpus / ".diffatr" / "windows-v1-model-a.lance" / "data").iterdir():
         path.write_bytes(b"damage")
-    with pytest.raises(DiffATRError, match="remove that folder"):
+    with pytest.raises(DiffATRError, match="the index is damaged"):
         FolderIndex(corpus).read("model-a")
 
 

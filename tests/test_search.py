@@ -28,6 +28,7 @@ def recordings():
     starts = np.concatenate([np.arange(n) * 5.0 for n in counts])
     return Recordings(
         [f"f{i:02d}.wav" for i in range(40)],
+        np.arange(40),
         np.cumsum([0, *counts]),
         np.stack([starts, starts + 10], 1),
         unit(rng, int(counts.sum())),
@@ -38,7 +39,7 @@ def best_windows(recordings, query, unwanted=None):
     """For each file (score, path, row) of its best window, by plain loops, best first."""
     found = []
     for i, path in enumerate(recordings.paths):
-        rows = range(recordings.offsets[i], recordings.offsets[i + 1])
+        rows = range(len(recordings.vectors))[recordings.rows_of(i)]
         scores = {row: float(recordings.vectors[row].astype(np.float64) @ query) for row in rows}
         if unwanted is not None:
             scores = {
@@ -71,13 +72,17 @@ def test_being_unlike_the_unwanted_is_no_merit():
     query, unwanted = np.eye(DIM, dtype=np.float32)[:2]
     spans = np.array([[0.0, 1.0]] * 3)
     hits = search(
-        FakeRetriever(), Recordings(["like", "opposite", "plain"], np.arange(4), spans, vectors), query[None], unwanted=unwanted
+        FakeRetriever(),
+        Recordings(["like", "opposite", "plain"], np.arange(3), np.arange(4), spans, vectors),
+        query[None],
+        unwanted=unwanted,
     )[0].hits
     assert [(hit.path, round(hit.score, 6)) for hit in hits] == [("opposite", 0.6), ("plain", 0.5), ("like", -0.2)]
 
 
 def test_equal_scores_come_in_order_of_paths(recordings):
-    same = Recordings(recordings.paths, np.arange(41), recordings.spans[:40], np.tile(unit(np.random.default_rng(2)), (40, 1)))
+    vectors = np.tile(unit(np.random.default_rng(2)), (40, 1))
+    same = Recordings(recordings.paths, np.arange(40), np.arange(41), recordings.spans[:40], vectors)
     hits = search(FakeRetriever(), same, unit(np.random.default_rng(3), 1), top=5)[0].hits
     assert [hit.path for hit in hits] == recordings.paths[:5]
 
@@ -139,8 +144,7 @@ def test_min_score_and_wrong_numbers(recordings):
     for wrong in ({"shortlist": 0}, {"steps": 11}, {"steps": 0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             sampling_of(retriever, folder=True, **wrong)
-    empty = Recordings([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, 1), np.float32))
-    assert search(retriever, empty, query) == [Found([], None)]
+    assert search(retriever, Recordings.none(), query) == [Found([], None)]
 
 
 def test_sounds_and_texts_find_their_like(tmp_path):
@@ -287,3 +291,50 @@ def test_a_kind_of_search_without_a_calibration_says_so(recordings):
     np.testing.assert_allclose(
         [hit.score for hit in sounds.hits], [hit.score for hit in search(FakeRetriever(), recordings, query)[0].hits]
     )
+
+
+def test_equal_content_gets_an_equal_score_and_costs_nobody_else(recordings):
+    """Copies of the best recording, under names all over the folder: the others score as they do beside one of it."""
+    query, model, sampling = unit(np.random.default_rng(30)), calibrated(), Sampling(eta=0.5, draws=3, shortlist=10)
+    alone = search(model, recordings, query[None], sampling, top=40)[0]
+    copied = recordings.paths.index(alone.hits[0].path)
+    names = [*recordings.paths, *(f"{'afz'[i % 3]}-copy-{i:02d}.wav" for i in range(12))]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    of_file = [*range(40), *[copied] * 12]
+    number = {content: i for i, content in enumerate(dict.fromkeys(of_file[i] for i in order))}
+    rows = [np.arange(len(recordings.vectors))[recordings.rows_of(content)] for content in number]
+    with_copies = Recordings(
+        [names[i] for i in order],
+        np.array([number[of_file[i]] for i in order]),
+        np.cumsum([0, *map(len, rows)]),
+        recordings.spans[np.concatenate(rows)],
+        recordings.vectors[np.concatenate(rows)],
+    )
+    found = search(model, with_copies, query[None], sampling, top=60)[0]
+    assert found.present == pytest.approx(alone.present, abs=1e-5)
+    best = [hit for hit in found.hits if hit.path == alone.hits[0].path or "copy" in hit.path]
+    assert best == found.hits[:13]
+    assert [hit.path for hit in best] == sorted(hit.path for hit in best)
+    assert {hit.score for hit in best} == {best[0].score}
+    assert [hit.path for hit in found.hits[13:]] == [hit.path for hit in alone.hits[1:]]
+    np.testing.assert_allclose([hit.score for hit in found.hits[12:]], [hit.score for hit in alone.hits], atol=1e-5)
+    assert [hit.path for hit in search(model, with_copies, query[None], sampling, top=5)[0].hits] == [
+        hit.path for hit in best[:5]
+    ]
+
+
+def test_copies_in_a_folder_share_their_content(tmp_path):
+    for hz in (200, 900, 4000):
+        write_tone(tmp_path / f"{hz}.wav", hz, 12)
+    for copy in ("a.wav", "deep/z.wav"):
+        (tmp_path / copy).parent.mkdir(exist_ok=True)
+        (tmp_path / copy).write_bytes((tmp_path / "900.wav").read_bytes())
+    retriever, index = FakeRetriever(phase_two=True), FolderIndex(tmp_path)
+    index.update(retriever)
+    for recordings in (index.read(retriever.model_id), index._read_tables(retriever.model_id)):
+        assert recordings.paths == ["200.wav", "4000.wav", "900.wav", "a.wav", "deep/z.wav"]
+        assert recordings.content.tolist() == [0, 1, 2, 2, 2]
+        assert len(recordings.vectors) == 6  # two windows of each content
+        hits = search(retriever, recordings, embed_texts(retriever, ["900 Hz"]), top=3)[0].hits
+        assert [hit.path for hit in hits] == ["900.wav", "a.wav", "deep/z.wav"]
+        assert len({hit.score for hit in hits}) == 1

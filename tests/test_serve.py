@@ -173,7 +173,7 @@ def test_more_like_this_leaves_out_this(client, session):
     found = client.get(f"/api/like/{key}", params={"start": 70.0, "top": 3}).json()["hits"]
     recordings = session.folder.read(session.model.model_id)
     place = recordings.paths.index("deep/very long.wav")
-    rows = range(*recordings.offsets[place : place + 2])
+    rows = range(len(recordings.vectors))[recordings.rows_of(place)]
     (row,) = [row for row in rows if recordings.spans[row, 0] == 70]
     expected = [
         hit
@@ -470,7 +470,8 @@ def test_the_trajectory_is_that_of_the_plain_sampler(client, session):
     query = embed_texts(model, ["900 Hz"])[0]
     way = trajectory(model, recordings, query, sampling_of(model, folder=True, shortlist=4, steps=6, seed=3))
     assert (len(way.paths), len(way.levels), way.x.shape, way.x0_hat.shape) == (4, 6, (6, 4), (6, 4))
-    assert [recordings.paths[np.searchsorted(recordings.offsets, row, "right") - 1] for row in way.windows] == way.paths
+    of_file = [recordings.paths.index(path) for path in way.paths]
+    assert all(rows.start <= row < rows.stop for row, rows in zip(way.windows, map(recordings.rows_of, of_file), strict=True))
     cosine = recordings.vectors[way.windows] @ query
     assert (np.diff(cosine) <= 0).all()
     seen = []
@@ -523,8 +524,7 @@ def test_no_trajectory_without_a_denoiser(session):
     recordings = session.folder.read(model.model_id)
     with pytest.raises(UsageError, match="no diffusion phase"):
         trajectory(FakeRetriever(), recordings, query)
-    empty = type(recordings)([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, DIM), np.float32))
-    assert trajectory(model, empty, query).levels == []
+    assert trajectory(model, recordings.none(), query).levels == []
 
 
 def test_a_trained_model_is_served(workshop, trained, tmp_path):

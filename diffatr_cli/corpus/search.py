@@ -82,12 +82,13 @@ def search(
 ) -> list[Found]:
     """The best files for each query, best first, each with its best window; files of equal score in order of their paths.
 
-    Stage one gives each window its cosine to the query, and each file its best window. Stage two runs the reverse chain over
-    the windows of the shortlist, the best files, one a file, since windows of one recording would share out the probability
-    among themselves; the score becomes cosine + weight * x0_hat, with the weight of the model's validation. Files beyond the
-    shortlist keep their cosine. (A model trained by L_G alone has no weight; its shortlist is ranked by x0_hat, and nothing
-    else is found.) Where the model is calibrated, a hit's score is what that sum is worth as a probability, and `present` comes
-    from how far the generated distribution concentrates and how much it moves between draws.
+    Stage one gives each window its cosine to the query, and each file its best window. Stage two runs the reverse chain
+    over the windows of the shortlist, the best contents, one a content, since windows of one recording, or copies of it,
+    would share out the probability among themselves; the score becomes cosine + weight * x0_hat, with the weight of the
+    model's validation. Files beyond the shortlist keep their cosine. (A model trained by L_G alone has no weight; its
+    shortlist is ranked by x0_hat, and nothing else is found.) Where the model is calibrated, a hit's score is what that sum
+    is worth as a probability, and `present` comes from how far the generated distribution concentrates and how much it
+    moves between draws.
 
     With `unwanted`, max(0, cosine to it) is subtracted from what files are ranked by, in both stages. Only the positive part:
     sounding unlike speech is no evidence for a dog, and would lift whatever is farthest from speech above the dogs. A calibrated
@@ -131,10 +132,10 @@ def search(
         ranked_by = scores - penalty[windows]
         scores = probability(scores[:, None]) if probability else ranked_by
         hits: list[Hit] = []
-        for i in _first(ranked_by, order, top):
+        for file, i in _files(recordings, ranked_by, order, top):
             if min_score is None or scores[i] >= min_score:
                 start, end = recordings.spans[windows[i]].tolist()
-                hits.append(Hit(len(hits) + 1, recordings.paths[order[i]], start, end, float(scores[i])))
+                hits.append(Hit(len(hits) + 1, recordings.paths[file], start, end, float(scores[i])))
         results.append(Found(hits, present, calibrated=bool(probability)))
     return results
 
@@ -177,6 +178,13 @@ def best_captions(
         scores = retriever.calibration.audio_to_text(scores[:, None])
     best = [i for i in _first(ranked_by, order, top) if min_score is None or scores[i] >= min_score]
     return [CaptionHit(rank, captions[order[i]], float(scores[i])) for rank, i in enumerate(best, 1)]
+
+
+def _files(recordings: Recordings, ranked_by: np.ndarray, order: np.ndarray, top: int) -> list[tuple[int, int]]:
+    """The `top` best files, best first, of equal ones the earlier path, each with the place of its content in `order`."""
+    best = _first(ranked_by, order, top)
+    files = [(-float(ranked_by[i]), int(file), i) for i in best for file in recordings.files_of(order[i])]
+    return [(file, i) for _, file, i in sorted(files)[:top]]
 
 
 def _first(ranked_by: np.ndarray, order: np.ndarray, top: int) -> list[int]:

@@ -132,8 +132,7 @@ class SearchSession:
         self._sampling = sampling
         self._lock = PriorityLock()
         self._root = os.path.realpath(folder.corpus)
-        nothing = Recordings([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, model.dim), np.float32))
-        self._state = _IndexState(nothing, {}, {})
+        self._state = _IndexState(Recordings.none(), {}, {})
         self._updating, self._starting = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -169,7 +168,7 @@ class SearchSession:
         state = self._state
         file = _file_of(state, key)
         recordings = state.recordings
-        rows = slice(recordings.offsets[file], recordings.offsets[file + 1])
+        rows = recordings.rows_of(file)
         row = rows.start + int(np.abs(recordings.spans[rows, 0] - start).argmin())
         with self._lock.take():
             query = recordings.vectors[row : row + 1]
@@ -329,7 +328,7 @@ def _file_of(state: _IndexState, key: str) -> int:
 
 
 def _seconds(state: _IndexState, file: int) -> float:
-    return float(state.recordings.spans[state.recordings.offsets[file + 1] - 1, 1])
+    return float(state.recordings.spans[state.recordings.rows_of(file).stop - 1, 1])
 
 
 def _inside(real: str, root: str) -> bool:

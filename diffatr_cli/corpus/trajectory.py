@@ -28,7 +28,7 @@ class Trajectory:
     """What the sampler held at every level, from noise to answer.
 
     Attributes:
-        paths: S paths below the folder, best cosine first, which is the sampler's own order.
+        paths: S paths below the folder, best cosine first, which is the sampler's own order; of equal contents the first.
         windows: (S,) the row in `Recordings` of each file's best window.
         levels: L indices of noise levels, falling; 0 is the last.
         x: (L, S) float32, x_k of the first noise draw.
@@ -69,4 +69,5 @@ def trajectory(retriever: Retriever, recordings: Recordings, query: np.ndarray, 
 
     sample_x0(retriever, "t2a", query, recordings.vectors[windows], sampling, keep)
     x, x0_hat = (torch.stack(column).float().numpy() for column in zip(*seen, strict=True))
-    return Trajectory([recordings.paths[i] for i in order], windows, levels, x, x0_hat)
+    paths = [recordings.paths[recordings.files_of(content)[0]] for content in order]
+    return Trajectory(paths, windows, levels, x, x0_hat)

@@ -1,0 +1,87 @@
+"""Looking into one file of a folder: its content's hash, and its windows where they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .. import __version__
+from ..data.audio import AudioError
+from ..data.excerpt import duration
+from ..types import SAMPLE_RATE
+from .scan import Stamp
+from .windows import Window, windows_of
+
+
+class Content(NamedTuple):
+    """The content of a file: its hash; `weight`: bytes of memory that its samples take."""
+
+    hash: str
+    weight: int
+
+
+class Failure(NamedTuple):
+    """Why a file cannot be used; `lasting` where it cannot before it changes, or is read by another reader."""
+
+    reason: str
+    lasting: bool
+
+
+Finding = Content | Window | Failure
+
+
+def reader() -> str:
+    """Which reader this is. Reasons why a file cannot be used hold for it alone: others read what it could not."""
+    return __version__ + (" with PyAV" if importlib.util.find_spec("av") else "")
+
+
+def examine(path: Path, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
+    """Look into a file, of which `stamp` is known: its Content first, then its windows, and at any place a Failure that ends it.
+
+    Args:
+        is_settled: whether a content, by hash, need not be decoded.
+    """
+    failure, windows = None, 0
+    try:
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        if is_settled(content):
+            yield Content(content, 0)
+            return
+        yield Content(content, _weight(path))
+        for window in windows_of(path):
+            windows += 1
+            yield window
+        if not windows:
+            failure = Failure("no samples", lasting=True)
+        if Stamp.of(path.stat()) != stamp:  # hash and samples may be of different contents
+            failure = Failure("changed while it was read", lasting=False)
+    except AudioError as error:
+        failure = Failure(error.reason, lasting=_is_as_it_was(path, stamp))
+    except OSError as error:
+        failure = Failure(f"cannot be read ({error.strerror or type(error).__name__})", lasting=False)
+    except MemoryError:
+        failure = Failure("not enough memory to decode it", lasting=False)
+    except Exception as error:
+        told = (str(error).splitlines() or [""])[0][:200]
+        failure = Failure(f"cannot be decoded ({type(error).__name__}: {told})", lasting=_is_as_it_was(path, stamp))
+    if failure:
+        yield failure
+
+
+def _is_as_it_was(path: Path, stamp: Stamp) -> bool:
+    try:
+        return Stamp.of(path.stat()) == stamp
+    except OSError:
+        return False
+
+
+def _weight(path: Path) -> int:
+    """By the file's header. One that lies is found out by decoding; until then it only keeps others waiting, or does not."""
+    try:
+        return int((duration(path) or 0.0) * SAMPLE_RATE) * 4
+    except Exception:  # decoding tells what is wrong
+        return 0
