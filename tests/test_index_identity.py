@@ -4,10 +4,9 @@ import os
 import shutil
 import sys
 
-import lancedb
 import numpy as np
 import pytest
-from fake_retriever import FakeRetriever, write_tone
+from fake_retriever import FakeRetriever, as_the_last_version_wrote_it, write_tone
 
 from diffatr_cli.corpus import examine, windows
 from diffatr_cli.corpus.index import FolderIndex
@@ -138,19 +137,6 @@ def test_an_index_that_was_copied_with_its_folder(corpus, tmp_path, hashed, monk
     assert len(hashed) == COUNT + 1
     assert index.update(model).unchanged == COUNT
     assert len(hashed) == COUNT + 1
-
-
-def as_the_last_version_wrote_it(index):
-    """Rewrite an index in the form of before: no ctime, inode, reader and checksums."""
-    for path in [*index.folder.glob("*.checksums"), *index.folder.glob("snapshot-*")]:
-        path.unlink()
-    db = lancedb.connect(index.folder)
-    for name in db.list_tables().tables:
-        rows = db.open_table(name).to_arrow()
-        shutil.rmtree(index.folder / f"{name}.lance")
-        db.create_table(
-            name, rows.drop_columns([c for c in ("ctime_ns", "inode", "reader", "checksum") if c in rows.schema.names])
-        )
 
 
 def test_an_index_of_the_last_version_is_used(corpus, tmp_path, hashed, monkeypatch):

@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from ..errors import DiffATRError
 from . import checksums
-from .report import CannotUpdate, Damaged
+from .report import FORBIDDEN, FULL, PASSING, Damaged, refused
 from .salvage import salvage
 from .scan import Stamp
 
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 _KEEP_VERSIONS = timedelta(minutes=10)  # so that a search which began before an update's tidying can end
 _NEVER = Stamp(0, 0, 0, 0)  # fits no file
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
 
 
 class FileRow(NamedTuple):
@@ -359,15 +356,7 @@ def _troubles(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = _system_error(error)
-        if number in _FULL:
-            text = "the disk is full. Free some space and run the command again; what is indexed is kept."
-        elif number in _FORBIDDEN:
-            text = f"the index cannot be read and written there ({os.strerror(number)}). Name a place for it: --index DIR"
-        elif number is not None:
-            text = f"the index cannot be read and written now ({os.strerror(number)})."
-        else:
-            raise Damaged(folder) from error
-        raise CannotUpdate(f"{folder}: {text}") from error
+        raise (Damaged(folder) if number is None else refused(folder, number)) from error
 
 
 def _system_error(error: Exception) -> int | None:
@@ -377,5 +366,5 @@ def _system_error(error: Exception) -> int | None:
     number = error.errno if isinstance(error, OSError) and error.errno else int(told[1]) if told else None
     if isinstance(error, MemoryError):
         number = errno.ENOMEM
-    known = (*_FULL, *_FORBIDDEN, *_PASSING)
+    known = (*FULL, *FORBIDDEN, *PASSING)
     return next((each for each in known if number == each or (number is None and os.strerror(each) in text)), None)
