@@ -228,7 +228,7 @@ class FileTable(_Table):
             stamps = map(Stamp, *(columns[name] for name in ("size", "mtime_ns", "ctime_ns", "inode")))
             values = map(FileRow, stamps, columns["hash"], columns["reason"], columns["reader"])
             triples = zip(columns["path"], values, columns["checksum"], strict=True)
-            rows = {path: row for path, row, checksum in triples if _checksum_of_file(path, row) == checksum}
+            rows = {path: row for path, row, checksum in triples if _file_checksum(path, row) == checksum}
             return rows, len(table) - len(rows), True
 
     def _to_arrow(self, rows: Mapping[bytes, FileRow]) -> pa.Table:
@@ -236,7 +236,7 @@ class FileTable(_Table):
         for path, row in rows.items():
             stamp = row.stamp
             values = (path, stamp.size, stamp.mtime_ns, row.content, row.reason, stamp.ctime_ns, stamp.inode, row.reader)
-            for column, value in zip(columns.values(), (*values, _checksum_of_file(path, row)), strict=True):
+            for column, value in zip(columns.values(), (*values, _file_checksum(path, row)), strict=True):
                 column.append(value)
         return pa.table(columns, schema=self._schema)
 
@@ -312,14 +312,14 @@ class WindowTable(_Table):
             if checked:
                 kept = table["checksum"].to_numpy()[order]
                 for content, rows in rows_of.items():
-                    if (kept[rows] != _checksum(content, spans[rows], values[rows])).any():
+                    if (kept[rows] != row_checksum(content, spans[rows], values[rows])).any():
                         damaged.add(content)
             whole = {content: rows for content, rows in rows_of.items() if content not in damaged}
             return Contents(whole, spans, values, damaged), checked
 
     def _to_arrow(self, contents: Mapping[str, ContentWindows]) -> pa.Table:
         counts = [len(each.spans) for each in contents.values()]
-        sums = [_checksum(content, *each) for content, each in contents.items()]
+        sums = [row_checksum(content, *each) for content, each in contents.items()]
         spans = np.concatenate([np.zeros((0, 2)), *(each.spans for each in contents.values())])
         vectors = np.concatenate([np.zeros((0, self._dim), np.float16), *(each.vectors for each in contents.values())])
         columns = [
@@ -332,12 +332,12 @@ class WindowTable(_Table):
         return pa.table(columns, schema=self._schema)
 
 
-def _checksum(content: str, spans: np.ndarray, vectors: np.ndarray) -> int:
-    """Of all windows of a content."""
+def row_checksum(content: str, spans: np.ndarray, vectors: np.ndarray) -> int:
+    """What each row of a content carries: of all its windows."""
     return zlib.crc32(vectors.tobytes(), zlib.crc32(spans.tobytes(), zlib.crc32(content.encode())))
 
 
-def _checksum_of_file(path: bytes, row: FileRow) -> int:
+def _file_checksum(path: bytes, row: FileRow) -> int:
     rest = "\0".join((*map(str, row.stamp), row.content, row.reason, row.reader))
     return zlib.crc32(rest.encode(), zlib.crc32(path))
 
