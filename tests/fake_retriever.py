@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,21 @@ def contents(index):
             if "vector" in row:
                 row["vector"] = hashlib.sha256(np.array(row["vector"], np.float16).tobytes()).hexdigest()
     return {name: sorted(map(str, rows)) for name, rows in tables.items()}
+
+
+def as_the_last_version_wrote_it(index):
+    """Rewrite an index in the form of before: no ctime, inode, reader and checksums."""
+    import lancedb
+
+    for path in [*index.folder.glob("*.checksums"), *index.folder.glob("snapshot-*")]:
+        path.unlink()
+    db = lancedb.connect(index.folder)
+    for name in db.list_tables().tables:
+        rows = db.open_table(name).to_arrow()
+        shutil.rmtree(index.folder / f"{name}.lance")
+        db.create_table(
+            name, rows.drop_columns([c for c in ("ctime_ns", "inode", "reader", "checksum") if c in rows.schema.names])
+        )
 
 
 if __name__ == "__main__":  # a process for the tests to kill: python fake_retriever.py CORPUS INDEX

@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from diffatr_cli.checkpoint import fill, load_state, load_weights, save_state, save_weights
 from diffatr_cli.errors import DiffATRError
 from diffatr_cli.files import replacing, write_text
+from diffatr_cli.model import shipped_model
+from diffatr_cli.runs import BEST
 
 
 def test_weights_and_state_come_back(tmp_path: Path) -> None:
@@ -143,6 +146,12 @@ def test_weights_of_before_without_a_checksum_still_load(tmp_path: Path) -> None
     save_file(tensors, tmp_path / "old", metadata={"diffatr": '{"seed": '})
     with pytest.raises(DiffATRError, match="is damaged"):
         load_weights(tmp_path / "old")
+
+
+def test_the_shipped_model_has_checksums() -> None:
+    for phase in ("pretrain", "diffusion"):
+        with safe_open(shipped_model() / phase / BEST, framework="pt") as file:
+            assert "crc32" in file.metadata()
 
 
 def test_the_checksum_is_of_names_shapes_types_and_facts_too(tmp_path: Path) -> None:

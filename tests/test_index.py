@@ -14,7 +14,7 @@ import lancedb
 import numpy as np
 import pytest
 import soundfile
-from fake_retriever import RATE, FakeRetriever, contents, tone, write_tone
+from fake_retriever import RATE, FakeRetriever, as_the_last_version_wrote_it, contents, tone, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -234,7 +234,8 @@ class Crash(BaseException):
     pass
 
 
-def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", ["present", "of the last version"])
+def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, tmp_path, monkeypatch, form):
     """Every write of Lance is atomic, so these are all the states that a kill can leave."""
     monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
     model = FakeRetriever()
@@ -245,6 +246,8 @@ def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, 
     write_tone(old / "exact.wav", 777, 11)
     shutil.move(old / "high.flac", old / "moved.flac")
     write_tone(old / "new.wav", 350, 0.5)
+    if form == "of the last version":
+        as_the_last_version_wrote_it(FolderIndex(old))
     whole = tmp_path / "whole"
     shutil.copytree(old, whole)  # keeps times, so that rows can be compared
     FolderIndex(whole).update(model)
@@ -263,8 +266,8 @@ def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, 
 
         return call
 
-    table, merge = lancedb.table.LanceTable, lancedb.merge.LanceMergeInsertBuilder
-    for owner, name in ((table, "add"), (table, "optimize"), (merge, "execute")):
+    table, merge, db = lancedb.table.LanceTable, lancedb.merge.LanceMergeInsertBuilder, lancedb.db.LanceDBConnection
+    for owner, name in ((table, "add"), (table, "optimize"), (merge, "execute"), (db, "create_table")):
         monkeypatch.setattr(owner, name, crashing(getattr(owner, name)))
     crashes = 0
     for state.limit in range(1, 100):
@@ -272,7 +275,7 @@ def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, 
         for state.after in (False, True):
             work = tmp_path / "work"
             shutil.copytree(old, work)
-            state.calls = 0
+            state.calls = model.embedded = 0
             with contextlib.suppress(Crash):
                 FolderIndex(work).update(model)
             if state.calls >= state.limit:
@@ -281,6 +284,7 @@ def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, 
                 state.calls = state.limit
                 FolderIndex(work).update(model)
             assert contents(FolderIndex(work)) == want
+            assert model.embedded <= 2 * 3  # the new windows, twice at most; those of before are never lost
             shutil.rmtree(work)
         if not crashed:
             break

@@ -8,7 +8,6 @@ that is missing, damaged or of another time is passed over, and written anew by 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from ..core.windows import spans
 from ..errors import UsageError
 from ..progress import Progress, silent
 from .examine import reader
-from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds
+from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds, refused
 from .scan import Stamp, fingerprint, scan
 from .snapshot import Recordings, mark_of_tables, read_snapshot, write_snapshot
 
@@ -185,12 +184,10 @@ class FolderIndex:
                 wait(f"{text} Waiting until it is done.")
                 lock.acquire(poll_interval=_POLL)
                 waited = True
-        except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                text = "the disk is full. Free some space and run the command again"
-            else:
-                text = f"the index cannot be written there ({getattr(error, 'strerror', None) or 'it cannot be locked'})"
-            raise CannotUpdate(f"{self.folder}: {text}, or name another place for it: --index DIR") from None
+        except OSError as error:
+            raise refused(self.folder, error.errno) from None
+        except NotImplementedError:  # a file system without locks
+            raise refused(self.folder, None) from None
         try:
             yield waited
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,23 @@ from ..errors import DiffATRError
 
 class CannotUpdate(DiffATRError):
     """The index cannot be changed now, but what it holds can be searched."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
+
+
+def refused(folder: Path, number: int | None) -> CannotUpdate:
+    """The error where the system refuses to let an index be read or written, by its error number."""
+    why = "it cannot be locked" if number is None else os.strerror(number)
+    if number in FULL:
+        text = "the disk is full. Free some space and run the command again; what is indexed is kept."
+    elif number in PASSING:
+        text = f"the index cannot be read and written now ({why})."
+    else:
+        text = f"the index cannot be written there ({why}). Name a place for it: --index DIR"
+    return CannotUpdate(f"{folder}: {text}")
 
 
 class Damaged(DiffATRError):

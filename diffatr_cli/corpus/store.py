@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from ..errors import DiffATRError
 from . import checksums
-from .report import CannotUpdate, Damaged
+from .report import FORBIDDEN, FULL, PASSING, Damaged, refused
 from .salvage import salvage
 from .scan import Stamp
 
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 _KEEP_VERSIONS = timedelta(minutes=10)  # so that a search which began before an update's tidying can end
 _NEVER = Stamp(0, 0, 0, 0)  # fits no file
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
 
 
 class FileRow(NamedTuple):
@@ -231,7 +228,7 @@ class FileTable(_Table):
             stamps = map(Stamp, *(columns[name] for name in ("size", "mtime_ns", "ctime_ns", "inode")))
             values = map(FileRow, stamps, columns["hash"], columns["reason"], columns["reader"])
             triples = zip(columns["path"], values, columns["checksum"], strict=True)
-            rows = {path: row for path, row, checksum in triples if _checksum_of_file(path, row) == checksum}
+            rows = {path: row for path, row, checksum in triples if _file_checksum(path, row) == checksum}
             return rows, len(table) - len(rows), True
 
     def _to_arrow(self, rows: Mapping[bytes, FileRow]) -> pa.Table:
@@ -239,7 +236,7 @@ class FileTable(_Table):
         for path, row in rows.items():
             stamp = row.stamp
             values = (path, stamp.size, stamp.mtime_ns, row.content, row.reason, stamp.ctime_ns, stamp.inode, row.reader)
-            for column, value in zip(columns.values(), (*values, _checksum_of_file(path, row)), strict=True):
+            for column, value in zip(columns.values(), (*values, _file_checksum(path, row)), strict=True):
                 column.append(value)
         return pa.table(columns, schema=self._schema)
 
@@ -315,14 +312,14 @@ class WindowTable(_Table):
             if checked:
                 kept = table["checksum"].to_numpy()[order]
                 for content, rows in rows_of.items():
-                    if (kept[rows] != _checksum(content, spans[rows], values[rows])).any():
+                    if (kept[rows] != row_checksum(content, spans[rows], values[rows])).any():
                         damaged.add(content)
             whole = {content: rows for content, rows in rows_of.items() if content not in damaged}
             return Contents(whole, spans, values, damaged), checked
 
     def _to_arrow(self, contents: Mapping[str, ContentWindows]) -> pa.Table:
         counts = [len(each.spans) for each in contents.values()]
-        sums = [_checksum(content, *each) for content, each in contents.items()]
+        sums = [row_checksum(content, *each) for content, each in contents.items()]
         spans = np.concatenate([np.zeros((0, 2)), *(each.spans for each in contents.values())])
         vectors = np.concatenate([np.zeros((0, self._dim), np.float16), *(each.vectors for each in contents.values())])
         columns = [
@@ -335,12 +332,12 @@ class WindowTable(_Table):
         return pa.table(columns, schema=self._schema)
 
 
-def _checksum(content: str, spans: np.ndarray, vectors: np.ndarray) -> int:
-    """Of all windows of a content."""
+def row_checksum(content: str, spans: np.ndarray, vectors: np.ndarray) -> int:
+    """What each row of a content carries: of all its windows."""
     return zlib.crc32(vectors.tobytes(), zlib.crc32(spans.tobytes(), zlib.crc32(content.encode())))
 
 
-def _checksum_of_file(path: bytes, row: FileRow) -> int:
+def _file_checksum(path: bytes, row: FileRow) -> int:
     rest = "\0".join((*map(str, row.stamp), row.content, row.reason, row.reader))
     return zlib.crc32(rest.encode(), zlib.crc32(path))
 
@@ -359,15 +356,7 @@ def _troubles(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = _system_error(error)
-        if number in _FULL:
-            text = "the disk is full. Free some space and run the command again; what is indexed is kept."
-        elif number in _FORBIDDEN:
-            text = f"the index cannot be read and written there ({os.strerror(number)}). Name a place for it: --index DIR"
-        elif number is not None:
-            text = f"the index cannot be read and written now ({os.strerror(number)})."
-        else:
-            raise Damaged(folder) from error
-        raise CannotUpdate(f"{folder}: {text}") from error
+        raise (Damaged(folder) if number is None else refused(folder, number)) from error
 
 
 def _system_error(error: Exception) -> int | None:
@@ -377,5 +366,5 @@ def _system_error(error: Exception) -> int | None:
     number = error.errno if isinstance(error, OSError) and error.errno else int(told[1]) if told else None
     if isinstance(error, MemoryError):
         number = errno.ENOMEM
-    known = (*_FULL, *_FORBIDDEN, *_PASSING)
+    known = (*FULL, *FORBIDDEN, *PASSING)
     return next((each for each in known if number == each or (number is None and os.strerror(each) in text)), None)
