@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from diffatr_cli.core.logmel import N_MELS
 from diffatr_cli.core.towers import TwoTowers
-from diffatr_cli.data.audio import load_audio, to_pcm16, write_wav
+from diffatr_cli.data.audio import load_audio
 from diffatr_cli.data.logmels import STEPS_PER_DB, LogMels
+from diffatr_cli.data.write_wav import to_pcm16, write_wav
 from diffatr_cli.evaluation.embedded_split import Captions
 from diffatr_cli.model import build_towers
 from diffatr_cli.recipe import load_recipe

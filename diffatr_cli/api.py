@@ -15,7 +15,8 @@ import numpy as np
 from .core.windows import mean_direction, spans
 from .corpus.index import FolderIndex, Recordings
 from .corpus.search import Hit, best_captions, embed_texts, search
-from .data.audio import load_audio, resample
+from .data.audio import load_audio
+from .data.resample import resample
 from .errors import UsageError
 from .model import load_retriever, sampling_of, shipped_model
 from .types import SAMPLE_RATE
@@ -128,7 +129,7 @@ class Model:
 
     def _windows(self, sounds: Sequence[Sound], rate: int) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of all windows, and where each sound's begin."""
-        waves = [load_audio(sound) if isinstance(sound, Path) else _at_our_rate(sound, rate) for sound in sounds]
+        waves = [load_audio(sound, partial="keep") if isinstance(sound, Path) else _at_our_rate(sound, rate) for sound in sounds]
         pieces = [[wave[start:end] for start, end in spans(len(wave))] for wave in waves]
         offsets = np.cumsum([0, *map(len, pieces)])
         if not offsets[-1]:

@@ -81,6 +81,15 @@ def test_synthetic_makes_what_is_asked_for(shell: Shell, tmp_path: Path) -> None
     assert "4 finished before" in " ".join(shell(*map(str, arguments[:-1]))[1].split())
 
 
+def test_what_is_left_of_a_cut_recording_is_kept_on_demand(shell: Shell, tmp_path: Path, sounds: Path) -> None:
+    arguments = ("folder", "--from", sounds, "--data", tmp_path / "data", "--json", "--name")
+    assert json.loads(shell(*arguments, "skipped")[1])["splits"]["train"]["clips"] == 1
+    code, out, err = shell(*arguments, "kept", "--partial", "keep")
+    document = json.loads(out)
+    assert (code, document["splits"]["train"]["clips"], document["partial"]) == (0, 2, 1)
+    assert "what is left of recordings cut short, such as train/truncated.wav" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -93,6 +102,7 @@ def test_synthetic_makes_what_is_asked_for(shell: Shell, tmp_path: Path) -> None
         (["synthetic", "--train", "-1"], 2, "--train"),
         (["synthetic", "--workers", "0"], 2, "--workers"),
         (["clotho", "--resampler", "kaiser_fast"], 2, "kaiser_fast"),
+        (["audiocaps", "--from", ".", "--partial", "some"], 2, "--partial"),
         (["nonsense"], 2, "nonsense"),
     ],
 )

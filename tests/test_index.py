@@ -18,7 +18,7 @@ from fake_retriever import RATE, FakeRetriever, as_the_last_version_wrote_it, co
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffatr_cli.corpus import examine, windows
+from diffatr_cli.corpus import examine
 from diffatr_cli.corpus import update as module
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex, Recordings, spans
 from diffatr_cli.data.audio import load_audio
@@ -132,25 +132,29 @@ def test_bad_files_are_named_remembered_and_tried_again_when_they_change(corpus,
     soundfile.write(corpus / "wide.wav", np.stack([tone(250, 1)] * 8, 1), 8000)
     index, model = FolderIndex(corpus), FakeRetriever()
     report = index.update(model)
-    assert {skipped.path for skipped in report.skipped} == {"text.wav", "empty.mp3", "nan.wav", "huge.wav", "cut.wav"}
+    assert {skipped.path for skipped in report.skipped} == {"text.wav", "empty.mp3", "nan.wav", "huge.wav"}
+    assert [each.path for each in report.cut_short] == ["cut.wav"]
     assert all(skipped.reason and "\n" not in skipped.reason for skipped in report.skipped)
-    assert (report.newly_skipped, report.files) == (5, 6)
+    assert (report.newly_skipped, report.files) == (4, 7)
 
     def no_decoding(path):
         raise AssertionError(f"{path} was decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(windows, "load_audio", no_decoding)
+        patch.setattr(examine, "open_sound", no_decoding)
         os.utime(corpus / "text.wav", ns=(1, 1))
         again = index.update(model)
-    assert (len(again.skipped), again.newly_skipped, again.unchanged) == (5, 0, 6)
+    assert (len(again.skipped), again.newly_skipped, again.unchanged) == (4, 0, 7)
     write_tone(corpus / "text.wav", 440, 1)
     healed = index.update(model)
-    assert (healed.embedded, len(healed.skipped), healed.files) == (1, 4, 7)
+    assert (healed.embedded, len(healed.skipped), healed.files) == (1, 3, 8)
 
 
 def test_files_that_need_pyav_wait_for_it(corpus, monkeypatch):
-    soundfile.write(corpus / "film.mkv", tone(250, 1, seed=9), RATE, format="WAV")
+    pytest.importorskip("av")
+    from media_files import write_media
+
+    write_media(corpus / "film.mkv", tone(250, 1, seed=9), RATE)
     monkeypatch.setattr(examine.importlib.util, "find_spec", lambda name: None)
     index, model = FolderIndex(corpus), FakeRetriever()
     report = index.update(model)
@@ -348,15 +352,17 @@ def test_a_second_update_is_refused_while_one_runs_and_reading_goes_on(corpus, m
 
 
 def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_update(corpus, monkeypatch):
+    plain = examine.open_sound
+
     def changing(path):
-        waveform = load_audio(path)
+        sound = plain(path)
         if path.name == "low.wav":
             write_tone(path, 4000, 2)
-        return waveform
+        return sound
 
     index, model = FolderIndex(corpus), FakeRetriever()
     with monkeypatch.context() as patch:
-        patch.setattr(windows, "load_audio", changing)
+        patch.setattr(examine, "open_sound", changing)
         report = index.update(model)
     assert [(skipped.path, skipped.reason) for skipped in report.skipped] == [("low.wav", "changed while it was read")]
     assert index.update(model).embedded == 1

@@ -49,8 +49,8 @@ def _play_arguments(player: str, path: Path, hit: Hit, folder: Path) -> list[str
     if player == "mpv":
         return ["--no-video", "--really-quiet", f"--start={hit.start:.3f}", f"--end={hit.end:.3f}", "--", os.fspath(path)]
     # The others cannot seek or know few formats, and sox takes brackets in a name for a pattern: they get the window as a WAV.
-    from ..data.audio import to_pcm16, write_wav
     from ..data.excerpt import read_excerpt
+    from ..data.write_wav import to_pcm16, write_wav
 
     write_wav(folder / "hit.wav", to_pcm16(read_excerpt(path, hit.start, hit.end)))
     return [*(("-q",) if player == "play" else ()), os.fspath(folder / "hit.wav")]

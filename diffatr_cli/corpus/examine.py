@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import __version__
-from ..data.audio import AudioError
-from ..data.excerpt import duration
-from ..types import SAMPLE_RATE
+from ..data.audio import AudioError, open_sound
 from .scan import Stamp
 from .windows import Window, windows_of
 
 
 class Content(NamedTuple):
-    """The content of a file: its hash; `weight`: bytes of memory that its samples take."""
+    """The content of a file, by its hash."""
 
     hash: str
-    weight: int
+
+
+class CutShort(NamedTuple):
+    """That a part of a recording is missing, and why; its windows are those of what is there."""
+
+    reason: str
 
 
 class Failure(NamedTuple):
@@ -30,7 +33,7 @@ class Failure(NamedTuple):
     lasting: bool
 
 
-Finding = Content | Window | Failure
+Finding = Content | Window | CutShort | Failure
 
 
 def reader() -> str:
@@ -39,7 +42,8 @@ def reader() -> str:
 
 
 def examine(path: Path, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
-    """Look into a file, of which `stamp` is known: its Content first, then its windows, and at any place a Failure that ends it.
+    """Look into a file, of which `stamp` is known: its Content first, then its windows, perhaps that it was CutShort, and at any
+    place a Failure that ends it.
 
     Args:
         is_settled: whether a content, by hash, need not be decoded.
@@ -49,12 +53,15 @@ def examine(path: Path, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iter
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
         if is_settled(content):
-            yield Content(content, 0)
+            yield Content(content)
             return
-        yield Content(content, _weight(path))
-        for window in windows_of(path):
-            windows += 1
-            yield window
+        yield Content(content)
+        with open_sound(path) as sound:
+            for window in windows_of(sound):
+                windows += 1
+                yield window
+            if sound.partial:
+                yield CutShort(sound.partial)
         if not windows:
             failure = Failure("no samples", lasting=True)
         if Stamp.of(path.stat()) != stamp:  # hash and samples may be of different contents
@@ -77,11 +84,3 @@ def _is_as_it_was(path: Path, stamp: Stamp) -> bool:
         return Stamp.of(path.stat()) == stamp
     except OSError:
         return False
-
-
-def _weight(path: Path) -> int:
-    """By the file's header. One that lies is found out by decoding; until then it only keeps others waiting, or does not."""
-    try:
-        return int((duration(path) or 0.0) * SAMPLE_RATE) * 4
-    except Exception:  # decoding tells what is wrong
-        return 0

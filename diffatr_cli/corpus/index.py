@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..progress import Progress, silent
 from .examine import reader
 from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds, refused
-from .scan import Stamp, fingerprint, scan
+from .scan import Listing, fingerprint, scan
 from .snapshot import Recordings, mark_of_tables, read_snapshot, write_snapshot
 
 if TYPE_CHECKING:
@@ -106,14 +106,15 @@ class FolderIndex:
 
     def _look(self) -> _State:
         """See what is in the folder. Raises DiffATRError where it holds no sound files and never did."""
-        found, unlisted = scan(self.corpus, self.folder)
-        if not found and not self.folder.exists():
-            raise no_sounds(self.corpus, unlisted)
-        return _State(found, unlisted, f"{fingerprint(found)} {reader()}")
+        seen = scan(self.corpus, self.folder)
+        if not seen.files and not self.folder.exists():
+            raise no_sounds(self.corpus, [*seen.unlisted, *seen.unreadable])
+        unreadable = {os.fsencode(each.path): () for each in seen.unreadable}
+        return _State(seen, f"{fingerprint(seen.files)} {fingerprint(unreadable)} {reader()}")
 
     def _report_for(self, state: _State, model_id: str) -> IndexReport | None:
         """The report of an update that has nothing to do; None where it has."""
-        if state.unlisted:
+        if state.seen.unlisted:
             return None
         snapshot = read_snapshot(self._snapshot_path(model_id), self._mark_of_tables(model_id))
         return snapshot.report if snapshot and snapshot.folder == state.mark else None
@@ -125,9 +126,9 @@ class FolderIndex:
         files_name, windows_name = self._table_names(model.model_id)
         files, windows = FileTable(self.folder, files_name), WindowTable(self.folder, windows_name, model.dim)
         update = Update(self.corpus, files, windows, model, anew=anew)
-        report = update.run(state.found, state.unlisted, progress, workers)
+        report = update.run(state.seen, progress, workers)
         # Where something is to be tried again, no state of the folder makes the next update needless.
-        mark = None if state.unlisted or update.unsettled else state.mark
+        mark = None if state.seen.unlisted or update.unsettled else state.mark
         unchanged = IndexReport(report.files, report.windows, unchanged=report.files, skipped=report.skipped)
         recordings = self._read_tables(model.model_id)
         write_snapshot(self._snapshot_path(model.model_id), self._mark_of_tables(model.model_id), mark, unchanged, recordings)
@@ -195,8 +196,7 @@ class FolderIndex:
 
 
 class _State(NamedTuple):
-    """A folder as it was seen: its files, the folders that could not be listed, and a mark that any change changes."""
+    """A folder as it was seen, and a mark that any change of it changes."""
 
-    found: dict[bytes, Stamp]
-    unlisted: list[Skipped]
+    seen: Listing
     mark: str

@@ -44,7 +44,7 @@ class Damaged(DiffATRError):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file (or folder) that could not be used, and why."""
+    """A file (or folder) that could not be used, or not all of it, and why."""
 
     path: str
     reason: str
@@ -63,6 +63,7 @@ class IndexReport:
         removed: gone from the folder, and from the index.
         skipped: all that cannot be used, those known from before too.
         newly_skipped: how many of `skipped` were not known before.
+        cut_short: recordings that this update read of which a part is missing; what is there can be searched.
         repaired: of which the index held damaged data, which this update made again; most count as embedded or reused too.
     """
 
@@ -74,12 +75,14 @@ class IndexReport:
     removed: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     newly_skipped: int = 0
+    cut_short: list[Skipped] = field(default_factory=list)
     repaired: int = 0
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> IndexReport:
         """The reverse of `dataclasses.asdict`."""
-        return cls(**document | {"skipped": [Skipped(**each) for each in document["skipped"]]})
+        lists = {name: [Skipped(**each) for each in document[name]] for name in ("skipped", "cut_short")}
+        return cls(**document | lists)
 
 
 def no_sounds(corpus: Path, skipped: list[Skipped]) -> DiffATRError:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.audio import AUDIO_SUFFIXES
+from ..data.audio import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES
 from .report import Skipped
 
 _SUFFIXES = {suffix.encode() for suffix in AUDIO_SUFFIXES}
+_UNREADABLE = {suffix.encode() for suffix in UNREADABLE_SUFFIXES}
 
 
 class Stamp(NamedTuple):
@@ -34,13 +35,28 @@ class Stamp(NamedTuple):
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, 0 if os.name == "nt" else stat.st_ino)
 
 
-def scan(corpus: Path, exclude: Path) -> tuple[dict[bytes, Stamp], list[Skipped]]:
-    """All sound files below a folder by relative path, in order, and the folders that could not be listed.
+class Listing(NamedTuple):
+    """What is in a folder and below it.
+
+    Attributes:
+        files: sound files by relative path, in order.
+        unreadable: files of sound and music of kinds that nothing here reads.
+        unlisted: folders that could not be listed.
+    """
+
+    files: dict[bytes, Stamp]
+    unreadable: list[Skipped]
+    unlisted: list[Skipped]
+
+
+def scan(corpus: Path, exclude: Path) -> Listing:
+    """List a folder of recordings.
 
     Hidden files and folders and `exclude` are left out. Links are followed; a folder that is reached twice is listed once,
     under its real place if that is below `corpus`, so loops end.
     """
     files: dict[bytes, Stamp] = {}
+    unreadable: list[Skipped] = []
     unlisted: list[Skipped] = []
     root = os.fsencode(corpus)
     seen = {_identity(os.stat(exclude))} if exclude.exists() else set()
@@ -61,11 +77,15 @@ def scan(corpus: Path, exclude: Path) -> tuple[dict[bytes, Stamp], list[Skipped]
                     with contextlib.suppress(OSError):  # a link to nothing, or gone meanwhile
                         if entry.is_dir():
                             (links if entry.is_symlink() else folders).append(path)
-                        elif entry.name[entry.name.rfind(b".") :].lower() in _SUFFIXES and entry.is_file():
+                            continue
+                        suffix = entry.name[entry.name.rfind(b".") :].lower()
+                        if suffix in _SUFFIXES and entry.is_file():
                             files[path] = Stamp.of(entry.stat())
+                        elif suffix in _UNREADABLE and entry.is_file():
+                            unreadable.append(Skipped(os.fsdecode(path), f"{suffix.decode()} files cannot be read"))
         except OSError as error:
             unlisted.append(Skipped(os.fsdecode(below) or ".", f"folder cannot be listed ({error.strerror})"))
-    return dict(sorted(files.items())), unlisted
+    return Listing(dict(sorted(files.items())), sorted(unreadable, key=lambda each: each.path), unlisted)
 
 
 def fingerprint(files: Mapping[bytes, tuple[int, ...]]) -> str:

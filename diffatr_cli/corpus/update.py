@@ -19,10 +19,10 @@ import numpy as np
 from ..errors import DiffATRError
 from ..progress import Progress
 from ..types import SAMPLE_RATE
-from .examine import Content, Failure, Finding, examine, reader
+from .examine import Content, CutShort, Failure, Finding, examine, reader
 from .read_ahead import read_ahead
 from .report import IndexReport, Skipped
-from .scan import Stamp
+from .scan import Listing, Stamp
 from .store import ContentWindows, FileRow, FileTable, WindowTable
 from .windows import Window
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _BATCH = 64  # windows embedded in one call
 _COMMIT_WINDOWS = 4096
 _COMMIT_SECONDS = 5.0  # a kill loses about so much work
-_READ_AHEAD = 256 << 20  # bytes of samples that are decoded and wait at a time
+_READ_AHEAD = 256 << 20  # bytes of windows that are decoded and wait at a time
 
 
 class _Part:
@@ -77,8 +77,8 @@ class Update:
         self.uncommitted = 0  # windows of `parts`
         self.committed = time.monotonic()
 
-    def run(self, found: Mapping[bytes, Stamp], unlisted: list[Skipped], progress: Progress, workers: int) -> IndexReport:
-        """Update the tables for the files that a scan found.
+    def run(self, seen: Listing, progress: Progress, workers: int) -> IndexReport:
+        """Update the tables for what a scan found.
 
         Raises:
             CannotUpdate: the tables cannot be written. What was committed stays.
@@ -86,9 +86,10 @@ class Update:
             DiffATRError: the model's embeddings are not finite.
         """
         report = self.report
-        report.skipped += unlisted
-        report.newly_skipped += len(unlisted)
-        todo = self._compare(found)
+        report.skipped += [*seen.unlisted, *seen.unreadable]
+        # What cannot be read is not remembered: it is told of once, when the folder is new.
+        report.newly_skipped += len(seen.unlisted) + (0 if self.known else len(seen.unreadable))
+        todo = self._compare(seen.files)
         makers = (partial(examine, self.corpus / os.fsdecode(path), todo[path], partial(self._is_settled, path)) for path in todo)
         with contextlib.closing(read_ahead(makers, _weight, _READ_AHEAD, workers)) as findings:
             for done, (path, of_file) in enumerate(zip(todo, findings, strict=True)):
@@ -145,6 +146,8 @@ class Update:
                     self.waiting.append((part, finding))
                     if len(self.waiting) >= _BATCH:
                         self._embed_waiting()
+                case CutShort():
+                    self.report.cut_short.append(Skipped(os.fsdecode(path), finding.reason))
                 case Failure():
                     reason = finding.reason.encode("utf-8", "replace").decode()  # names of files need not be valid text
                     self.waiting = [each for each in self.waiting if each[0] is not part]
@@ -212,5 +215,5 @@ class Update:
 
 
 def _weight(finding: Finding) -> int:
-    """Bytes of memory; windows are views of their recording, which counts as a whole."""
-    return finding.weight if isinstance(finding, Content) else 0
+    """Bytes of memory that its samples take."""
+    return finding.samples.nbytes if isinstance(finding, Window) else 0

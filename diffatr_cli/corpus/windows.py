@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..core.windows import HOP, WINDOW
-from ..data.audio import AudioError, Samples, load_audio
+from ..data.audio import AudioError, Samples, Sound
 
 _LOUDEST = 1e9  # full scale is 1; the power of louder samples overflows float32 and would make the embedding NaN
 
@@ -38,13 +37,13 @@ def cut(blocks: Iterable[Samples]) -> Iterator[Window]:
         yield Window(total - len(held), total, held)
 
 
-def windows_of(path: Path) -> Iterator[Window]:
-    """Decode a sound file and cut it, window by window.
+def windows_of(sound: Sound) -> Iterator[Window]:
+    """Decode an open sound file and cut it, window by window; what is there of a recording that was cut short is used.
 
     Raises:
         AudioError: the file cannot be used; windows that came before are of no use either.
     """
-    for window in cut([load_audio(path)]):
+    for window in cut(sound.blocks()):
         if max(window.samples.max(), -window.samples.min()) > _LOUDEST:
-            raise AudioError(path, "samples beyond any scale")
+            raise AudioError(sound.path, "samples beyond any scale")
         yield window

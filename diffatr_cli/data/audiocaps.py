@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import DiffATRError
 from ..progress import Progress, silent
-from .audio import AUDIO_SUFFIXES, Resampler
+from .audio import AUDIO_SUFFIXES, Partial, Resampler
 from .manifest import SPLITS
 from .prepare import Item, Plan, Report, Skip, claim, index_files, prepare
 from .tables import read_csv
@@ -20,9 +20,10 @@ def prepare_audiocaps(
     out: Path,
     source: Path,
     audio: Path | None = None,
-    resampler: Resampler = "auto",
+    resampler: Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
+    partial: Partial = "skip",
 ) -> Report:
     """Prepare AudioCaps from `source`, which holds {train,val,test}.csv or audiocaps_{train,val,test}.csv.
 
@@ -51,7 +52,7 @@ def prepare_audiocaps(
                 plan.notes.append(f"no {split}.csv in {source}: the {split} split is left out")
             else:
                 _read_split(table, split, sounds, plan)
-        return prepare(out, "audiocaps", plan, None, OFFICIAL, resampler, workers, progress)
+        return prepare(out, "audiocaps", plan, None, OFFICIAL, resampler, workers, progress, partial=partial)
 
 
 def _caption_file(source: Path, split: str) -> Path | None:

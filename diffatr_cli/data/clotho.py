@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import DiffATRError
 from ..progress import Progress, silent
-from .audio import Resampler
+from .audio import Partial, Resampler
 from .download import download, unpack_7z
 from .prepare import Item, Plan, Report, Skip, claim, finished_sources, index_files, prepare
 from .tables import read_csv
@@ -35,11 +35,12 @@ FILES: dict[str, tuple[str, int | None]] = {
 def prepare_clotho(
     out: Path,
     source: Path | None = None,
-    resampler: Resampler = "auto",
+    resampler: Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
     base: str = HOME,
     files: Mapping[str, tuple[str, int | None]] = FILES,
+    partial: Partial = "skip",
 ) -> Report:
     """Prepare Clotho from `source`, or from the files at `base`, which are downloaded to `out`/download.
 
@@ -87,7 +88,7 @@ def prepare_clotho(
                 path = sounds.get(_key(name))
                 recording = str(path.absolute()) if path else finished.get(clip)
                 plan.items.append(Item(clip, split, texts, name, recording, licenses.get(name)))
-        report = prepare(out, "clotho", plan, None, OFFICIAL, resampler, workers, progress)
+        report = prepare(out, "clotho", plan, None, OFFICIAL, resampler, workers, progress, partial=partial)
     spare = [str(path) for path in (out / "download", out / "raw") if path.exists()]
     if report.clips and spare:
         report.notes.append(f"{' and '.join(spare)} can be deleted; the prepared clips do not need them")

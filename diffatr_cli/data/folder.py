@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import DiffATRError, UsageError
 from ..progress import Progress, silent
-from .audio import Resampler
+from .audio import Partial, Resampler
 from .manifest import SPLITS
 from .prepare import Item, Plan, Report, Skip, claim, prepare
 from .tables import read_csv, read_text
@@ -32,9 +32,10 @@ def prepare_folder(
     out: Path,
     source: Path,
     captions: Path | None = None,
-    resampler: Resampler = "auto",
+    resampler: Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
+    partial: Partial = "skip",
 ) -> Report:
     """Prepare the sounds below `source` that a caption file names, relative to `source` or to the caption file.
 
@@ -79,7 +80,7 @@ def prepare_folder(
             split = splits[file] or dealt[file]
             # The whole name stays, ending included: a.wav and a.flac are two sounds.
             plan.items.append(Item(f"{split}/{file}", split, tuple(some), file, _locate(file, source, table.parent)))
-        return prepare(out, "folder", plan, None, None, resampler, workers, progress)
+        return prepare(out, "folder", plan, None, None, resampler, workers, progress, partial=partial)
 
 
 def _only_table(source: Path) -> Path:

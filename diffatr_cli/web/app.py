@@ -26,8 +26,9 @@ from starlette.requests import ClientDisconnect
 
 from ..corpus.search import Found, Hit
 from ..corpus.session import Clip, NotServed, SearchSession, key_of
-from ..data.audio import AUDIO_SUFFIXES, AudioError, load_audio, stream_wav, to_pcm16
+from ..data.audio import AUDIO_SUFFIXES, AudioError, load_audio
 from ..data.excerpt import duration, read_excerpt
+from ..data.write_wav import stream_wav, to_pcm16
 from ..errors import DiffATRError
 from .gate import Gate, json_response
 from .page import read_page
@@ -308,7 +309,7 @@ class _Pictures:
 
 def _wav(clip: Clip, start: float, end: float) -> bytes:
     out = io.BytesIO()
-    stream_wav(out, to_pcm16(read_excerpt(clip.path, start, end)))
+    stream_wav(out, [to_pcm16(read_excerpt(clip.path, start, end))])
     return out.getvalue()
 
 
