@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load_state, load_weights, save_state, save_weights
-from ..core.gradients import clip_gradients
 from ..core.losses import nt_xent
 from ..data.logmels import LogMels, cached_logmels
 from ..data.manifest import Dataset, load_dataset
@@ -167,7 +166,7 @@ class PhaseOne(nn.Module):
             loss = self.denoisers.loss(audio, text, clip_ids)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        clip_gradients(self.trained, self.recipe.pretrain.clip_norm)
+        nn.utils.clip_grad_norm_(self.trained, self.recipe.pretrain.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()

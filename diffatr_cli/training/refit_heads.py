@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.gradients import clip_gradients
 from ..core.losses import nt_xent
 from ..core.towers import TwoTowers
 from ..evaluation.embedded_split import Captions
@@ -65,7 +64,7 @@ def refit_heads(
         )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        clip_gradients(parameters, section.clip_norm)
+        nn.utils.clip_grad_norm_(parameters, section.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = section.head_lr * (1 + math.cos(math.pi * step / section.head_steps)) / 2
         optimizer.step()

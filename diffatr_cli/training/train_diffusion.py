@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..checkpoint import load_state, load_weights, save_state, save_weights
 from ..core.denoiser import AttentionDenoiser
-from ..core.gradients import clip_gradients
 from ..core.losses import cosine_similarity, generation_loss
 from ..core.metrics import retrieval_metrics
 from ..core.schedule import NoiseSchedule
@@ -108,7 +107,7 @@ def denoising_step(
     loss = pair.batch_loss(batch, generator)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    clip_gradients(pair.parameters(), pair.recipe.diffusion.clip_norm)
+    nn.utils.clip_grad_norm_(pair.parameters(), pair.recipe.diffusion.clip_norm)
     optimizer.step()
     return float(loss.detach())
 
