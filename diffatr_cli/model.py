@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from .checkpoint import fill, load_weights
 from .core.audio_encoder import AudioEncoder, SmallCnn
 from .core.calibration import Calibration
-from .core.denoiser import AttentionDenoiser
+from .core.denoiser import AttentionDenoiser, DenoiserConfig
 from .core.schedule import NoiseSchedule
 from .core.text import TextEncoder
 from .core.towers import ProjectionHead, TwoTowers
@@ -91,18 +92,9 @@ def fill_towers(towers: TwoTowers, tensors: dict[str, Tensor], recipe: Recipe, p
 
 
 def build_denoiser(recipe: Recipe, generator: torch.Generator | None = None) -> AttentionDenoiser:
-    """One denoiser of the recipe; either direction's."""
-    section = recipe.diffusion
-    return AttentionDenoiser(
-        recipe.model.dim,
-        section.hidden,
-        temperature=recipe.model.temperature,
-        init=section.init,
-        attention_scale=section.attention_scale,
-        output=section.output,
-        input_scale=section.input_scale,
-        generator=generator,
-    )
+    """One denoiser of the recipe; either direction's. The fields of `DenoiserConfig` have the same names in the recipe."""
+    settings = recipe.model.model_dump() | recipe.diffusion.model_dump()
+    return AttentionDenoiser(**{field.name: settings[field.name] for field in fields(DenoiserConfig)}, generator=generator)
 
 
 def build_schedule(recipe: Recipe) -> NoiseSchedule:
