@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from .checkpoint import fill, load_weights
 from .core.audio_encoder import AudioEncoder, SmallCnn
 from .core.calibration import Calibration
-from .core.denoiser import AttentionDenoiser
+from .core.denoiser import AttentionDenoiser, DenoiserConfig
 from .core.sampler import ddim_levels
 from .core.sampling import Sampling
 from .core.schedule import NoiseSchedule
@@ -98,17 +99,9 @@ def fill_towers(towers: TwoTowers, tensors: dict[str, Tensor], finetuned: bool, 
 
 
 def build_denoiser(model: ModelSection, section: DiffusionSection, generator: torch.Generator | None = None) -> AttentionDenoiser:
-    """One denoiser of a recipe; either direction's."""
-    return AttentionDenoiser(
-        model.dim,
-        section.hidden,
-        temperature=model.temperature,
-        init=section.init,
-        attention_scale=section.attention_scale,
-        output=section.output,
-        input_scale=section.input_scale,
-        generator=generator,
-    )
+    """One denoiser of a recipe; either direction's. The fields of `DenoiserConfig` have the same names in the recipe."""
+    settings = model.model_dump() | section.model_dump()
+    return AttentionDenoiser(**{field.name: settings[field.name] for field in fields(DenoiserConfig)}, generator=generator)
 
 
 def build_schedule(section: DiffusionSection) -> NoiseSchedule:

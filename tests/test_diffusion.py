@@ -165,6 +165,27 @@ def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, trained: Pa
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_loss_that_is_no_number_is_told(
+    value: str, workshop: Workshop, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step's gradients are enough to spoil the weights: clipping leaves them no numbers, and the loss shows it."""
+    folder = tmp_path / "tiny" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "pretrain").symlink_to(trained / "pretrain")
+    steps = []
+
+    def loss(*arguments: object) -> torch.Tensor:
+        steps.append(1)
+        return denoising_loss(*arguments) * (float(value) if len(steps) == 1 else 1)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("diffatr_cli.training.denoisers.denoising_loss", loss)
+    with pytest.raises(DiffATRError, match=r"the loss is nan in epoch 1\. Lower diffusion\.lr"):
+        train_diffusion("tiny", workshop.recipe(), data=workshop.data, runs=tmp_path, device="cpu")
+    assert len(steps) > 4
+    assert not (folder / "diffusion" / "best.safetensors").exists()
+
+
 def test_order_and_strategy_are_checked(workshop: Workshop, tmp_path: Path) -> None:
     with pytest.raises(DiffATRError, match="diffatr pretrain"):
         train_diffusion("r", workshop.recipe(), data=workshop.data, runs=tmp_path, device="cpu")

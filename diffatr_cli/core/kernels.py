@@ -1,7 +1,7 @@
-"""What `factored` does for every pair of query and candidate at every step, on the CPU, in numba.
+"""`fused` on the CPU, in numba.
 
-The decoder's term, sum_h weight[h] max(table[i, h], negative_hidden[t, h]), and the attention's mean, softmax(attention) @
-values; and for training the gradients of sum_h weight[h] relu(table[i, h] + hidden[t, h]), which `pairwise` takes of the term.
+The decoder's sum of maxima, sum_h weight[h] max(table[i, h], negative_hidden[t, h]); for training the gradients of the decoder,
+sum_h weight[h] relu(table[i, h] + hidden[t, h]); and the attention's mean, softmax(attention) @ values.
 G groups of queries that share candidates, T queries of a group, N candidates of a group, H hidden width.
 """
 
@@ -29,10 +29,10 @@ TILE = 64  # queries, and candidates, that are gone through together
 LANES = 16  # logits whose maximum is taken together
 
 
-def decode_numba(table: Tensor, negative_hidden: Tensor, weight: Tensor) -> Tensor:
-    """The term for table (G, N, H), negative_hidden (G, T, H) and weight (H,) -> (G, T, N), on as many threads as torch uses.
+def sum_of_maxima_numba(table: Tensor, negative_hidden: Tensor, weight: Tensor) -> Tensor:
+    """sum_h weight[h] max(table[g, i, h], negative_hidden[g, t, h]) -> (G, T, N), on as many threads as torch uses.
 
-    All float32 or all float64.
+    table (G, N, H), negative_hidden (G, T, H) and weight (H,), all float32 or all float64.
     """
     (groups, n, hidden), queries = table.shape, negative_hidden.shape[1]
     out = torch.empty(groups, queries, n, dtype=table.dtype)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..types import Direction
+from .algebra import Factors
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser, PreparedCandidates
 from .losses import cosine_similarity
@@ -154,7 +155,7 @@ def diffusion_draws(
 
 
 def _sample(
-    factors: FactoredDenoiser,
+    factors: Factors,
     queries: Tensor,
     candidates: Tensor | PreparedCandidates,
     schedule: NoiseSchedule,
