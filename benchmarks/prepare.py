@@ -17,7 +17,8 @@ import numpy as np
 import soundfile
 
 from diffatr_cli.data.audio import Resampler, choose_resampler
-from diffatr_cli.data.prepare import Item, Plan, claim, prepare
+from diffatr_cli.data.plan import Item, Plan
+from diffatr_cli.data.prepare import claim, prepare
 from diffatr_cli.types import SAMPLE_RATE
 
 from .common import Case, Row, Size, Skip, pick, seconds

@@ -18,7 +18,8 @@ from diffatr_cli.data.audiocaps import prepare_audiocaps
 from diffatr_cli.data.clotho import prepare_clotho
 from diffatr_cli.data.folder import prepare_folder
 from diffatr_cli.data.manifest import load_dataset, read_manifest, read_piece
-from diffatr_cli.data.prepare import Item, Plan, Report, claim
+from diffatr_cli.data.plan import Item, Plan
+from diffatr_cli.data.prepare import Report, claim
 from diffatr_cli.errors import DiffATRError, UsageError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "captions"
@@ -122,7 +123,7 @@ def test_the_real_caption_files_without_audio(tmp_path: Path) -> None:
         assert tuple(split.listed for split in report.splits.values()) == counts
         assert [*report.reasons().values()] == [{"missing": count} for count in counts]
         assert (report.clips, report.notes) == (0, [])
-    captions = prepare.Plan()
+    captions = Plan()
     from diffatr_cli.data.audiocaps import _read_split
 
     for split in ("val", "test"):
@@ -175,7 +176,7 @@ def test_bad_rows_are_left_out_by_file_and_line(tmp_path: Path) -> None:
         "c.csv:10": ["the file is already in train"],
     }
     assert report.notes == [
-        "c.csv:5: not UTF-8, read as Latin-1",
+        "c.csv:5: not UTF-8, read as Latin-1 (Windows-1252)",
         "2 clips sound exactly like one of another split, such as train/a.wav and test/é.wav",
     ]
 
@@ -186,7 +187,7 @@ def test_bad_rows_are_left_out_by_file_and_line(tmp_path: Path) -> None:
         (prepare_clotho, "file_name,text", "'caption_1'"),
         (prepare_audiocaps, "youtube_id,caption", "'start_time'"),
         (prepare_folder, "caption,split", "file, file_name, path or audio"),
-        (prepare_folder, "file,text", "caption, captions or caption_1"),
+        (prepare_folder, "file,words", "caption, captions, caption_1 or text"),
     ],
 )
 def test_a_missing_column_is_named(tmp_path: Path, maker: object, heading: str, named: str) -> None:

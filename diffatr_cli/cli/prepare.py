@@ -96,7 +96,7 @@ def folder(
     source: Source,
     captions: Annotated[
         Path | None,
-        typer.Option("--captions", help="The CSV or JSONL file; by default the only one in DIR.", metavar="FILE", dir_okay=False),
+        typer.Option("--captions", help="The table; by default the only one in DIR.", metavar="FILE", dir_okay=False),
     ] = None,
     data: Data = Path("data"),
     name: Annotated[
@@ -106,10 +106,11 @@ def folder(
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Your own sounds: any folder with a CSV or JSONL file of files and captions.
+    """Your own sounds: any folder with a table of files and captions: CSV (comma, semicolon or tab), JSON lines, or JSON.
 
-    The caption file has a column `file` (or file_name, path, audio), and `caption`, `captions` or `caption_1`, `caption_2`, ...;
-    a file may stand in several rows. A column `split` says train, val or test; without one, files are dealt out by their names.
+    The table has a column `file` (or file_name, filename, path, audio), and `caption`, `captions`, `text` or `caption_1`,
+    `caption_2`, ..., whose cells may hold lists; a file may stand in several rows. A column `split` says train, val or test;
+    without one, files are dealt out by their names. WavCaps' JSON files are read as they are.
 
     Example: diffatr prepare folder --from ./recordings --name recordings
     """

@@ -9,7 +9,8 @@ from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .audio import AUDIO_SUFFIXES, Resampler
 from .manifest import SPLITS
-from .prepare import Item, Plan, Report, Skip, claim, index_files, prepare
+from .plan import Item, Plan, Skip
+from .prepare import Report, claim, index_files, prepare
 from .tables import read_csv
 
 OFFICIAL = {"train": (49838, 49838), "val": (495, 2475), "test": (975, 4875)}

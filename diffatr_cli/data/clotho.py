@@ -10,7 +10,8 @@ from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .audio import Resampler
 from .download import download, unpack_7z
-from .prepare import Item, Plan, Report, Skip, claim, finished_sources, index_files, prepare
+from .plan import Item, Plan, Skip
+from .prepare import Report, claim, finished_sources, index_files, prepare
 from .tables import read_csv
 
 HOME = "https://zenodo.org/records/4783391/files"

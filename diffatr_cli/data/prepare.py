@@ -13,7 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,33 +25,10 @@ from ..types import SAMPLE_RATE
 from . import audio
 from .convert import Converter, Produce, convert_all
 from .manifest import MANIFEST, SPLITS, Record, read_manifest, write_manifest
+from .plan import Item, Plan, Skip
 
 _JOURNAL = "prepare.journal"
 _LOCK = ".prepare.lock"
-
-
-@dataclass(frozen=True)
-class Item:
-    """A clip to prepare."""
-
-    clip_id: str
-    split: str
-    captions: tuple[str, ...]
-    name: str
-    """The prepared file's name under its split; made safe and unique here."""
-    source: str | None
-    """A file, a description of what to generate, or None when the recording is missing."""
-    license: str | None = None
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Something listed that did not become a clip or a caption."""
-
-    split: str
-    what: str
-    """A file, a clip, or FILE:LINE of a caption file."""
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -100,15 +77,6 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "root": str(self.root), "reasons": self.reasons()}
-
-
-@dataclass
-class Plan:
-    """What a caption file asks for: filled in by the readers of the data sets."""
-
-    items: list[Item] = field(default_factory=list)
-    skipped: list[Skip] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager

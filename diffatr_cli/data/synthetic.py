@@ -9,7 +9,8 @@ import numpy as np
 
 from ..progress import Progress, silent
 from .manifest import SPLITS
-from .prepare import Item, Plan, Report, claim, prepare
+from .plan import Item, Plan
+from .prepare import Report, claim, prepare
 from .sounds import KINDS, render_scene
 
 SECONDS = 5.0
