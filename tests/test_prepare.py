@@ -122,12 +122,13 @@ def test_the_real_caption_files_without_audio(tmp_path: Path) -> None:
     for report, counts in ((clotho, (3839, 1045, 1045)), (audiocaps, (49_838, 495, 975))):
         assert tuple(split.listed for split in report.splits.values()) == counts
         assert [*report.reasons().values()] == [{"missing": count} for count in counts]
-        assert (report.clips, report.notes) == (0, [])
+        assert (report.clips, len(report.notes)) == (0, 1)
+        assert report.notes[0].endswith("and there is no sound file at all")
     captions = Plan()
-    from diffatr_cli.data.audiocaps import _read_split
+    from diffatr_cli.data.audiocaps import _read_split, _Sounds
 
     for split in ("val", "test"):
-        _read_split(SHARED / f"audiocaps_{split}.csv", split, {}, captions)
+        _read_split(SHARED / f"audiocaps_{split}.csv", split, _Sounds([]), captions)
     assert sum(len(item.captions) for item in captions.items) == 2475 + 4875
 
 

@@ -78,8 +78,8 @@ def audiocaps(
     """AudioCaps: ten-second clips of videos; you bring the audio.
 
     --from DIR holds train.csv, val.csv and test.csv as the authors publish them, and the clips anywhere below it (or in --audio
-    DIR), named YOUTUBEID_START, YYOUTUBEID (a Y before the id) or AUDIOCAPID, in any audio format. Clips that you lack are
-    counted and left out.
+    DIR), named ID, ID_START or ID_START_END by their YouTube id, in seconds or milliseconds, with or without a Y in front; or
+    AUDIOCAPID; in any audio format. Clips that you lack are counted and left out.
 
     Example: diffatr prepare audiocaps --from ~/audiocaps
     """

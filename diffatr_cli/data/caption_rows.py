@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DiffATRError
+from .listing import has_ending
 from .plan import Plan, Skip
 from .tables import read_csv, read_json, text_problem
 
@@ -36,7 +37,7 @@ class CaptionRow:
     names: tuple[str, ...]
     """Of the file, as the columns give them; several columns may name one, and some hold what is no name."""
     number: str
-    """What the column `id` of JSON holds, which WavCaps' files are named by; "" without one."""
+    """The `id` of a JSON object, where WavCaps names the file by it; "" elsewhere."""
     captions: tuple[str, ...]
     """Each a text with a letter or digit in it; at least one."""
     split: str
@@ -56,14 +57,20 @@ def caption_rows(path: Path, plan: Plan, split: str, files: bool) -> Iterator[Ca
             _check_columns(row, path, files)
         found = True
         names = [row[column] for column in FILE_COLUMNS if row.get(column) not in (None, "")] if files else []
-        number, named = (row.get("id") or "" if is_json else "", row.get("split") or "") if files else ("", "")
-        number = str(number) if type(number) is int else number
+        number, named = (_wavcaps_id(row, names) if is_json else "", row.get("split") or "") if files else ("", "")
         texts = (*names, number, named)
         captions = _file_problem(texts) or usable_captions(captions_in(row), place, plan)
         if isinstance(captions, str):
             plan.skipped.append(Skip(split, place, captions))
         else:
             yield CaptionRow(place, tuple(names), number, captions, named)
+
+
+def _wavcaps_id(row: dict[str, Any], names: list[Any]) -> Any:
+    """The `id` of an object that names no sound file, or that says where to download it and may call it by its title."""
+    if "download_link" not in row and any(isinstance(name, str) and has_ending(name) for name in names):
+        return ""
+    return str(row["id"]) if type(row.get("id")) is int else row.get("id") or ""
 
 
 def _file_problem(texts: tuple[Any, ...]) -> str | None:

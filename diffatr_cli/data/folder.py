@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DiffATRError, UsageError
 from ..progress import Progress, silent
 from .audio import Resampler
-from .caption_rows import TABLE_SUFFIXES, caption_rows
+from .caption_rows import TABLE_SUFFIXES, CaptionRow, caption_rows
+from .listing import Found, Listing, file_stem, has_ending, none_found, plain_name, walk_sounds
 from .manifest import SPLITS
 from .plan import Item, Plan, Skip
 from .prepare import Report, claim, prepare
@@ -46,33 +49,116 @@ def prepare_folder(
     table = captions or _only_table(source)
     with claim(out, "folder"):
         plan = Plan()
-        texts: dict[str, list[str]] = {}
-        splits: dict[str, str] = {}
+        clips = _Clips(source, table.parent, out)
         for row in caption_rows(table, plan, _ALL, files=True):
-            file, named = next(iter(row.names), ""), row.split
-            split = _SPLIT_NAMES.get(named.strip().lower(), "")
-            known = splits.get(file, split)
-            fresh = [caption for caption in dict.fromkeys(row.captions) if caption not in texts.get(file, [])]
-            reason = None
-            if not file:
-                reason = "no file name"
-            elif named.strip() and not split:
-                reason = f"unknown split {named.strip()!r}"
-            elif split and split != known:
-                reason = f"the file is already in {known or 'no split'}"
-            elif not fresh:
-                reason = "duplicate row"
-            if reason:
-                plan.skipped.append(Skip(_ALL, row.place, reason))
-                continue
-            splits.setdefault(file, split)
-            texts.setdefault(file, []).extend(fresh)
-        dealt = _deal([file for file, split in splits.items() if not split])
-        for file, some in texts.items():
-            split = splits[file] or dealt[file]
+            if problem := clips.add(row):
+                plan.skipped.append(Skip(_ALL, row.place, problem))
+        dealt = _deal([clip.name for clip in clips if not clip.split])
+        for clip in clips:
+            split = clip.split or dealt[clip.name]
             # The whole name stays, ending included: a.wav and a.flac are two sounds.
-            plan.items.append(Item(f"{split}/{file}", split, tuple(some), file, _locate(file, source, table.parent)))
+            plan.items.append(Item(f"{split}/{clip.name}", split, tuple(clip.captions), clip.name, clip.source))
+        plan.notes.extend(clips.notes())
         return prepare(out, "folder", plan, None, None, resampler, workers, progress)
+
+
+@dataclass
+class _Clip:
+    name: str
+    """Of the file, relative to the folder of sounds; each once."""
+    source: str | None
+    split: str
+    """"" as long as no row names one."""
+    written: tuple[str, ...]
+    """As the first row spells it."""
+    captions: dict[str, None] = field(default_factory=dict)
+
+
+class _Clips:
+    """The clips that rows add up to: one for each file, however it is spelled."""
+
+    def __init__(self, source: Path, beside: Path, out: Path) -> None:
+        self._bases = (source, beside)
+        self._out = out
+        self._listing = Listing()
+        self._clips: dict[Hashable, _Clip] = {}
+        self._names: set[str] = set()
+        self._joined: list[str] = []
+        self._stems: dict[str, list[Path]] | None = None
+
+    def __iter__(self) -> Iterator[_Clip]:
+        return iter(self._clips.values())
+
+    def add(self, row: CaptionRow) -> str | None:
+        """Add what a row says to its file's clip. Returns why it cannot be used, or None."""
+        written = [*filter(has_ending, row.names), row.number or "", *row.names]
+        plain = next(filter(None, map(plain_name, written)), None)
+        if plain is None:
+            return "not the name of a file" if row.names else "no file name"
+        if any(len(part.encode()) > 255 for part in plain.split("/")):
+            return "a name of more than 255 bytes, which no file has"
+        named = row.split.strip()
+        split = _SPLIT_NAMES.get(named.lower(), "")
+        if named and not split:
+            return f"unknown split {named[:40]!r}"
+        found = self._find(row)
+        key: Hashable = found.key if found else ("missing", plain)
+        clip = self._clips.get(key)
+        if clip is None:
+            name = self._free(self._name(found.path) if found else plain)
+            clip = self._clips[key] = _Clip(name, found.path if found else None, split, row.names)
+        elif row.names != clip.written and not row.number:
+            self._joined.append(f"{row.place}: {row.names[0]} is the file {clip.name}")
+        if split and clip.split and split != clip.split:
+            return f"the file is already in {clip.split}"
+        clip.split = clip.split or split
+        known = len(clip.captions)
+        clip.captions.update(dict.fromkeys(row.captions))
+        return None if len(clip.captions) > known else "duplicate row"
+
+    def _find(self, row: CaptionRow) -> Found | None:
+        for name in (*row.names, *([row.number] if row.number else [])):
+            for base in self._bases:
+                if found := self._listing.find(base, name):
+                    return found
+        if not row.number:
+            return None
+        # WavCaps names its files by their id, in an archive of other folders and perhaps another format.
+        if self._stems is None:
+            self._stems = {}
+            for path in walk_sounds(self._bases, self._out, self._listing.problems):
+                self._stems.setdefault(file_stem(path.name), []).append(path)
+        paths = next(filter(None, (self._stems.get(file_stem(name)) for name in (row.number, *row.names))), [])
+        return self._listing.find(paths[0].parent, paths[0].name) if len(paths) == 1 else None
+
+    def _name(self, path: str) -> str:
+        """The one name of a file that was found: relative to where it was looked for, in composed letters."""
+        for base in self._bases:
+            if (within := Path(path)).is_relative_to(base.absolute()):
+                path = str(within.relative_to(base.absolute()))
+                break
+        return unicodedata.normalize("NFC", path)
+
+    def _free(self, name: str) -> str:
+        """The name, or one like it if another file has it: some disks hold a name in composed letters and one taken apart."""
+        number, free = 1, name
+        while free in self._names:
+            number += 1
+            free = f"{name}~{number}"
+        self._names.add(free)
+        return free
+
+    def notes(self) -> list[str]:
+        """What is worth knowing once all rows are added."""
+        notes = [f"{folder}: cannot be read ({reason})" for folder, reason in self._listing.problems.items()]
+        if self._joined:
+            more = f", and {len(self._joined) - 1} more rows like this" if len(self._joined) > 1 else ""
+            notes.append(f"{self._joined[0]}{more}: their captions are joined")
+        clips = list(self._clips.values())
+        if clips and not any(clip.source for clip in clips):
+            found = next(walk_sounds(self._bases, self._out), None)
+            notes.insert(0, none_found(clips[0].name, None if found is None else self._name(str(found.absolute()))))
+        return notes
 
 
 def _only_table(source: Path) -> Path:
@@ -96,12 +182,3 @@ def _deal(files: list[str]) -> dict[str, str]:
             most = max(SPLITS, key=list(dealt.values()).count)
             dealt[min((file for file in files if dealt[file] == most), key=position.__getitem__)] = split
     return dealt
-
-
-def _locate(file: str, *folders: Path) -> str | None:
-    for folder in folders:
-        for form in ("NFC", "NFD"):  # some systems take accented letters apart when they write names
-            path = folder / unicodedata.normalize(form, file)
-            if path.is_file():
-                return str(path.absolute())
-    return None

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -160,16 +160,6 @@ def prepare(
         skipped=[*plan.skipped, *skips],
         notes=[*plan.notes, *_leaks(ready)],
     )
-
-
-def index_files(folders: Iterable[Path], leave_out: Path) -> list[Path]:
-    """All files below the folders, sorted, except those in `leave_out` (what is being prepared) and in hidden folders."""
-    found: dict[Path, None] = {}
-    for folder in folders:
-        for parent, children, names in os.walk(folder):
-            children[:] = sorted(child for child in children if not child.startswith(".") and Path(parent, child) != leave_out)
-            found.update((Path(parent, name), None) for name in sorted(names))
-    return list(found)
 
 
 def _record(item: Item, path: str) -> Record:
