@@ -48,7 +48,7 @@ class Listing:
         Letters may be composed or taken apart, and where the file system takes no notice of case, neither does this.
         """
         for spelled in dict.fromkeys((name, name.replace("\\", "/"))):
-            head, last = posixpath.split(spelled.rstrip("/"))
+            head, last = posixpath.split(spelled)
             if os.path.isabs(spelled):
                 folder: str | None = head  # not from the root down: some systems list no folder that nobody has entered
             else:
