@@ -56,8 +56,8 @@ def against_librosa(resampler: Resampler, size: Size) -> list[Row]:
 
         def fast() -> float:
             plan = Plan([Item(path.stem, "train", ("noise",), path.stem, str(path)) for path in paths])
-            with claim(target, "folder"):
-                took = seconds(lambda: prepare(target, "folder", plan, resampler=resampler))
+            with claim(target, "folder") as earlier:
+                took = seconds(lambda: prepare(target, "folder", plan, earlier, resampler=resampler))
             shutil.rmtree(target)
             return took
 

@@ -204,9 +204,12 @@ def _skips(report: Report) -> Table:
     table = Table(title="skipped")
     for column in ("split", "why", "number", "such as"):
         table.add_column(column, justify="right" if column == "number" else "left", overflow="fold")
+    examples, most = report.examples(3), 20
     for split, reasons in report.reasons().items():
-        for reason, number in reasons.items():
-            some = [skip.what for skip in report.skipped if (skip.split, skip.reason) == (split, reason)][:3]
+        for reason, number in list(reasons.items())[:most]:
+            some = examples[split, reason]
             # As plain text: names may hold brackets, which rich would take for styles.
             table.add_row(split, Text(reason), str(number), Text(", ".join(some) + (", ..." if number > len(some) else "")))
+        if rest := list(reasons.values())[most:]:
+            table.add_row(split, f"{len(rest)} more reasons; --json lists all", str(sum(rest)), "")
     return table

@@ -45,7 +45,7 @@ def prepare_audiocaps(
     for folder in (source, audio):
         if folder is not None and not folder.is_dir():
             raise DiffATRError(f"{folder}: no such folder")
-    with claim(out, "audiocaps"):
+    with claim(out, "audiocaps") as earlier:
         plan = Plan()
         tables = {split: _caption_file(source, split) for split in SPLITS}
         if not any(tables.values()):
@@ -62,7 +62,7 @@ def prepare_audiocaps(
                 _read_split(table, split, sounds, plan)
         if plan.items and not any(item.source for item in plan.items):
             plan.notes.insert(0, none_found(f"the clip {plan.items[0].name}", sounds.paths[0].name if sounds.paths else None))
-        return prepare(out, "audiocaps", plan, None, OFFICIAL, resampler, workers, progress)
+        return prepare(out, "audiocaps", plan, earlier, None, OFFICIAL, resampler, workers, progress)
 
 
 def _caption_file(source: Path, split: str) -> Path | None:

@@ -8,9 +8,9 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import DiffATRError
 from .listing import has_ending
@@ -28,8 +28,7 @@ _LONGEST = 10_000
 _PRINTED = re.compile(r"""\s*+(?:('(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+")|None|nan)\s*+""")
 
 
-@dataclass(frozen=True)
-class CaptionRow:
+class CaptionRow(NamedTuple):
     """One usable row."""
 
     place: str
@@ -56,7 +55,7 @@ def caption_rows(path: Path, plan: Plan, split: str, files: bool) -> Iterator[Ca
         if not found and not is_json:
             _check_columns(row, path, files)
         found = True
-        names = [row[column] for column in FILE_COLUMNS if row.get(column) not in (None, "")] if files else []
+        names = [row[column] for column in _file_columns(tuple(row)) if row[column] not in (None, "")] if files else []
         number, named = (_wavcaps_id(row, names) if is_json else "", row.get("split") or "") if files else ("", "")
         texts = (*names, number, named)
         captions = _file_problem(texts) or usable_captions(captions_in(row), place, plan)
@@ -76,12 +75,12 @@ def _wavcaps_id(row: dict[str, Any], names: list[Any]) -> Any:
 def _file_problem(texts: tuple[Any, ...]) -> str | None:
     if not all(isinstance(text, str) for text in texts):
         return "file and split must be text"
-    return next(filter(None, map(text_problem, texts)), None)
+    return text_problem("".join(texts))
 
 
 def _check_columns(row: dict[str, Any], path: Path, files: bool) -> None:
-    lacking = "file, file_name, path or audio" if files and not row.keys() & set(FILE_COLUMNS) else None
-    if not lacking and not any(_CAPTION.fullmatch(column) or _TEXT.fullmatch(column) for column in row):
+    lacking = "file, file_name, path or audio" if files and not _file_columns(tuple(row)) else None
+    if not lacking and not _caption_columns(tuple(row)):
         lacking = "caption, captions, caption_1 or text"
     if lacking:
         raise DiffATRError(f"{path}:1: no column {lacking}; the heading is {','.join(row)[:200]!r}")
@@ -89,17 +88,29 @@ def _check_columns(row: dict[str, Any], path: Path, files: bool) -> None:
 
 def captions_in(row: dict[str, Any]) -> list[Any]:
     """What stands in a row's columns of captions, in their order; a cell may hold a list, as JSON or as Python prints it."""
-    columns = [column for column in row if _CAPTION.fullmatch(column)] or [column for column in row if _TEXT.fullmatch(column)]
     found: list[Any] = []
-    for value in map(row.__getitem__, columns):
+    for value in map(row.__getitem__, _caption_columns(tuple(row))):
         listed = _listed(value.strip()) if isinstance(value, str) else value if isinstance(value, list) else None
-        found.extend([value] if listed is None else listed)
+        if listed is None:
+            found.append(value)
+        else:
+            found.extend(listed)
     return found
+
+
+@lru_cache(maxsize=64)  # the rows of a table have the same columns
+def _file_columns(columns: tuple[str, ...]) -> list[str]:
+    return [column for column in FILE_COLUMNS if column in columns]
+
+
+@lru_cache(maxsize=64)
+def _caption_columns(columns: tuple[str, ...]) -> list[str]:
+    return [name for name in columns if _CAPTION.fullmatch(name)] or [name for name in columns if _TEXT.fullmatch(name)]
 
 
 def _listed(cell: str) -> list[Any] | None:
     """The items of a list that a cell holds; None where the cell is a plain text, which may begin with a bracket."""
-    if (cell[:1], cell[-1:]) not in (("[", "]"), ("(", ")")):
+    if not cell.startswith(("[", "(")) or not cell.endswith("]" if cell[0] == "[" else ")"):
         return None
     if cell[0] == "[":
         with contextlib.suppress(ValueError, RecursionError):

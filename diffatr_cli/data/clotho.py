@@ -13,7 +13,7 @@ from .caption_rows import caption_problem
 from .download import download, unpack_7z
 from .listing import has_ending, none_found, walk_files
 from .plan import Item, Plan, Skip
-from .prepare import Report, claim, finished_sources, prepare
+from .prepare import Report, claim, prepare
 from .tables import read_csv
 
 HOME = "https://zenodo.org/records/4783391/files"
@@ -54,7 +54,7 @@ def prepare_clotho(
     """
     if source is not None and not source.is_dir():
         raise DiffATRError(f"{source}: no such folder")
-    with claim(out, "clotho"):
+    with claim(out, "clotho") as earlier:
         plan = Plan()
         if source is None:
             have = {name: out / "download" / name for name in files}
@@ -69,7 +69,6 @@ def prepare_clotho(
                 raise DiffATRError(
                     f"{source}: no clotho_captions_development.csv (validation, evaluation) here; get them from {base}."
                 )
-        finished = finished_sources(out)
         for split, folder in FOLDERS.items():
             table = have.get(f"clotho_captions_{folder}.csv")
             if table is None:
@@ -79,7 +78,9 @@ def prepare_clotho(
             raw = out / "raw" / folder
             sounds = _by_name(path for path in found if _is_of(path, folder)) if source else {}
             sounds = _by_name(walk_files([raw], out / "download")) | sounds
-            wanted = {name for name in captions if _key(name) not in sounds and f"{split}/{name}" not in finished}
+            missing = [name for name in captions if _key(name) not in sounds]
+            finished = earlier.own_sources([(f"{split}/{name}", f"{split}/{name}", raw / name) for name in missing], progress)
+            wanted = {name for name in missing if f"{split}/{name}" not in finished}
             archive = have.get(f"clotho_audio_{folder}.7z")
             if wanted and archive is not None and not raw.exists():
                 if source is None:
@@ -95,7 +96,7 @@ def prepare_clotho(
         if source is not None and plan.items and not any(item.source for item in plan.items):
             other = next((path.name for path in found if has_ending(path.name)), None)
             plan.notes.insert(0, none_found(plan.items[0].name, other))
-        report = prepare(out, "clotho", plan, None, OFFICIAL, resampler, workers, progress)
+        report = prepare(out, "clotho", plan, earlier, None, OFFICIAL, resampler, workers, progress)
     spare = [str(path) for path in (out / "download", out / "raw") if path.exists()]
     if report.clips and spare:
         report.notes.append(f"{' and '.join(spare)} can be deleted; the prepared clips do not need them")

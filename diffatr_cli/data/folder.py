@@ -12,7 +12,7 @@ from ..errors import DiffATRError, UsageError
 from ..progress import Progress, silent
 from .audio import Resampler
 from .caption_rows import TABLE_SUFFIXES, CaptionRow, caption_rows
-from .listing import Found, Listing, file_stem, has_ending, none_found, plain_name, walk_sounds
+from .listing import Found, Listing, as_text, file_stem, has_ending, none_found, plain_name, walk_sounds
 from .manifest import SPLITS
 from .plan import Item, Plan, Skip
 from .prepare import Report, claim, prepare
@@ -47,7 +47,7 @@ def prepare_folder(
     if not source.is_dir():
         raise DiffATRError(f"{source}: no such folder")
     table = captions or _only_table(source)
-    with claim(out, "folder"):
+    with claim(out, "folder") as earlier:
         plan = Plan()
         clips = _Clips(source, table.parent, out)
         for row in caption_rows(table, plan, _ALL, files=True):
@@ -59,7 +59,7 @@ def prepare_folder(
             # The whole name stays, ending included: a.wav and a.flac are two sounds.
             plan.items.append(Item(f"{split}/{clip.name}", split, tuple(clip.captions), clip.name, clip.source))
         plan.notes.extend(clips.notes())
-        return prepare(out, "folder", plan, None, None, resampler, workers, progress)
+        return prepare(out, "folder", plan, earlier, None, None, resampler, workers, progress)
 
 
 @dataclass
@@ -78,7 +78,7 @@ class _Clips:
     """The clips that rows add up to: one for each file, however it is spelled."""
 
     def __init__(self, source: Path, beside: Path, out: Path) -> None:
-        self._bases = (source, beside)
+        self._bases = [*dict.fromkeys((source.absolute(), beside.absolute()))]
         self._out = out
         self._listing = Listing()
         self._clips: dict[Hashable, _Clip] = {}
@@ -91,16 +91,15 @@ class _Clips:
 
     def add(self, row: CaptionRow) -> str | None:
         """Add what a row says to its file's clip. Returns why it cannot be used, or None."""
-        written = [*filter(has_ending, row.names), row.number or "", *row.names]
+        written = (*filter(has_ending, row.names), row.number, *row.names) if row.number else row.names
         plain = next(filter(None, map(plain_name, written)), None)
         if plain is None:
             return "not the name of a file" if row.names else "no file name"
-        if any(len(part.encode()) > 255 for part in plain.split("/")):
+        if len(plain) > 63 and any(len(part.encode()) > 255 for part in plain.split("/")):
             return "a name of more than 255 bytes, which no file has"
-        named = row.split.strip()
-        split = _SPLIT_NAMES.get(named.lower(), "")
-        if named and not split:
-            return f"unknown split {named[:40]!r}"
+        split = _SPLIT_NAMES.get(row.split.strip().lower(), "")
+        if not split and row.split.strip():
+            return f"unknown split {row.split.strip()[:40]!r}"
         found = self._find(row)
         key: Hashable = found.key if found else ("missing", plain)
         clip = self._clips.get(key)
@@ -117,9 +116,9 @@ class _Clips:
         return None if len(clip.captions) > known else "duplicate row"
 
     def _find(self, row: CaptionRow) -> Found | None:
-        for name in (*row.names, *([row.number] if row.number else [])):
+        for name in (*row.names, row.number) if row.number else row.names:
             for base in self._bases:
-                if found := self._listing.find(base, name):
+                if found := self._listing.find(str(base), name):
                     return found
         if not row.number:
             return None
@@ -129,15 +128,15 @@ class _Clips:
             for path in walk_sounds(self._bases, self._out, self._listing.problems):
                 self._stems.setdefault(file_stem(path.name), []).append(path)
         paths = next(filter(None, (self._stems.get(file_stem(name)) for name in (row.number, *row.names))), [])
-        return self._listing.find(paths[0].parent, paths[0].name) if len(paths) == 1 else None
+        return self._listing.find(str(paths[0].parent), paths[0].name) if len(paths) == 1 else None
 
     def _name(self, path: str) -> str:
         """The one name of a file that was found: relative to where it was looked for, in composed letters."""
         for base in self._bases:
-            if (within := Path(path)).is_relative_to(base.absolute()):
-                path = str(within.relative_to(base.absolute()))
+            if (within := Path(path)).is_relative_to(base):
+                path = str(within.relative_to(base))
                 break
-        return unicodedata.normalize("NFC", path)
+        return unicodedata.normalize("NFC", as_text(path))
 
     def _free(self, name: str) -> str:
         """The name, or one like it if another file has it: some disks hold a name in composed letters and one taken apart."""
@@ -157,7 +156,7 @@ class _Clips:
         clips = list(self._clips.values())
         if clips and not any(clip.source for clip in clips):
             found = next(walk_sounds(self._bases, self._out), None)
-            notes.insert(0, none_found(clips[0].name, None if found is None else self._name(str(found.absolute()))))
+            notes.insert(0, none_found(clips[0].name, None if found is None else self._name(str(found))))
         return notes
 
 

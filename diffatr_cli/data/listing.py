@@ -42,17 +42,18 @@ class Listing:
         self.problems: dict[str, str] = {}
         """Folders that are there and could not be read, with the reason."""
 
-    def find(self, base: Path, name: str) -> Found | None:
-        """The file that `name` is, relative to `base` or absolute; None when there is none. Backslashes may part folders.
+    def find(self, base: str, name: str) -> Found | None:
+        """The file that `name` is, relative to `base`, which is absolute, or absolute itself; None when there is none.
 
-        Letters may be composed or taken apart, and where the file system takes no notice of case, neither does this.
+        Backslashes may part folders. Letters may be composed or taken apart, and where the file system takes no notice of case,
+        neither does this.
         """
-        for spelled in dict.fromkeys((name, name.replace("\\", "/"))):
-            head, last = posixpath.split(spelled)
-            if os.path.isabs(spelled):
-                folder: str | None = head  # not from the root down: some systems list no folder that nobody has entered
+        for spelled in (name, name.replace("\\", "/")) if "\\" in name else (name,):
+            head, slash, last = spelled.rpartition("/")
+            if os.path.isabs(spelled):  # not from the root down: some systems list no folder that nobody has entered
+                folder: str | None = head or slash
             else:
-                folder = self._walk(str(base.absolute()), head)
+                folder = self._walk(base, head) if head else base
             if folder is not None and (found := self._file(folder, last)):
                 return found
         return None
@@ -143,6 +144,8 @@ def plain_name(name: str) -> str | None:
     None for what cannot name a file: `..`, `.`, `/`, a folder's name with a slash behind it.
     """
     slashed = _composed(name).replace("\\", "/")
+    if "/" not in slashed and not slashed.startswith("."):
+        return slashed or None
     if posixpath.basename(slashed) in ("", ".", ".."):
         return None
     return posixpath.normpath(slashed)
@@ -152,6 +155,11 @@ def file_stem(name: str) -> str:
     """The last part of a name, without its ending if that is one of sound files."""
     last = ntpath.basename(name)  # which splits at slashes of both kinds
     return os.path.splitext(last)[0] if has_ending(last) else last
+
+
+def as_text(name: str) -> str:
+    """A name of the file system as text that can be stored: bytes in it that are not UTF-8 are replaced."""
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "replace")
 
 
 def has_ending(name: str) -> bool:

@@ -42,11 +42,11 @@ def prepare_synthetic(
     Raises:
         DiffATRError: a full disk.
     """
-    with claim(out, "synthetic"):
+    with claim(out, "synthetic") as earlier:
         plan = Plan()
         for split, count in zip(SPLITS, (train, val, test), strict=True):
             plan.items.extend(_items(split, count, seed))
-        return prepare(out, "synthetic", plan, render_scene, workers=workers, progress=progress, info={"seed": seed})
+        return prepare(out, "synthetic", plan, earlier, render_scene, workers=workers, progress=progress, info={"seed": seed})
 
 
 def _items(split: str, count: int, seed: int) -> list[Item]:

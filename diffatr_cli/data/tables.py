@@ -120,7 +120,8 @@ def read_csv(
         DiffATRError: the file cannot be read, or a required column is missing.
     """
     # Ends of lines stay as they are: the csv module takes all kinds.
-    lines = list(io.StringIO(read_text(path, plan, encoding), newline=""))
+    text = read_text(path, plan, encoding)
+    lines, checked = list(io.StringIO(text, newline="")), text_problem(text) is not None
     start = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
     first = lines[start] if start < len(lines) else ""
     if chosen := re.fullmatch(r'"?sep=([^\r\n])"?[\r\n]*', first):  # Excel's own
@@ -137,11 +138,11 @@ def read_csv(
         place = f"{path.name}:{number + 1}"
         if cells == []:
             continue
-        if cells is None or len(cells) < len(heading) or any(map(str.strip, cells[len(heading) :])):
+        if cells is None or (len(cells) != len(heading) and (len(cells) < len(heading) or any(cells[len(heading) :]))):
             reason = problem or f"{len(cells or ())} cells where the heading has {len(heading)}"
             plan.skipped.append(Skip(split, place, reason))
             continue
-        if unusable := text_problem("".join(cells)):
+        if checked and (unusable := text_problem("".join(cells))):
             plan.skipped.append(Skip(split, place, unusable))
             continue
         if problem:
