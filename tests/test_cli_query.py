@@ -352,7 +352,7 @@ def test_captions_come_from_tables_too(clips, tmp_path):
 def test_caption_files_that_cannot_be_used(clips, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("the model was loaded"))
     (tmp_path / "empty.txt").write_text("\n \n")
-    (tmp_path / "other.csv").write_text("file,text\na.wav,rain\n")
+    (tmp_path / "other.csv").write_text("file,words\na.wav,rain\n")
     for name, words in (
         ("missing.txt", "cannot be read"),
         ("empty.txt", "no captions"),
