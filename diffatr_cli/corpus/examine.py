@@ -13,7 +13,7 @@ from ..data.audio import AudioError
 from ..data.excerpt import duration
 from ..types import SAMPLE_RATE
 from .scan import Stamp
-from .windows import Window, windows_of
+from .windows import Missing, Window, windows_of
 
 
 class Content(NamedTuple):
@@ -30,7 +30,7 @@ class Failure(NamedTuple):
     lasting: bool
 
 
-Finding = Content | Window | Failure
+Finding = Content | Window | Missing | Failure
 
 
 def reader() -> str:
@@ -39,7 +39,9 @@ def reader() -> str:
 
 
 def examine(path: Path, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
-    """Look into a file, of which `stamp` is known: its Content first, then its windows, and at any place a Failure that ends it.
+    """Look into a file, of which `stamp` is known: its Content first, then its windows and what is Missing.
+
+    A Failure may come at any place, and ends it.
 
     Args:
         is_settled: whether a content, by hash, need not be decoded.
@@ -52,9 +54,9 @@ def examine(path: Path, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iter
             yield Content(content, 0)
             return
         yield Content(content, _weight(path))
-        for window in windows_of(path):
-            windows += 1
-            yield window
+        for finding in windows_of(path):
+            windows += isinstance(finding, Window)
+            yield finding
         if not windows:
             failure = Failure("no samples", lasting=True)
         if Stamp.of(path.stat()) != stamp:  # hash and samples may be of different contents

@@ -19,9 +19,10 @@ import numpy as np
 from ..errors import UsageError
 from ..progress import Progress, silent
 from .examine import reader
-from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds, refused
+from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds
 from .scan import Stamp, fingerprint, scan
 from .snapshot import Recordings, mark_of_tables, read_snapshot, write_snapshot
+from .troubles import refused
 from .windows import spans
 
 if TYPE_CHECKING:
@@ -128,7 +129,9 @@ class FolderIndex:
         report = update.run(state.found, state.unlisted, progress, workers)
         # Where something is to be tried again, no state of the folder makes the next update needless.
         mark = None if state.unlisted or update.unsettled else state.mark
-        unchanged = IndexReport(report.files, report.windows, unchanged=report.files, skipped=report.skipped)
+        unchanged = IndexReport(
+            report.files, report.windows, unchanged=report.files, skipped=report.skipped, partial=report.partial
+        )
         recordings = self._read_tables(model.model_id)
         write_snapshot(self._snapshot_path(model.model_id), self._mark_of_tables(model.model_id), mark, unchanged, recordings)
         return report

@@ -26,6 +26,12 @@ class Window(NamedTuple):
     samples: Samples
 
 
+class Missing(NamedTuple):
+    """What is missing of a recording whose windows are of the rest of it."""
+
+    what: str
+
+
 def spans(samples: int) -> list[tuple[int, int]]:
     """The windows of a recording of known length, as first sample and end; one without samples has none."""
     if samples <= WINDOW:
@@ -50,8 +56,8 @@ def cut(blocks: Iterable[Samples]) -> Iterator[Window]:
         yield Window(total - len(held), total, held)
 
 
-def windows_of(path: Path) -> Iterator[Window]:
-    """Decode a sound file and cut it, window by window.
+def windows_of(path: Path) -> Iterator[Window | Missing]:
+    """Decode a sound file and cut it, window by window; in the end tell what is missing, if anything.
 
     Raises:
         AudioError: the file cannot be used; windows that came before are of no use either.
