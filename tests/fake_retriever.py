@@ -98,7 +98,7 @@ def as_the_last_version_wrote_it(index):
         rows = db.open_table(name).to_arrow()
         shutil.rmtree(index.folder / f"{name}.lance")
         db.create_table(
-            name, rows.drop_columns([c for c in ("ctime_ns", "inode", "reader", "checksum") if c in rows.schema.names])
+            name, rows.drop_columns([c for c in ("ctime_ns", "inode", "missing", "reader", "checksum") if c in rows.schema.names])
         )
 
 

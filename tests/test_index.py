@@ -18,7 +18,7 @@ from fake_retriever import RATE, FakeRetriever, as_the_last_version_wrote_it, co
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffatr_cli.corpus import examine
+from diffatr_cli.corpus import examine, windows
 from diffatr_cli.corpus import update as module
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex, Recordings, spans
 from diffatr_cli.data.audio import load_audio
@@ -133,7 +133,7 @@ def test_bad_files_are_named_remembered_and_tried_again_when_they_change(corpus,
     index, model = FolderIndex(corpus), FakeRetriever()
     report = index.update(model)
     assert {skipped.path for skipped in report.skipped} == {"text.wav", "empty.mp3", "nan.wav", "huge.wav"}
-    assert [each.path for each in report.cut_short] == ["cut.wav"]
+    assert [each.path for each in report.partial] == ["cut.wav"]
     assert all(skipped.reason and "\n" not in skipped.reason for skipped in report.skipped)
     assert (report.newly_skipped, report.files) == (4, 7)
 
@@ -141,7 +141,7 @@ def test_bad_files_are_named_remembered_and_tried_again_when_they_change(corpus,
         raise AssertionError(f"{path} was decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(examine, "open_sound", no_decoding)
+        patch.setattr(windows, "open_sound", no_decoding)
         os.utime(corpus / "text.wav", ns=(1, 1))
         again = index.update(model)
     assert (len(again.skipped), again.newly_skipped, again.unchanged) == (4, 0, 7)
@@ -352,7 +352,7 @@ def test_a_second_update_is_refused_while_one_runs_and_reading_goes_on(corpus, m
 
 
 def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_update(corpus, monkeypatch):
-    plain = examine.open_sound
+    plain = windows.open_sound
 
     def changing(path):
         sound = plain(path)
@@ -362,7 +362,7 @@ def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_update(corpus
 
     index, model = FolderIndex(corpus), FakeRetriever()
     with monkeypatch.context() as patch:
-        patch.setattr(examine, "open_sound", changing)
+        patch.setattr(windows, "open_sound", changing)
         report = index.update(model)
     assert [(skipped.path, skipped.reason) for skipped in report.skipped] == [("low.wav", "changed while it was read")]
     assert index.update(model).embedded == 1

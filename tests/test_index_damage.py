@@ -11,6 +11,7 @@ from fake_retriever import FakeRetriever, write_tone
 from diffatr_cli.corpus import checksums, salvage, snapshot, store, update
 from diffatr_cli.corpus.index import FolderIndex, IndexReport, Recordings
 from diffatr_cli.corpus.report import Damaged
+from diffatr_cli.corpus.troubles import troubles
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +234,7 @@ def test_damage_that_shows_only_when_the_tables_are_changed(corpus, tmp_path, mo
 
     def fail_once(self, rows):
         monkeypatch.setattr(store.FileTable, "put", real)
-        with store._troubles(self._folder):
+        with troubles(self._folder):
             raise RuntimeError("lance error: LanceError(IO): file size is too small, /root/x.rs:1:2")
 
     monkeypatch.setattr(store.FileTable, "put", fail_once)
@@ -245,7 +246,7 @@ def test_damage_that_shows_only_when_the_tables_are_changed(corpus, tmp_path, mo
 
 def test_what_cannot_be_mended_is_said_without_the_words_of_lance(corpus, monkeypatch):
     def fail(self, rows):
-        with store._troubles(self._folder):
+        with troubles(self._folder):
             raise RuntimeError("lance error: LanceError(IO): file size is too small, /root/x.rs:1:2")
 
     monkeypatch.setattr(store.FileTable, "put", fail)

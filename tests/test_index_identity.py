@@ -129,7 +129,7 @@ def test_an_index_that_was_copied_with_its_folder(corpus, tmp_path, hashed, monk
     """Other inodes, other times: hashing, no decoding, and no more of it the next time."""
     FolderIndex(corpus).update(FakeRetriever())
     copy = shutil.copytree(corpus, tmp_path / "copy", copy_function=shutil.copyfile)
-    monkeypatch.setattr(windows, "load_audio", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr(windows, "open_sound", lambda path: pytest.fail("decoded"))
     index, model = FolderIndex(copy), FakeRetriever()
     hashed.clear()
     report = index.update(model)
@@ -147,8 +147,8 @@ def test_an_index_of_the_last_version_is_used(corpus, tmp_path, hashed, monkeypa
     got = vectors(index)  # where it cannot be brought up to date, it can be searched
     assert got.keys() == want.keys()
     decoded = []
-    real = windows.load_audio
-    monkeypatch.setattr(windows, "load_audio", lambda path: decoded.append(path.name) or real(path))
+    real = windows.open_sound
+    monkeypatch.setattr(windows, "open_sound", lambda path: decoded.append(path.name) or real(path))
     hashed.clear()
     report = index.update(model)
     assert (report.reused, report.embedded, report.repaired, len(hashed), model.embedded) == (COUNT, 0, 0, COUNT + 1, COUNT)
@@ -182,8 +182,8 @@ def test_reasons_hold_for_the_reader_that_gave_them(corpus, monkeypatch):
     index, model = FolderIndex(corpus), FakeRetriever()
     index.update(model)
     decoded = []
-    real = windows.load_audio
-    monkeypatch.setattr(windows, "load_audio", lambda path: decoded.append(path.name) or real(path))
+    real = windows.open_sound
+    monkeypatch.setattr(windows, "open_sound", lambda path: decoded.append(path.name) or real(path))
     assert index.update(model).unchanged == COUNT
     assert decoded == []
     monkeypatch.setattr(examine, "__version__", "next")

@@ -61,13 +61,14 @@ def test_what_is_there_of_a_cut_file_is_searched_and_noted(tmp_path: Path) -> No
     (tmp_path / "score.mid").write_bytes(b"MThd")
     model, index = FakeRetriever(), FolderIndex(tmp_path)
     report = index.update(model)
-    assert [(each.path, "truncated" in each.reason) for each in report.cut_short] == [("cut.wav", True)]
+    assert [(each.path, "truncated" in each.reason) for each in report.partial] == [("cut.wav", True)]
     assert [(each.path, each.reason) for each in report.skipped] == [("score.mid", ".mid files cannot be read")]
     recordings = index.read(model.model_id)
     assert recordings.paths == ["cut.wav", "whole.wav"]
     assert recordings.spans[recordings.rows_of(0)].tolist() == [[0, 10], [5, 15]]
     again = index.update(model)
     assert (again.unchanged, again.newly_skipped, len(again.skipped)) == (2, 0, 1)
+    assert (again.partial, again.newly_partial) == (report.partial, 0)
 
 
 @pytest.mark.skipif(not GENERATOR.exists(), reason="the generator is not here")
@@ -80,22 +81,22 @@ def test_odd_recordings_are_indexed_or_skipped_with_a_reason(tmp_path: Path) -> 
     found = {path: float(recordings.spans[recordings.rows_of(i).stop - 1, 1]) for i, path in enumerate(recordings.paths)}
     assert found == {name: pytest.approx(seconds, abs=0.06) for name, seconds in expected.items() if seconds is not None}
     assert {each.path for each in report.skipped} == {name for name, seconds in expected.items() if seconds is None}
-    assert report.cut_short == []
+    assert report.partial == []
 
 
 def test_a_file_that_takes_the_memory_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffatr_cli.corpus import examine
+    from diffatr_cli.corpus import windows
 
     write_tone(tmp_path / "good.wav", 900, 2)
     write_tone(tmp_path / "huge.wav", 300, 2)
-    plain = examine.open_sound
+    plain = windows.open_sound
 
     def greedy(path: Path) -> object:
         if path.name == "huge.wav":
             raise MemoryError
         return plain(path)
 
-    monkeypatch.setattr(examine, "open_sound", greedy)
+    monkeypatch.setattr(windows, "open_sound", greedy)
     report = FolderIndex(tmp_path).update(FakeRetriever())
     assert report.files == 1
     assert "memory" in report.skipped[0].reason

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 from fake_retriever import RATE, FakeRetriever, tone, write_tone
 
-from diffatr_cli.corpus import store, update, windows
+from diffatr_cli.corpus import update, windows
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
 from diffatr_cli.corpus.report import Damaged
+from diffatr_cli.corpus.troubles import troubles
 from diffatr_cli.data.audio import AudioError
 from diffatr_cli.errors import DiffATRError
 
@@ -26,15 +28,15 @@ def corpus(tmp_path):
 
 def failing(monkeypatch, error):
     """Decoding 3.wav raises `error`; gives the names of the files that are decoded."""
-    decoded, real = [], windows.load_audio
+    decoded, real = [], windows.open_sound
 
-    def load_audio(path):
+    def open_sound(path):
         decoded.append(path.name)
         if path.name == "3.wav":
             raise error
         return real(path)
 
-    monkeypatch.setattr(windows, "load_audio", load_audio)
+    monkeypatch.setattr(windows, "open_sound", open_sound)
     return decoded
 
 
@@ -91,6 +93,31 @@ def test_a_file_that_fails_in_its_middle_leaves_nothing(corpus, monkeypatch):
     assert abs(recordings.vectors[-1] @ model._embed(last) - 1) < 1e-3
 
 
+def test_what_is_there_of_a_recording_is_searched_and_what_is_missing_is_remembered(corpus, monkeypatch):
+    real = windows.windows_of
+
+    def windows_of(path):
+        yield from real(path)
+        if path.name == "3.wav":
+            yield windows.Missing("cut short")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("diffatr_cli.corpus.examine.windows_of", windows_of)
+        index, model = FolderIndex(corpus), FakeRetriever()
+        report = index.update(model)
+    assert [(each.path, each.reason) for each in report.partial] == [("3.wav", "cut short")]
+    assert (report.files, report.embedded, report.newly_partial, report.skipped) == (6, 6, 1, [])
+    shutil.copy(corpus / "3.wav", corpus / "copy.wav")
+    report = index.update(model)
+    assert [each.path for each in report.partial] == ["3.wav", "copy.wav"]
+    assert (report.reused, report.newly_partial) == (1, 1)
+    (corpus / "3.wav").unlink()
+    (corpus / "copy.wav").rename(corpus / "name.wav")
+    for known in (1, 0):
+        report = FolderIndex(corpus).update(model)
+        assert ([each.path for each in report.partial], report.newly_partial) == (["name.wav"], known)
+
+
 def test_an_error_of_the_model_is_no_files_reason(corpus):
     class Broken(FakeRetriever):
         def embed_audio(self, waveforms):
@@ -105,26 +132,26 @@ def test_what_is_decoded_ahead_is_counted_in_samples(tmp_path, monkeypatch):
     import soundfile
 
     for i in range(8):
-        soundfile.write(tmp_path / f"{i}.flac", tone(0, 30, seed=i).round(2), RATE)
-    size = 30 * RATE * 4
-    held, real = [], windows.load_audio
+        soundfile.write(tmp_path / f"{i}.flac", tone(0, 60, seed=i).round(2), RATE)
+    made, embedded, most, real = [], [], [], windows.cut
 
     class Slow(FakeRetriever):
         def embed_audio(self, waveforms):
-            seen.append(len(held))
+            embedded.extend(waveforms)
             return super().embed_audio(waveforms)
 
-    def load_audio(path):
-        held.append(path)
-        return real(path)
+    def cut(blocks):
+        for window in real(blocks):
+            made.append(window)
+            most.append(len(made) - len(embedded))
+            yield window
 
-    seen = []
-    monkeypatch.setattr(windows, "load_audio", load_audio)
-    monkeypatch.setattr(update, "_READ_AHEAD", 2 * size)
+    monkeypatch.setattr(windows, "cut", cut)
+    monkeypatch.setattr(update, "_READ_AHEAD", 4 * windows.WINDOW * 4)  # four windows
     monkeypatch.setattr(update, "_BATCH", 1)
-    FolderIndex(tmp_path).update(Slow(), workers=8)
-    # While the file with this number is embedded, two more may be decoded, and the next one, which was just let in.
-    assert all(decoded <= number // 5 + 4 for number, decoded in enumerate(seen))
+    FolderIndex(tmp_path).update(Slow(), workers=3)
+    assert len(made) == len(embedded) == 8 * 11
+    assert max(most) <= 4 + 3 + 2  # those that may wait, one in the hands of each worker, and one on its way to the model
 
 
 @pytest.mark.parametrize(
@@ -148,7 +175,7 @@ def test_what_is_decoded_ahead_is_counted_in_samples(tmp_path, monkeypatch):
     ],
 )
 def test_troubles_of_the_system_are_told_from_damage_and_in_plain_words(tmp_path, error, kind, words):
-    with pytest.raises(DiffATRError, match=words) as failure, store._troubles(tmp_path):
+    with pytest.raises(DiffATRError, match=words) as failure, troubles(tmp_path):
         raise error
     assert type(failure.value) is kind
     assert str(failure.value).startswith(f"{tmp_path}: ")
@@ -230,5 +257,6 @@ def test_a_folder_on_a_disk_that_can_only_be_read(corpus, tmp_path, had_an_index
     FolderIndex(corpus).update(FakeRetriever())
     script = 'for d in "$3" "$4"; do mount --bind "$d" "$d"; mount -o remount,bind,ro "$d"; done; "$1" -c "$2" "$3" "$4"'
     lines = in_a_namespace(script, READ_ONLY, corpus, other)
-    refusal = f"{other / '.diffatr'}: the index cannot be written there (Read-only file system). Name a place for it: --index DIR"
+    why = "the index cannot be read and written there (Read-only file system). Name a place for it: --index DIR"
+    refusal = f"{other / '.diffatr'}: {why}"
     assert lines == ["6", refusal, "1" if had_an_index else "0"]

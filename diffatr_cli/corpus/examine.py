@@ -9,21 +9,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import __version__
-from ..data.audio import AudioError, open_sound
+from ..data.audio import AudioError
 from .scan import Stamp
-from .windows import Window, windows_of
+from .windows import Missing, Window, windows_of
 
 
 class Content(NamedTuple):
     """The content of a file, by its hash."""
 
     hash: str
-
-
-class CutShort(NamedTuple):
-    """That a part of a recording is missing, and why; its windows are those of what is there."""
-
-    reason: str
 
 
 class Failure(NamedTuple):
@@ -33,7 +27,7 @@ class Failure(NamedTuple):
     lasting: bool
 
 
-Finding = Content | Window | CutShort | Failure
+Finding = Content | Window | Missing | Failure
 
 
 def reader() -> str:
@@ -42,8 +36,9 @@ def reader() -> str:
 
 
 def examine(path: Path, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
-    """Look into a file, of which `stamp` is known: its Content first, then its windows, perhaps that it was CutShort, and at any
-    place a Failure that ends it.
+    """Look into a file, of which `stamp` is known: its Content first, then its windows and what is Missing.
+
+    A Failure may come at any place, and ends it.
 
     Args:
         is_settled: whether a content, by hash, need not be decoded.
@@ -56,12 +51,9 @@ def examine(path: Path, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iter
             yield Content(content)
             return
         yield Content(content)
-        with open_sound(path) as sound:
-            for window in windows_of(sound):
-                windows += 1
-                yield window
-            if sound.partial:
-                yield CutShort(sound.partial)
+        for finding in windows_of(path):
+            windows += isinstance(finding, Window)
+            yield finding
         if not windows:
             failure = Failure("no samples", lasting=True)
         if Stamp.of(path.stat()) != stamp:  # hash and samples may be of different contents

@@ -20,9 +20,10 @@ from ..core.windows import spans
 from ..errors import UsageError
 from ..progress import Progress, silent
 from .examine import reader
-from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds, refused
+from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds
 from .scan import Listing, fingerprint, scan
 from .snapshot import Recordings, mark_of_tables, read_snapshot, write_snapshot
+from .troubles import refused
 
 if TYPE_CHECKING:
     from ..model import Retriever
@@ -129,7 +130,9 @@ class FolderIndex:
         report = update.run(state.seen, progress, workers)
         # Where something is to be tried again, no state of the folder makes the next update needless.
         mark = None if state.seen.unlisted or update.unsettled else state.mark
-        unchanged = IndexReport(report.files, report.windows, unchanged=report.files, skipped=report.skipped)
+        unchanged = IndexReport(
+            report.files, report.windows, unchanged=report.files, skipped=report.skipped, partial=report.partial
+        )
         recordings = self._read_tables(model.model_id)
         write_snapshot(self._snapshot_path(model.model_id), self._mark_of_tables(model.model_id), mark, unchanged, recordings)
         return report

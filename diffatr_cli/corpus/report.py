@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,23 +11,6 @@ from ..errors import DiffATRError
 
 class CannotUpdate(DiffATRError):
     """The index cannot be changed now, but what it holds can be searched."""
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.EFBIG)
-
-
-def refused(folder: Path, number: int | None) -> CannotUpdate:
-    """The error where the system refuses to let an index be read or written, by its error number."""
-    why = "it cannot be locked" if number is None else os.strerror(number)
-    if number in FULL:
-        text = "the disk is full. Free some space and run the command again; what is indexed is kept."
-    elif number in PASSING:
-        text = f"the index cannot be read and written now ({why})."
-    else:
-        text = f"the index cannot be written there ({why}). Name a place for it: --index DIR"
-    return CannotUpdate(f"{folder}: {text}")
 
 
 class Damaged(DiffATRError):
@@ -63,7 +44,8 @@ class IndexReport:
         removed: gone from the folder, and from the index.
         skipped: all that cannot be used, those known from before too.
         newly_skipped: how many of `skipped` were not known before.
-        cut_short: recordings that this update read of which a part is missing; what is there can be searched.
+        partial: that can be searched, although a part of the recording is missing; those known from before too.
+        newly_partial: how many of `partial` were not known before.
         repaired: of which the index held damaged data, which this update made again; most count as embedded or reused too.
     """
 
@@ -75,13 +57,14 @@ class IndexReport:
     removed: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     newly_skipped: int = 0
-    cut_short: list[Skipped] = field(default_factory=list)
+    partial: list[Skipped] = field(default_factory=list)
+    newly_partial: int = 0
     repaired: int = 0
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> IndexReport:
         """The reverse of `dataclasses.asdict`."""
-        lists = {name: [Skipped(**each) for each in document[name]] for name in ("skipped", "cut_short")}
+        lists = {name: [Skipped(**each) for each in document[name]] for name in ("skipped", "partial")}
         return cls(**document | lists)
 
 

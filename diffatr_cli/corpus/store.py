@@ -12,13 +12,9 @@ W windows, D embedding size.
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,11 +23,11 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
-from ..errors import DiffATRError
 from . import checksums
-from .report import FORBIDDEN, FULL, PASSING, Damaged, refused
+from .report import Damaged
 from .salvage import salvage
 from .scan import Stamp
+from .troubles import troubles
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -47,12 +43,14 @@ class FileRow(NamedTuple):
         stamp: what the system said of it when it was looked into.
         content: hash of its content.
         reason: why it cannot be used; empty when it can.
+        missing: which part of the recording is missing; empty where none is.
         reader: the reader that gave the reason; another one may do better.
     """
 
     stamp: Stamp
     content: str
     reason: str
+    missing: str
     reader: str
 
 
@@ -115,7 +113,7 @@ class _Table:
         return self._opened
 
     def _fits(self) -> bool:
-        with _troubles(self._folder):
+        with troubles(self._folder):
             return checksums.fit(self._path)
 
     def _read(self, *, careful: bool) -> tuple[pa.Table, bool]:
@@ -134,7 +132,7 @@ class _Table:
 
     def _write_all(self, rows: pa.Table, *, anew: bool) -> None:
         """Make `rows` the content of the table; `anew`: what is there now is of no use."""
-        with _troubles(self._folder):
+        with troubles(self._folder):
             if anew:
                 checksums.forget(self._path)
                 shutil.rmtree(self._path, ignore_errors=True)
@@ -143,7 +141,7 @@ class _Table:
 
     def tidy(self) -> None:
         """Join small pieces, and drop versions that nobody reads any more."""
-        with _troubles(self._folder):
+        with troubles(self._folder):
             self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
     def seal(self) -> None:
@@ -163,10 +161,11 @@ class FileTable(_Table):
             ("reason", pa.string()),
             ("ctime_ns", pa.int64()),
             ("inode", pa.uint64()),
+            ("missing", pa.string()),
             ("reader", pa.string()),
             ("checksum", pa.int64()),
         ]
-        super().__init__(folder, name, pa.schema(columns), added=4)
+        super().__init__(folder, name, pa.schema(columns), added=5)
 
     def rows(self) -> dict[bytes, FileRow]:
         """What is remembered of each file, by path. Raises Damaged where any row is."""
@@ -196,13 +195,13 @@ class FileTable(_Table):
 
     def put(self, rows: Mapping[bytes, FileRow]) -> None:
         """Add or replace these rows."""
-        with _troubles(self._folder):
+        with troubles(self._folder):
             merge = self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
             merge.execute(self._to_arrow(rows))
 
     def keep(self, rows: Mapping[bytes, FileRow]) -> None:
         """Delete all other rows."""
-        with _troubles(self._folder):
+        with troubles(self._folder):
             self._table.merge_insert("path").when_not_matched_by_source_delete().execute(self._to_arrow(rows))
 
     def contents_of_others(self) -> set[str] | None:
@@ -219,14 +218,16 @@ class FileTable(_Table):
 
     def _rows(self, *, careful: bool = False) -> tuple[dict[bytes, FileRow], int, bool]:
         """The rows that are whole; how many others there are; whether the table has its present form. Raises Damaged."""
-        with _troubles(self._folder):
+        with troubles(self._folder):
             table, checked = self._read(careful=careful)
             columns = table.to_pydict()
             if not checked:  # each file is to be looked into once
-                rows = {path: FileRow(_NEVER, each, "", "") for path, each in zip(columns["path"], columns["hash"], strict=True)}
+                rows = {
+                    path: FileRow(_NEVER, each, "", "", "") for path, each in zip(columns["path"], columns["hash"], strict=True)
+                }
                 return rows, 0, False
             stamps = map(Stamp, *(columns[name] for name in ("size", "mtime_ns", "ctime_ns", "inode")))
-            values = map(FileRow, stamps, columns["hash"], columns["reason"], columns["reader"])
+            values = map(FileRow, stamps, *(columns[name] for name in ("hash", "reason", "missing", "reader")))
             triples = zip(columns["path"], values, columns["checksum"], strict=True)
             rows = {path: row for path, row, checksum in triples if _file_checksum(path, row) == checksum}
             return rows, len(table) - len(rows), True
@@ -235,8 +236,9 @@ class FileTable(_Table):
         columns: dict[str, list[object]] = {name: [] for name in self._schema.names}
         for path, row in rows.items():
             stamp = row.stamp
-            values = (path, stamp.size, stamp.mtime_ns, row.content, row.reason, stamp.ctime_ns, stamp.inode, row.reader)
-            for column, value in zip(columns.values(), (*values, _file_checksum(path, row)), strict=True):
+            values = (path, stamp.size, stamp.mtime_ns, row.content, row.reason, stamp.ctime_ns, stamp.inode)
+            added = (row.missing, row.reader, _file_checksum(path, row))
+            for column, value in zip(columns.values(), (*values, *added), strict=True):
                 column.append(value)
         return pa.table(columns, schema=self._schema)
 
@@ -283,23 +285,23 @@ class WindowTable(_Table):
 
     def count(self) -> int:
         """Windows of all contents."""
-        with _troubles(self._folder):
+        with troubles(self._folder):
             return int(self._table.count_rows())
 
     def add(self, contents: Mapping[str, ContentWindows]) -> None:
         """Append contents, by hash, that are not there."""
-        with _troubles(self._folder):
+        with troubles(self._folder):
             self._table.add(self._to_arrow(contents))
 
     def keep(self, contents: set[str]) -> None:
         """Delete the windows of all other contents."""
-        with _troubles(self._folder):
+        with troubles(self._folder):
             merge = self._table.merge_insert("hash").when_not_matched_by_source_delete()
             merge.execute(pa.table([sorted(contents)], schema=pa.schema([("hash", pa.string())])))
 
     def _contents(self, *, careful: bool = False) -> tuple[Contents, bool]:
         """All windows, and whether the table has its present form. Raises Damaged."""
-        with _troubles(self._folder):
+        with troubles(self._folder):
             table, checked = self._read(careful=careful)
             names, vectors = table["hash"].combine_chunks().dictionary_encode(), table["vector"].combine_chunks()
             codes, spans = names.indices.to_numpy(), np.stack([table["start"].to_numpy(), table["end"].to_numpy()], 1)
@@ -338,33 +340,5 @@ def row_checksum(content: str, spans: np.ndarray, vectors: np.ndarray) -> int:
 
 
 def _file_checksum(path: bytes, row: FileRow) -> int:
-    rest = "\0".join((*map(str, row.stamp), row.content, row.reason, row.reader))
+    rest = "\0".join((*map(str, row.stamp), *row[1:]))
     return zlib.crc32(rest.encode(), zlib.crc32(path))
-
-
-@contextlib.contextmanager
-def _troubles(folder: Path) -> Iterator[None]:
-    """Tell a person about the troubles of LanceDB, which come as all kinds of errors with the system's words in them.
-
-    Raises:
-        CannotUpdate: the system refuses; the index may be whole.
-        Damaged: anything else.
-    """
-    try:
-        yield
-    except DiffATRError:
-        raise
-    except Exception as error:
-        number = _system_error(error)
-        raise (Damaged(folder) if number is None else refused(folder, number)) from error
-
-
-def _system_error(error: Exception) -> int | None:
-    """Which refusal of the system an error is about, if any."""
-    text = str(error)
-    told = re.search(r"os error (\d+)", text)
-    number = error.errno if isinstance(error, OSError) and error.errno else int(told[1]) if told else None
-    if isinstance(error, MemoryError):
-        number = errno.ENOMEM
-    known = (*FULL, *FORBIDDEN, *PASSING)
-    return next((each for each in known if number == each or (number is None and os.strerror(each) in text)), None)

@@ -19,12 +19,12 @@ import numpy as np
 from ..errors import DiffATRError
 from ..progress import Progress
 from ..types import SAMPLE_RATE
-from .examine import Content, CutShort, Failure, Finding, examine, reader
+from .examine import Content, Failure, Finding, examine, reader
 from .read_ahead import read_ahead
 from .report import IndexReport, Skipped
 from .scan import Listing, Stamp
 from .store import ContentWindows, FileRow, FileTable, WindowTable
-from .windows import Window
+from .windows import Missing, Window
 
 if TYPE_CHECKING:
     from ..model import Retriever
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _BATCH = 64  # windows embedded in one call
 _COMMIT_WINDOWS = 4096
 _COMMIT_SECONDS = 5.0  # a kill loses about so much work
-_READ_AHEAD = 256 << 20  # bytes of windows that are decoded and wait at a time
+_READ_AHEAD = 128 << 20  # bytes of windows that are decoded and wait at a time
 
 
 class _Part:
@@ -70,6 +70,7 @@ class Update:
         self.changed = anew or bool(damaged_rows or self.damaged)
         self.unsettled = False
         self.reader = reader()
+        self.missing_of = {row.content: row.missing for row in self.known.values() if row.missing}
         self.rows: dict[bytes, FileRow] = {}  # what `files` is to hold in the end
         self.new_rows: dict[bytes, FileRow] = {}  # of those, what is to be committed next,
         self.parts: dict[str, _Part] = {}  # with the contents that go there as well,
@@ -107,6 +108,7 @@ class Update:
         report.windows = self.windows.count()
         report.files = sum(not row.reason for row in self.rows.values())
         report.skipped += [Skipped(os.fsdecode(path), row.reason) for path, row in self.rows.items() if row.reason]
+        report.partial = [Skipped(os.fsdecode(path), row.missing) for path, row in sorted(self.rows.items()) if row.missing]
         report.skipped.sort(key=lambda skipped: skipped.path)
         return report
 
@@ -133,32 +135,35 @@ class Update:
     def _take(self, path: bytes, stamp: Stamp, findings: Iterator[Finding]) -> None:
         """Take in one file."""
         before = self.known.get(path)
-        content, reason, part = "", "", _Part()
+        content, reason, missing, part = "", "", "", _Part()
         for finding in findings:
             match finding:
                 case Content():
                     content = finding.hash
                     reason = self._known_reason(path, content)
                     if reason or content in self.embedded:
+                        missing = self.missing_of.get(content, "")
                         break
                 case Window():
                     part.spans.append((finding.start / SAMPLE_RATE, finding.end / SAMPLE_RATE))
                     self.waiting.append((part, finding))
                     if len(self.waiting) >= _BATCH:
                         self._embed_waiting()
-                case CutShort():
-                    self.report.cut_short.append(Skipped(os.fsdecode(path), finding.reason))
+                case Missing():
+                    missing = self.missing_of[content] = _text(finding.what)
                 case Failure():
-                    reason = finding.reason.encode("utf-8", "replace").decode()  # names of files need not be valid text
+                    reason, missing = _text(finding.reason), ""
                     self.waiting = [each for each in self.waiting if each[0] is not part]
                     if not finding.lasting:
                         self.report.skipped.append(Skipped(os.fsdecode(path), reason))
                         self.report.newly_skipped += 1
                         self.unsettled = True
                         return
-        self.rows[path] = self.new_rows[path] = FileRow(stamp, content, reason, self.reader if reason else "")
+        self.rows[path] = self.new_rows[path] = FileRow(stamp, content, reason, missing, self.reader if reason else "")
+        is_new = before is None or (before.content, before.reason, before.missing) != (content, reason, missing)
+        self.report.newly_partial += bool(missing) and is_new
         if reason:
-            self.report.newly_skipped += before is None or (before.content, before.reason) != (content, reason)
+            self.report.newly_skipped += is_new
         elif content in self.embedded:
             self.report.reused += 1
         else:
@@ -212,6 +217,11 @@ class Update:
         if self.embedded - used:
             self.windows.keep(used)
             self.changed = True
+
+
+def _text(words: str) -> str:
+    """What a table can hold of it: names of files, which are cited, need not be valid text."""
+    return words.encode("utf-8", "replace").decode()
 
 
 def _weight(finding: Finding) -> int:

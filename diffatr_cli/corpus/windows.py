@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ..core.windows import HOP, WINDOW
-from ..data.audio import AudioError, Samples, Sound
+from ..data.audio import AudioError, Samples, open_sound
 
 _LOUDEST = 1e9  # full scale is 1; the power of louder samples overflows float32 and would make the embedding NaN
 
@@ -19,6 +20,12 @@ class Window(NamedTuple):
     start: int
     end: int
     samples: Samples
+
+
+class Missing(NamedTuple):
+    """What is missing of a recording whose windows are of the rest of it."""
+
+    what: str
 
 
 def cut(blocks: Iterable[Samples]) -> Iterator[Window]:
@@ -37,13 +44,16 @@ def cut(blocks: Iterable[Samples]) -> Iterator[Window]:
         yield Window(total - len(held), total, held)
 
 
-def windows_of(sound: Sound) -> Iterator[Window]:
-    """Decode an open sound file and cut it, window by window; what is there of a recording that was cut short is used.
+def windows_of(path: Path) -> Iterator[Window | Missing]:
+    """Decode a sound file and cut it, window by window; in the end tell what is missing, if anything.
 
     Raises:
         AudioError: the file cannot be used; windows that came before are of no use either.
     """
-    for window in cut(sound.blocks()):
-        if max(window.samples.max(), -window.samples.min()) > _LOUDEST:
-            raise AudioError(sound.path, "samples beyond any scale")
-        yield window
+    with open_sound(path) as sound:
+        for window in cut(sound.blocks()):
+            if max(window.samples.max(), -window.samples.min()) > _LOUDEST:
+                raise AudioError(path, "samples beyond any scale")
+            yield window
+        if sound.partial:
+            yield Missing(sound.partial)
