@@ -99,8 +99,9 @@ def write_snapshot(path: Path, tables: str | None, folder: str | None, report: I
         recordings: what the tables hold.
     """
     facts = {"folder": folder, "tables": tables, "report": asdict(report)}
-    for left in path.parent.glob(".*.tmp"):  # by an update that was killed
-        left.unlink(missing_ok=True)
+    for kind in ("snapshot", "files", "windows"):
+        for left in path.parent.glob(f".{kind}-*.tmp"):  # by an update that was killed
+            left.unlink(missing_ok=True)
     with (
         contextlib.suppress(DiffATRError, OSError),
         replacing(path) as temporary,
