@@ -90,11 +90,7 @@ class FolderIndex:
                 state = self._look()
                 if report := self._report_for(state, model.model_id):
                     return report
-            workers = workers or os.cpu_count() or 1
-            try:
-                return self._update(state, model, progress, workers)
-            except Damaged:  # in a place that shows only where the tables are changed
-                return self._update(state, model, progress, workers, anew=True)
+            return self._update(state, model, progress, workers or os.cpu_count() or 1)
 
     def read(self, model_id: str) -> Recordings:
         """What is remembered for a model, as of the last commit; other processes may be updating meanwhile.
@@ -120,14 +116,23 @@ class FolderIndex:
         snapshot = read_snapshot(self._snapshot_path(model_id), self._mark_of_tables(model_id))
         return snapshot.report if snapshot and snapshot.folder == state.mark else None
 
-    def _update(self, state: _State, model: Retriever, progress: Progress, workers: int, *, anew: bool = False) -> IndexReport:
+    def _update(self, state: _State, model: Retriever, progress: Progress, workers: int) -> IndexReport:
         from .store import FileTable, WindowTable
         from .update import Update
 
-        files_name, windows_name = self._table_names(model.model_id)
-        files, windows = FileTable(self.folder, files_name), WindowTable(self.folder, windows_name, model.dim)
-        update = Update(self.corpus, files, windows, model, anew=anew)
-        report = update.run(state.seen, progress, workers)
+        def new_update(*, anew: bool = False) -> Update:
+            files_name, windows_name = self._table_names(model.model_id)
+            files, windows = FileTable(self.folder, files_name), WindowTable(self.folder, windows_name, model.dim)
+            return Update(self.corpus, files, windows, model, anew=anew)
+
+        update = new_update()
+        try:
+            report = update.run(state.seen, progress, workers)
+        except Damaged:  # in a place that shows only where the tables are changed
+            repaired = update.report.repaired
+            update = new_update(anew=True)
+            report = update.run(state.seen, progress, workers)
+            report.repaired += repaired
         # Where something is to be tried again, no state of the folder makes the next update needless.
         mark = None if state.seen.unlisted or update.unsettled else state.mark
         unchanged = IndexReport(

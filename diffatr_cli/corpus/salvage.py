@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-_MEMORY = 8 << 30  # bytes that reading may take besides what the table's size asks for
+_MEMORY = 32 << 30  # bytes that reading may take besides what the table's size asks for
 _SECONDS = 60.0
 _BYTES_A_SECOND = 5e6
 

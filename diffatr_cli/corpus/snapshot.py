@@ -122,8 +122,9 @@ def write_snapshot(path: Path, tables: str | None, folder: str | None, report: I
     """
     facts = {"folder": folder, "tables": tables, "report": asdict(report)}
     # Left by an update that was killed, or by a version of the package that wrote others.
-    for left in (*path.parent.glob(".*.tmp"), *path.parent.glob("snapshot-v1*")):
-        left.unlink(missing_ok=True)
+    for kind in (".snapshot-*.tmp", ".files-*.tmp", ".windows-*.tmp", "snapshot-v1*"):
+        for left in path.parent.glob(kind):
+            left.unlink(missing_ok=True)
     with (
         contextlib.suppress(DiffATRError, OSError),
         replacing(path) as temporary,

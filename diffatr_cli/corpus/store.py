@@ -12,6 +12,7 @@ W windows, D embedding size.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import zlib
 from collections.abc import Mapping
@@ -131,13 +132,15 @@ class _Table:
         return table.combine_chunks(), table.schema.names == self._forms[0]
 
     def _write_all(self, rows: pa.Table, *, anew: bool) -> None:
-        """Make `rows` the content of the table; `anew`: what is there now is of no use."""
+        """Make `rows` the content of the table; `anew`: what is there now is of no use, not even to go on from."""
+        if not anew:
+            with contextlib.suppress(Damaged), troubles(self._folder):  # one commit, so that a kill loses nothing
+                self._opened = lancedb.connect(self._folder).create_table(self._name, rows, mode="overwrite")
+                return
         with troubles(self._folder):
-            if anew:
-                checksums.forget(self._path)
-                shutil.rmtree(self._path, ignore_errors=True)
-            mode = "overwrite" if self.exists else "create"
-            self._opened = lancedb.connect(self._folder).create_table(self._name, rows, mode=mode)
+            checksums.forget(self._path)
+            shutil.rmtree(self._path, ignore_errors=True)
+            self._opened = lancedb.connect(self._folder).create_table(self._name, rows)
 
     def tidy(self) -> None:
         """Join small pieces, and drop versions that nobody reads any more."""
