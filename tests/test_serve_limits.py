@@ -1,11 +1,13 @@
 """What a client may take of the server's time, memory and connections; over real sockets."""
 
 import contextlib
+import http.client
 import os
 import re
 import select
 import socket
 import threading
+from dataclasses import replace
 
 import pytest
 from fake_retriever import tone
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import LOCAL, Running, answer_on, until, wav_bytes
 
+from diffatr_cli.corpus.session import key_of
 from diffatr_cli.web.app import make_app
 from diffatr_cli.web.connection import Limits
 
@@ -309,5 +312,54 @@ def test_the_terminal_is_told_of_faults_and_not_of_strangers(session, monkeypatc
             connection.sendall(b"GET /api/search?q=x HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert answer_on(connection)[0] == 500
     told = capfd.readouterr().err
-    assert "GET /api/search failed:" in told
+    assert "GET '/api/search' failed:" in told
     assert "ZeroDivisionError" in told
+
+
+def test_a_server_that_stops_cuts_off_what_cannot_be_stopped(session, monkeypatch, capfd):
+    begun, go = threading.Event(), threading.Event()
+
+    def search(*_):
+        begun.set()
+        go.wait(10)
+
+    monkeypatch.setattr(session, "by_text", search)
+    with Running(make_app(session, hosts=LOCAL), SHORT) as server:
+        connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+        connection.sendall(b"GET /api/search?q=x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert begun.wait(10)
+    go.set()
+    refused_on(connection, 503, "is being stopped")
+    connection.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_client_that_goes_away_while_a_file_is_sent_is_no_fault(session, running, tmp_path, monkeypatch, capfd):
+    (tmp_path / "long.wav").write_bytes(bytes(50_000_000))
+    clip = session.clip(key_of("900.wav"))
+    monkeypatch.setattr(session, "clip", lambda _: replace(clip, real=tmp_path / "long.wav"))
+    with Running(make_app(session, hosts=LOCAL), SHORT) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(b"GET /clip/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+        until(lambda: not server.connections)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_that_shrinks_while_it_is_sent_ends_the_connection(session, tmp_path, monkeypatch, capfd):
+    path = tmp_path / "long.wav"
+    path.write_bytes(bytes(50_000_000))
+    clip = session.clip(key_of("900.wav"))
+    monkeypatch.setattr(session, "clip", lambda _: replace(clip, real=path))
+    with Running(make_app(session, hosts=LOCAL), SHORT) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(b"GET /clip/x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            os.truncate(path, 10)
+            with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                answer.read()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+            connection.sendall(HEAD + b"\r\n")
+            assert answer_on(connection)[0] == 200
+    assert "broke off" in capfd.readouterr().err

@@ -64,25 +64,36 @@ def test_a_part_comes_as_wav_whole_and_in_ranges(client, session):
 
 
 NUMBERS = st.one_of(
-    st.just(""), st.integers(0, 200_000).map(str), st.integers(0, 30).map(str), st.integers(1, 9000).map(lambda n: "9" * n)
+    st.just(""), st.integers(0, 200_000).map(str), st.integers(0, 30).map(str), st.integers(1, 5000).map(lambda n: "9" * n)
 )
 SPACES = st.sampled_from(["", "", " ", "\t "])
 
 
+class Contents(dict):
+    """The addresses of a real server at which a file lies, and a part of one as WAV, with what each holds."""
+
+    def __init__(self, server):
+        self._server = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        self.close = self._server.close
+
+    def __repr__(self):
+        return "Contents()"
+
+    def ask(self, address, **headers):
+        self._server.request("GET", address, headers={name: text.encode("latin-1") for name, text in headers.items()})
+        answer = self._server.getresponse()
+        return answer.status, answer.headers, answer.read()
+
+
 @pytest.fixture(scope="module")
 def contents(session):
-    """A real server; how to ask it; the addresses of a file and of a part of one as WAV, with what each holds."""
     with Running(make_app(session, hosts=LOCAL)) as server:
-        asking = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-
-        def get(address, asked=None):
-            asking.request("GET", address, headers={} if asked is None else {"Range": asked.encode("latin-1")})
-            answer = asking.getresponse()
-            return answer.status, answer.headers, answer.read()
-
+        made = Contents(server)
+        made[f"/clip/{key_of('900.wav')}"] = (session.corpus / "900.wav").read_bytes()
         excerpt = f"/wav/{key_of('deep/long.flac')}?start=1&end=1.5"
-        yield get, {f"/clip/{key_of('900.wav')}": (session.corpus / "900.wav").read_bytes(), excerpt: get(excerpt)[2]}
-        asking.close()
+        made[excerpt] = made.ask(excerpt)[2]
+        yield made
+        made.close()
 
 
 def expected(first, last, content):
@@ -105,20 +116,16 @@ def expected(first, last, content):
 @example(first="", last="9" * 5000, zeros=0, spaces="", unit="bytes")
 @example(first="0", last="9" * 5000, zeros=5000, spaces="", unit="bytes")
 def test_a_range_of_any_length_is_answered(contents, first, last, zeros, spaces, unit):
-    get, addresses = contents
     asked = f"{unit}={spaces}{'0' * zeros if first else ''}{first}-{last}"
-    for address, content in addresses.items():
-        status, headers, part = get(address, asked)
+    for address, content in contents.items():
+        status, headers, part = contents.ask(address, Range=asked)
         assert (status, part) == expected(first, last, content)
         size = len(content)
         if status == 416:
             assert headers["content-range"] == f"bytes */{size}"
         elif status == 206:
-            start = content.find(part) if first == "" else int(first)
-            assert headers["content-range"] in (
-                f"bytes {start}-{start + len(part) - 1}/{size}",
-                f"bytes {size - len(part)}-{size - 1}/{size}",
-            )
+            start = int(first) if first else size - len(part)
+            assert headers["content-range"] == f"bytes {start}-{start + len(part) - 1}/{size}"
 
 
 @given(
@@ -140,9 +147,8 @@ def test_a_range_of_any_length_is_answered(contents, first, last, zeros, spaces,
 @example("bytes=+1-2")
 @example("bytes=1_0-2_0")
 def test_whatever_a_range_says_the_answer_is_the_content_or_a_part_of_it(contents, asked):
-    get, addresses = contents
-    for address, content in addresses.items():
-        status, headers, part = get(address, asked)
+    for address, content in contents.items():
+        status, headers, part = contents.ask(address, Range=asked)
         if status == 206:
             first, last = map(int, re.fullmatch(rf"bytes (\d+)-(\d+)/{len(content)}", headers["content-range"]).groups())
             assert part == content[first : last + 1]

@@ -301,7 +301,7 @@ def test_embedding_stops_when_nobody_waits_for_it(served, scratch, monkeypatch):
         assert answer_on(connection)[1]["hits"][0]["name"] == "900.wav"
 
 
-def test_a_server_that_stops_does_not_wait_for_an_upload(session, scratch, monkeypatch):
+def test_a_server_that_stops_does_not_wait_for_an_upload(session, scratch, monkeypatch, capfd):
     begun = threading.Event()
 
     def endless(decoding):
@@ -314,9 +314,11 @@ def test_a_server_that_stops_does_not_wait_for_an_upload(session, scratch, monke
     with Running(make_app(session, hosts=LOCAL)) as server:
         connection = send(server, wav_bytes(tone(900, 1), "FLAC"))
         assert begun.wait(10)
+    assert answer_on(connection) == (503, {"error": "The server is being stopped."})
     until(lambda: not any(thread.name == "AnyIO worker thread" for thread in threading.enumerate()))
     assert not os.listdir(scratch)
     connection.close()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_few_sounds_are_decoded_at_a_time_and_all_are_answered(served, monkeypatch):

@@ -95,7 +95,11 @@ class LimitedConnection(H11Protocol):
             self._refuse(400, "This is no HTTP request.")
 
     def shutdown(self) -> None:
+        """Called when the server stops. A request that is at work is told so: it may have long to go."""
         if self._refused:
+            self.transport.close()
+        elif self.cycle is not None and not self.cycle.response_complete:
+            self._refuse(503, "The server is being stopped.")
             self.transport.close()
         else:
             super().shutdown()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import sys
+import traceback
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,8 +17,6 @@ from ..data.audio import AudioError
 from ..errors import DiffATRError
 from .answers import json_response
 from .uploads import TooLarge
-
-_log = logging.getLogger("uvicorn.error")
 
 
 def answer_failures(app: FastAPI) -> None:
@@ -66,22 +65,30 @@ class CatchAll:
 
         try:
             await self.app(scope, receive, watched)
-        except (asyncio.CancelledError, GeneratorExit):
+        except asyncio.CancelledError:
+            pass  # the server stops, and has told the client so
+        except GeneratorExit:
             raise
         except BaseException as error:
             if began:
+                _tell("broke off", scope, error)
                 raise  # the connection is closed, from which the client sees that the answer is not whole
-            if no_memory(error):
+            if _no_memory(error):
                 answer = json_response({"error": "There is not enough memory for this. Close other programs and try again."}, 503)
             else:
-                _log.error("%s %s failed:", scope["method"], scope["path"], exc_info=error)
+                _tell("failed", scope, error)
                 text = f"Unexpected {type(error).__name__}; the terminal shows the place. Please report it."
                 answer = json_response({"error": text}, 500)
             await answer(scope, receive, send)
 
 
-def no_memory(error: BaseException) -> bool:
+def _no_memory(error: BaseException) -> bool:
     """Whether memory ran out, in Python or in torch, which has no class of its own for that outside a GPU."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError")
     )
+
+
+def _tell(what: str, scope: Scope, error: BaseException) -> None:
+    print(f"{scope['method']} {scope['path']!r} {what}:", file=sys.stderr)  # quoted: an address may hold escapes of terminals
+    traceback.print_exception(error)
