@@ -1,11 +1,9 @@
 """The page of `diffatr serve` in a real browser, against a real server."""
 
 import base64
-import io
 import os
 import re
 import shutil
-import threading
 import time
 from pathlib import Path
 
@@ -20,28 +18,17 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 if BROWSER is None:
     pytest.skip("no Chromium to open the page in (Debian's package: chromium)", allow_module_level=True)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
-uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 
-class Server:
-    """A session on a free port of this machine, in a thread."""
+def serve(session, token=None):
+    from serving import Running
 
-    def __init__(self, session, token=None):
-        from diffatr_cli.web.app import make_app
-        from diffatr_cli.web.server import listen
+    from diffatr_cli.web.app import make_app
 
-        listener = listen("127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        app = make_app(session, hosts=frozenset(("127.0.0.1",)), token=token)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
-        self._thread.start()
-
-    def stop(self):
-        self._server.should_exit = True
-        self._thread.join()
+    return Running(make_app(session, hosts=frozenset(("127.0.0.1",)), token=token))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +46,7 @@ def session(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(session):
-    made = Server(session)
+    made = serve(session)
     yield made
     made.stop()
 
@@ -239,16 +226,19 @@ def drop(page, name, content):
 
 
 def test_drop_a_sound(opened):
+    from serving import wav_bytes
+
     page = opened()
-    out = io.BytesIO()
-    soundfile.write(out, tone(2100, 1), RATE, format="FLAC")
-    drop(page, "heard.flac", out.getvalue())
+    drop(page, "heard.flac", wav_bytes(tone(2100, 1), "FLAC"))
     page.wait_for_selector(".hit.chosen")
     assert page.evaluate("invited")
     assert page.locator("#drop").is_hidden()
     assert names(page)[0] == "2100.wav"
     assert page.locator("#verdict").text_content() == "What sounds like heard.flac"
     assert page.locator("#way").is_hidden()
+    drop(page, "cut.wav", wav_bytes(tone(900, 1))[:30_000])
+    until(page, "document.querySelector('#verdict').textContent.includes('cut.wav: truncated; what there is')")
+    assert names(page)[0] == "900.wav"
     drop(page, "letter.wav", b"Dear all, this is no sound.")
     page.wait_for_selector("#trouble:not([hidden])")
     assert page.locator("#trouble").text_content() == "letter.wav: not audio"
@@ -396,7 +386,7 @@ def test_a_refresh_shows_what_is_new(opened, session):
 
 
 def test_the_key_stays_out_of_the_address(opened, session):
-    guarded = Server(session, token="k3y")
+    guarded = serve(session, token="k3y")
     try:
         page = opened(address=guarded.url, query="?token=k3y")
         ask(page, "900 Hz")
