@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffatr_cli.core.windows import HOP, WINDOW, spans
 from diffatr_cli.corpus.read_ahead import read_ahead
-from diffatr_cli.corpus.windows import HOP, WINDOW, cut, spans
+from diffatr_cli.corpus.windows import cut
 
 
 def weight(item):
