@@ -227,6 +227,19 @@ def test_a_table_that_cannot_be_read_is_made_anew(corpus, tmp_path, name, way):
     assert index.update(model).unchanged == 15
 
 
+def test_a_lost_manifest(corpus, tmp_path):
+    """LanceDB goes on from the one before, under the same name."""
+    index, model = FolderIndex(corpus), FakeRetriever()
+    for table in index.folder.glob("*.lance"):
+        min(table.glob("_versions/*.manifest")).unlink()  # they count down
+    write_tone(corpus / "new.wav", 3210, 0.5)
+    (corpus / "11.wav").unlink()
+    index.update(model)
+    assert answers(index) == of_a_fresh_index(corpus, tmp_path / "fresh")
+    without_a_snapshot(index)
+    assert answers(index) == of_a_fresh_index(corpus, tmp_path / "fresh")
+
+
 def test_damage_that_shows_only_when_the_tables_are_changed(corpus, tmp_path, monkeypatch):
     """The tables are written anew, with all that can be read of them."""
     index, model = FolderIndex(corpus), FakeRetriever()
@@ -326,6 +339,9 @@ def test_checksums_of_files(tmp_path):
     checksums.record(table)  # never takes damage for what was written
     assert not checksums.fit(table)
     (table / "data/a").unlink()
+    assert checksums.fit(table)
+    checksums.prune(table)
+    (table / "data/a").write_bytes(b"another file of this name")
     assert checksums.fit(table)
     checksums.record(table)
     (table / "data/b").write_bytes(b"neW")

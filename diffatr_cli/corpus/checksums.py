@@ -34,9 +34,15 @@ def fit(table: Path) -> bool:
 def record(table: Path) -> None:
     """Give the files of a table checksums that have none yet, if the disk has room for them."""
     known = _known(table)
-    sums = {name: known[name] if name in known else _checksum(path) for name, path in _files(table)}
-    with contextlib.suppress(OSError, DiffATRError):
-        write_text(_beside(table), json.dumps(sums))
+    _write(table, {name: known[name] if name in known else _checksum(path) for name, path in _files(table)})
+
+
+def prune(table: Path) -> None:
+    """Drop the checksums of files that are gone: of a manifest that was lost the name is used again."""
+    known = _known(table)
+    kept = {name: known[name] for name, _ in _files(table) if name in known}
+    if kept != known:
+        _write(table, kept)
 
 
 def forget(table: Path) -> None:
@@ -54,6 +60,11 @@ def _known(table: Path) -> dict[str, int]:
         return known if isinstance(known, dict) else {}
     except (OSError, ValueError):
         return {}
+
+
+def _write(table: Path, sums: dict[str, int]) -> None:
+    with contextlib.suppress(OSError, DiffATRError):
+        write_text(_beside(table), json.dumps(sums))
 
 
 def _files(table: Path) -> Iterator[tuple[str, Path]]:

@@ -188,6 +188,7 @@ class FileTable(_Table):
         damaged, present = 0, False
         if self.exists:
             anew = anew or not self._fits()
+            checksums.prune(self._path)
             try:
                 rows, damaged, present = self._rows(careful=anew)
             except Damaged:
@@ -275,6 +276,7 @@ class WindowTable(_Table):
         contents, present = Contents({}, np.zeros((0, 2)), np.zeros((0, self._dim), np.float16), set()), False
         if self.exists:
             anew = anew or not self._fits()
+            checksums.prune(self._path)
             try:
                 read, present = self._contents(careful=anew)
                 if read.vectors.shape[1] != self._dim:
