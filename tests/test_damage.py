@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffatr_cli.core.logmel import N_MELS
-from diffatr_cli.data import audio, earlier, logmels, manifest
+from diffatr_cli.data import earlier, logmels, manifest
 from diffatr_cli.data.clotho import prepare_clotho
 from diffatr_cli.data.folder import prepare_folder
 from diffatr_cli.data.logmels import cached_logmels
@@ -71,10 +71,10 @@ def test_a_flipped_bit_in_the_manifest_is_an_error_or_changes_nothing(tmp_path: 
 
 
 @pytest.mark.slow
-def test_any_flipped_bit_in_the_manifest_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_any_byte_of_the_manifest_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
     write_manifest(tmp_path, RECORDS, {"kind": "folder"})
-    whole = (tmp_path / MANIFEST).read_bytes()
-    assert flip_and_read(tmp_path, whole, ((byte, bit) for byte in range(len(whole)) for bit in range(8))) > len(whole) * 8 // 2
+    whole, drawn = (tmp_path / MANIFEST).read_bytes(), random.Random(1)
+    assert flip_and_read(tmp_path, whole, ((byte, drawn.randrange(8)) for byte in range(len(whole)))) > len(whole) // 2
 
 
 def write_as_before(root: Path, records: list[Record], info: dict[str, str]) -> None:
@@ -124,7 +124,8 @@ def files(root: Path) -> dict[str, bytes]:
 
 def test_the_header_is_the_one_that_is_written(tmp_path: Path) -> None:
     for frames in (0, 1, 32_000):
-        audio.write_wav(tmp_path / "a.wav", np.arange(frames, dtype=np.int16))
+        with (tmp_path / "a.wav").open("wb") as stream:
+            earlier.stream_wav(stream, np.arange(frames, dtype=np.int16))
         content = (tmp_path / "a.wav").read_bytes()
         assert earlier._header(frames) == content[: len(content) - 2 * frames]
         assert earlier.read_content(tmp_path / "a.wav") is not None

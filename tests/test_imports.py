@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "web": FOUNDATION | {"core", "data", "corpus"},
     "report": FOUNDATION | {"evaluation"},
     "cli": SHARED | {"core", "data", "evaluation", "training", "corpus", "web", "report"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "errors"},
 }
 REEXPORT = ("core", "panns"), "diffatr_cli.pretrained.load_panns"
 """The one look upward: `core.panns.load_panns` is a name that other programs call, and is loaded when they do."""

@@ -18,7 +18,8 @@ import numpy as np
 
 from ..errors import DiffATRError
 from ..progress import Progress, silent
-from . import audio
+from .audio import stream_wav, wav_size
+from .interrupts import interrupts_wait
 from .manifest import MANIFEST, Record, read_manifest
 
 JOURNAL = "prepare.journal"
@@ -128,14 +129,16 @@ class Earlier:
         if not todo:
             return
         progress(0, len(todo), "checking")
-        pool = ThreadPoolExecutor(os.cpu_count())  # reading and md5 both leave the interpreter to others
-        try:
-            contents = pool.map(lambda path: read_content(self.root / path), todo)
-            for number, (path, content) in enumerate(zip(todo, contents, strict=True), 1):
-                self._contents[path] = content
-                progress(number, len(todo), "checking")
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with interrupts_wait() as raise_interrupt:
+            pool = ThreadPoolExecutor(os.cpu_count())  # reading and md5 both leave the interpreter to others
+            try:
+                contents = pool.map(lambda path: read_content(self.root / path), todo)
+                for number, (path, content) in enumerate(zip(todo, contents, strict=True), 1):
+                    self._contents[path] = content
+                    progress(number, len(todo), "checking")
+                    raise_interrupt()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
 def is_own(source: str | None, root: Path) -> bool:
@@ -147,8 +150,8 @@ def read_content(path: Path) -> Content | None:
     """The content of a prepared WAV file; None if it is missing or its header is not the one that we write."""
     try:
         with path.open("rb") as stream:
-            frames, rest = divmod(os.fstat(stream.fileno()).st_size - audio.wav_size(0), 2)
-            if rest or frames < 0 or stream.read(audio.wav_size(0)) != _header(frames):
+            frames, rest = divmod(os.fstat(stream.fileno()).st_size - wav_size(0), 2)
+            if rest or frames < 0 or stream.read(wav_size(0)) != _header(frames):
                 return None
             digest = hashlib.md5()
             while block := stream.read(_BLOCK):
@@ -161,7 +164,7 @@ def read_content(path: Path) -> Content | None:
 def _header(frames: int) -> bytes:
     """The bytes before the samples of a prepared WAV file."""
     stream = io.BytesIO()
-    audio.stream_wav(stream, np.zeros(0, np.int16))
+    stream_wav(stream, np.zeros(0, np.int16))
     header = bytearray(stream.getvalue())
     for place in (4, len(header) - 4):  # the sizes of the file after this one, and of the samples
         struct.pack_into("<I", header, place, struct.unpack_from("<I", header, place)[0] + 2 * frames & 0xFFFF_FFFF)
