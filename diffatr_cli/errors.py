@@ -1,6 +1,9 @@
-"""The two ways a command ends badly, as exceptions whose message is written for the person at the keyboard."""
+"""The ways in which a command ends badly; messages are written for the person at the keyboard."""
 
 from __future__ import annotations
+
+INTERRUPTED = "diffatr: interrupted. The same command continues where this one stopped."
+"""What Ctrl-C is answered with."""
 
 
 class DiffATRError(Exception):

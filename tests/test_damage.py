@@ -71,10 +71,10 @@ def test_a_flipped_bit_in_the_manifest_is_an_error_or_changes_nothing(tmp_path: 
 
 
 @pytest.mark.slow
-def test_any_flipped_bit_in_the_manifest_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_any_byte_of_the_manifest_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
     write_manifest(tmp_path, RECORDS, {"kind": "folder"})
-    whole = (tmp_path / MANIFEST).read_bytes()
-    assert flip_and_read(tmp_path, whole, ((byte, bit) for byte in range(len(whole)) for bit in range(8))) > len(whole) * 8 // 2
+    whole, drawn = (tmp_path / MANIFEST).read_bytes(), random.Random(1)
+    assert flip_and_read(tmp_path, whole, ((byte, drawn.randrange(8)) for byte in range(len(whole)))) > len(whole) // 2
 
 
 def write_as_before(root: Path, records: list[Record], info: dict[str, str]) -> None:

@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": FOUNDATION | {"evaluation"},
     "api": SHARED | {"core", "data", "corpus"},
     "cli": SHARED | {"core", "data", "evaluation", "training", "corpus", "web", "report"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "errors"},
 }
 REEXPORTS = {
     (("core", "panns"), "diffatr_cli.pretrained.load_panns"),

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..errors import DiffATRError
+from ..errors import INTERRUPTED, DiffATRError
 from . import demo, evaluate, prepare, query, serve, train
 from .console import say
 
@@ -63,8 +63,10 @@ def main() -> None:
             raise
         say(f"diffatr: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        say("diffatr: interrupted. The same command continues where this one stopped.")
+    except (KeyboardInterrupt, SystemExit) as end:
+        if not _is_interrupt(end):
+            raise
+        say(INTERRUPTED)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,3 +77,10 @@ def main() -> None:
             f"diffatr: unexpected {type(error).__name__}: {error}. Run it again with --debug for the place, and please report it."
         )
         sys.exit(1)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an exception is Ctrl-C, or the exit that typer makes of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

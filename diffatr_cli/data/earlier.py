@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import DiffATRError
 from ..progress import Progress, silent
+from .interrupts import interrupts_wait
 from .manifest import MANIFEST, Record, read_manifest
 from .write_wav import stream_wav, wav_size
 
@@ -128,14 +129,16 @@ class Earlier:
         if not todo:
             return
         progress(0, len(todo), "checking")
-        pool = ThreadPoolExecutor(os.cpu_count())  # reading and md5 both leave the interpreter to others
-        try:
-            contents = pool.map(lambda path: read_content(self.root / path), todo)
-            for number, (path, content) in enumerate(zip(todo, contents, strict=True), 1):
-                self._contents[path] = content
-                progress(number, len(todo), "checking")
-        finally:
-            pool.shutdown(cancel_futures=True)
+        with interrupts_wait() as raise_interrupt:
+            pool = ThreadPoolExecutor(os.cpu_count())  # reading and md5 both leave the interpreter to others
+            try:
+                contents = pool.map(lambda path: read_content(self.root / path), todo)
+                for number, (path, content) in enumerate(zip(todo, contents, strict=True), 1):
+                    self._contents[path] = content
+                    progress(number, len(todo), "checking")
+                    raise_interrupt()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
 
 def is_own(source: str | None, root: Path) -> bool:

@@ -24,6 +24,7 @@ from ..core.logmel import N_MELS, SILENCE, LogMel
 from ..errors import DiffATRError
 from ..files import replacing
 from ..progress import Progress, silent
+from .interrupts import interrupts_wait
 from .manifest import Clip, Dataset, read_piece
 
 STEPS_PER_DB = 200
@@ -134,10 +135,15 @@ def _checksums(path: Path, offsets: list[int], progress: Progress, note: str) ->
     data = memoryview(content)
     pieces = [data[start * _FRAME : end * _FRAME] for start, end in pairwise(offsets)]
     checksums = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, checksum in enumerate(pool.map(zlib.crc32, pieces)):
-            progress(done, len(pieces), f"{note}: checking")
-            checksums.append(checksum)
+    with interrupts_wait() as raise_interrupt:
+        pool = ThreadPoolExecutor(os.cpu_count())
+        try:
+            for done, checksum in enumerate(pool.map(zlib.crc32, pieces)):
+                progress(done, len(pieces), f"{note}: checking")
+                checksums.append(checksum)
+                raise_interrupt()
+        finally:
+            pool.shutdown(cancel_futures=True)
     return checksums
 
 

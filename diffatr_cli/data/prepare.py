@@ -146,7 +146,6 @@ def prepare(
         DiffATRError: the disk is full, or a worker process died; finished clips stay and are not converted again.
     """
     chosen = audio.choose_resampler(resampler)
-    _remove_leftovers(root)
     pending = [_record(item, path) for item, path in zip(plan.items, _paths(plan.items), strict=True)]
     records = earlier.take_over(pending, progress)
     todo = [index for index, record in enumerate(records) if record.md5 is None and record.skipped is None]
@@ -154,10 +153,11 @@ def prepare(
 
     outcomes: dict[int, Outcome] = {}
     note = "converting" if produce is None else "generating"
-    with (root / JOURNAL).open("a", encoding="utf-8") as journal:
+    work = [(plan.items[index].source or "", root / records[index].path) for index in todo]
+    conversion = contextlib.closing(convert_all(Converter(produce, chosen, partial), work, workers))
+    with _no_leftovers(root), (root / JOURNAL).open("a", encoding="utf-8") as journal, conversion as converted:
         progress(0, len(todo), note)
-        work = [(plan.items[index].source or "", root / records[index].path) for index in todo]
-        for done, (number, outcome) in enumerate(convert_all(Converter(produce, chosen, partial), work, workers), 1):
+        for done, (number, outcome) in enumerate(converted, 1):
             index = todo[number]
             outcomes[index] = outcome
             records[index] = replace(records[index], frames=outcome.frames, md5=outcome.md5, skipped=outcome.skipped)
@@ -235,6 +235,17 @@ def _like(stem: str, ending: str, taken: Callable[[str], bool]) -> str:
 def _folded(path: str) -> str:
     """Equal for names that some file system takes for one."""
     return path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
+
+
+@contextlib.contextmanager
+def _no_leftovers(root: Path) -> Iterator[None]:
+    """Remove half-written files, of an earlier run that was killed, and of this one where it is cut off."""
+    _remove_leftovers(root)
+    try:
+        yield
+    except BaseException:
+        _remove_leftovers(root)
+        raise
 
 
 def _remove_leftovers(root: Path) -> None:
