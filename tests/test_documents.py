@@ -57,6 +57,13 @@ def test_the_notes_name_fields_that_there_are_and_every_field_of_the_method() ->
     assert fields - named <= obvious
 
 
+def test_the_tests_that_the_promises_name_exist() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+\.py)`", text))
+    assert len(named) > 20
+    assert all((ROOT / "tests" / name).is_file() for name in named)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", path.read_text(encoding="utf-8")):

@@ -64,7 +64,7 @@ def load_model(run: Path | None, runs: Path | None, device: str) -> Retriever:
 
 def update_index(folder: FolderIndex, model: Retriever) -> IndexReport:
     with progress_bar() as progress:
-        return folder.update(model, progress)
+        return folder.update(model, progress, wait=say)
 
 
 def tell_update(report: IndexReport) -> None:
@@ -73,14 +73,17 @@ def tell_update(report: IndexReport) -> None:
         (report.embedded, "indexed"),
         (report.reused, "known by content"),
         (report.removed, "removed"),
+        (report.newly_partial, "only in part"),
+        (report.repaired, "repaired"),
         (report.newly_skipped, "skipped"),
     )
     if not any(count for count, _ in counts):
         return
     text = "files: " + ", ".join(f"{count} {what}" for count, what in counts if count)
-    if report.newly_skipped:
-        text += ": " + "; ".join(f"{printable(each.path)} ({each.reason})" for each in report.skipped[:3])
-        text += " ..." if len(report.skipped) > 3 else ""
+    told = [*(report.skipped if report.newly_skipped else ()), *(report.partial if report.newly_partial else ())]
+    if told:
+        text += ": " + "; ".join(f"{printable(each.path)} ({printable(each.reason)})" for each in told[:3])
+        text += " ..." if len(told) > 3 else ""
     say(text)
 
 

@@ -186,17 +186,27 @@ def index(
     report = update_index(folder, load_model(run, runs, device))
     if not as_json:
         for each in report.skipped:
-            say(f"skipped {printable(each.path)}: {each.reason}")
+            say(f"skipped {printable(each.path)}: {printable(each.reason)}")
+        for each in report.partial:
+            say(f"only in part {printable(each.path)}: {printable(each.reason)}")
     if not report.files:
         raise no_sounds(corpus, report.skipped)
-    counts = {name: getattr(report, name) for name in ("files", "windows", "embedded", "reused", "unchanged", "removed")}
+    counts = {
+        name: getattr(report, name) for name in ("files", "windows", "embedded", "reused", "unchanged", "removed", "repaired")
+    }
     if as_json:
-        skipped = [{"path": str(corpus / each.path), "reason": each.reason} for each in report.skipped]
-        typer.echo(json.dumps({"corpus": str(corpus), "index": str(folder.folder)} | counts | {"skipped": skipped}, indent=2))
+        lists = {
+            name: [{"path": str(corpus / each.path), "reason": each.reason} for each in getattr(report, name)]
+            for name in ("skipped", "partial")
+        }
+        typer.echo(json.dumps({"corpus": str(corpus), "index": str(folder.folder)} | counts | lists, indent=2))
         return
     from ..report.tables import rows_table
 
-    rows = [(name, str(count)) for name, count in (counts | {"skipped": len(report.skipped)}).items()]
+    rows = [
+        (name, str(count))
+        for name, count in (counts | {"only in part": len(report.partial), "skipped": len(report.skipped)}).items()
+    ]
     show(None, rows_table("Index", ("", ""), rows, caption=str(folder.folder)), as_json=False)
 
 
