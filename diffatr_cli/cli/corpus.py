@@ -79,7 +79,7 @@ def tell_update(report: IndexReport) -> None:
         return
     text = "files: " + ", ".join(f"{count} {what}" for count, what in counts if count)
     if report.newly_skipped:
-        text += ": " + "; ".join(f"{printable(each.path)} ({each.reason})" for each in report.skipped[:3])
+        text += ": " + "; ".join(f"{each.path} ({each.reason})" for each in report.skipped[:3])
         text += " ..." if len(report.skipped) > 3 else ""
     say(text)
 
@@ -93,8 +93,3 @@ def _clock(seconds: int) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal would obey or cannot show."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -206,6 +206,5 @@ def _skips(report: Report) -> Table:
     for split, reasons in report.reasons().items():
         for reason, number in reasons.items():
             some = [skip.what for skip in report.skipped if (skip.split, skip.reason) == (split, reason)][:3]
-            # As plain text: names may hold brackets, which rich would take for styles.
             table.add_row(split, Text(reason), str(number), Text(", ".join(some) + (", ..." if number > len(some) else "")))
     return table
