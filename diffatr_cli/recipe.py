@@ -37,7 +37,7 @@ class RecipeError(UsageError):
     """One or more problems in a recipe; `problems` holds a line for each, `file:line: field: problem`."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__(*problems)
         self.problems = tuple(problems)
 
 

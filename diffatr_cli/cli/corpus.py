@@ -82,7 +82,7 @@ def tell_update(report: IndexReport) -> None:
     text = "files: " + ", ".join(f"{count} {what}" for count, what in counts if count)
     told = [*(report.skipped if report.newly_skipped else ()), *(report.partial if report.newly_partial else ())]
     if told:
-        text += ": " + "; ".join(f"{printable(each.path)} ({printable(each.reason)})" for each in told[:3])
+        text += ": " + "; ".join(f"{each.path} ({each.reason})" for each in told[:3])
         text += " ..." if len(told) > 3 else ""
     say(text)
 
@@ -96,8 +96,3 @@ def _clock(seconds: int) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal would obey or cannot show."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

@@ -215,7 +215,6 @@ def _skips(report: Report) -> Table:
     for split, reasons in report.reasons().items():
         for reason, number in list(reasons.items())[:most]:
             some = examples[split, reason]
-            # As plain text: names may hold brackets, which rich would take for styles.
             table.add_row(split, Text(reason), str(number), Text(", ".join(some) + (", ..." if number > len(some) else "")))
         if rest := list(reasons.values())[most:]:
             table.add_row(split, f"{len(rest)} more reasons; --json lists all", str(sum(rest)), "")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import filecmp
-import io
-import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DiffATRError, UsageError
-from .console import Device, Json, Seed, say, show
+from ..files import reason, replacing
+from . import signals
+from .console import Device, Json, Seed, say, show, show_csv
 from .corpus import (
     Corpus,
     IndexFolder,
@@ -26,7 +26,6 @@ from .corpus import (
     clock_span,
     load_model,
     open_folder,
-    printable,
     tell_update,
     update_index,
 )
@@ -134,7 +133,7 @@ def query(
         recordings,
         embed_texts(model, names) if sound is None else embed_sound(model, sound)[None],
         _sampling(model, steps, shortlist, seed),
-        unwanted=None if unwanted is None else embed_texts(model, [unwanted])[0],
+        unwanted=None if unwanted is None else embed_texts(model, [_decoded(unwanted)])[0],
         refine=sound is None,
         top=top,
         min_score=min_score,
@@ -146,23 +145,21 @@ def query(
         say("This run has no calibration for this kind of search: its scores rank the hits, and are no probabilities.")
     for name, each in results:
         if _is_absent(each):
-            say(f"{printable(name)}: nothing here sounds like that.")
+            say(f"{name}: nothing here sounds like that.")
     documents = [found_document(name, each, corpus) for name, each in results]
     if as_csv:
         _print_csv(documents, "path", "start", "end", "score")
     elif as_json:
         several = len(documents) > 1 or "-" in (texts or [])
-        # Escaped to ASCII, because names of files need not be valid text.
-        typer.echo(json.dumps(documents if several else documents[0], indent=2))
+        show(documents if several else documents[0], as_json=True)
     else:
         show(None, *(found_table(name, each, corpus) for name, each in results if each.hits), as_json=False)
         for name, each in results:
             if not each.hits:
-                say(f"{printable(name)}: no sound scores {min_score:g} or more.")
+                say(f"{name}: no sound scores {min_score:g} or more.")
     if play:
         from .play import play_hit
 
-        sys.stdout.flush()
         for _, each in results:
             for hit in each.hits[:1]:
                 play_hit(corpus / hit.path, hit)
@@ -186,9 +183,9 @@ def index(
     report = update_index(folder, load_model(run, runs, device))
     if not as_json:
         for each in report.skipped:
-            say(f"skipped {printable(each.path)}: {printable(each.reason)}")
+            say(f"skipped {each.path}: {each.reason}")
         for each in report.partial:
-            say(f"only in part {printable(each.path)}: {printable(each.reason)}")
+            say(f"only in part {each.path}: {each.reason}")
     if not report.files:
         raise no_sounds(corpus, report.skipped)
     counts = {
@@ -199,7 +196,7 @@ def index(
             name: [{"path": str(corpus / each.path), "reason": each.reason} for each in getattr(report, name)]
             for name in ("skipped", "partial")
         }
-        typer.echo(json.dumps({"corpus": str(corpus), "index": str(folder.folder)} | counts | lists, indent=2))
+        show({"corpus": str(corpus), "index": str(folder.folder)} | counts | lists, as_json=True)
         return
     from ..report.tables import rows_table
 
@@ -221,12 +218,21 @@ def _lines(texts: Sequence[str]) -> list[str]:
     lines = [
         line
         for text in texts
-        for line in (sys.stdin.read().splitlines() if text == "-" else [text])
+        for line in (sys.stdin.read().splitlines() if text == "-" else [_decoded(text)])
         if text != "-" or line.strip()
     ]
     if not lines:
         raise UsageError("-: stdin holds no line to search for.")
     return [line.strip() for line in lines]
+
+
+def _decoded(argument: str) -> str:
+    """An argument as text: under a locale without UTF-8, or with letters of another one, its bytes come in disguise."""
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode("utf-8", "replace")
+    return argument
 
 
 def _captions_and_sound(captions: Path, audio: Path) -> tuple[list[str], Samples]:
@@ -235,7 +241,7 @@ def _captions_and_sound(captions: Path, audio: Path) -> tuple[list[str], Samples
 
     choices, notes = read_captions(captions)
     if notes:
-        say(printable("; ".join(notes[:3])) + ("; ..." if len(notes) > 3 else ""))
+        say("; ".join(notes[:3]) + ("; ..." if len(notes) > 3 else ""))
     return choices, load_audio(audio)
 
 
@@ -261,10 +267,10 @@ def _print_captions(name: str, hits: Sequence[CaptionHit], min_score: float | No
     elif as_json or hits:
         table = _hits_table(name, "score", "caption")
         for hit in hits:
-            table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(printable(hit.caption)))
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(hit.caption))
         show(document, table, as_json=as_json)
     else:
-        say(f"{printable(name)}: no caption scores {min_score:g} or more.")
+        say(f"{name}: no caption scores {min_score:g} or more.")
 
 
 def _is_absent(found: Found) -> bool:
@@ -294,9 +300,7 @@ def found_table(name: str, found: Found, corpus: Path) -> Any:
     title = f"{name} (nothing here sounds like that; these are the nearest)" if _is_absent(found) else name
     table = _hits_table(title, "match" if found.calibrated else "score", "place", "file")
     for hit in found.hits:
-        table.add_row(
-            str(hit.rank), _score(hit.score, found.calibrated), clock_span(hit), Text(printable(str(corpus / hit.path)))
-        )
+        table.add_row(str(hit.rank), _score(hit.score, found.calibrated), clock_span(hit), Text(str(corpus / hit.path)))
     return table
 
 
@@ -313,7 +317,7 @@ def _hits_table(title: str, *columns: str) -> Any:
     from rich.text import Text
 
     # Texts and names go in as Text, because brackets and colons in them are no markup.
-    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", *columns[:-1]):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(columns[-1], overflow="fold")
@@ -321,30 +325,34 @@ def _hits_table(title: str, *columns: str) -> Any:
 
 
 def _print_csv(documents: Sequence[dict[str, Any]], *columns: str) -> None:
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["query", "rank", *columns])
+    rows: list[list[Any]] = [["query", "rank", *columns]]
     for document in documents:
-        writer.writerows([document["query"], row["rank"], *(row[name] for name in columns)] for row in document["results"])
-    typer.echo(out.getvalue().encode("utf-8", "surrogateescape"), nl=False)  # names that are not UTF-8 come out as they are
+        for row in document["results"]:
+            cells = [Path(row[name]) if name == "path" else row[name] for name in columns]
+            rows.append([document["query"], row["rank"], *cells])
+    show_csv(rows)
 
 
 def _copy(results: Sequence[tuple[str, Found]], corpus: Path, folder: Path) -> None:
     """Copy found files, whole, as RANK-NAME, or QUERY-RANK-NAME with several queries; never over another file."""
     copied = 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, (_, found) in enumerate(results, 1):
-            for hit in found.hits:
-                source = corpus / hit.path
-                stem = f"{hit.rank:02d}-{source.stem}" if len(results) == 1 else f"{number:02d}-{hit.rank:02d}-{source.stem}"
-                target, again = folder / (stem + source.suffix), 1
-                while target.exists() and not filecmp.cmp(source, target, shallow=False):
-                    again += 1
-                    target = folder / f"{stem} ({again}){source.suffix}"
-                if not target.exists():
-                    shutil.copy2(source, target)
-                copied += 1
+        with signals.unwinding():
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, (_, found) in enumerate(results, 1):
+                for hit in found.hits:
+                    source = corpus / hit.path
+                    stem = f"{hit.rank:02d}-{source.stem}" if len(results) == 1 else f"{number:02d}-{hit.rank:02d}-{source.stem}"
+                    target, again = folder / (stem + source.suffix), 1
+                    while target.exists() and not filecmp.cmp(source, target, shallow=False):
+                        again += 1
+                        target = folder / f"{stem} ({again}){source.suffix}"
+                    if not target.exists():
+                        with replacing(target) as temporary:
+                            shutil.copy2(source, temporary)
+                    copied += 1
     except OSError as error:
-        raise DiffATRError(f"--copy-to {folder}: {error.strerror} ({error.filename}); {copied} files were copied.") from error
+        raise DiffATRError(f"--copy-to: {error.filename}: {reason(error)} {copied} files were copied.") from error
+    except DiffATRError as error:
+        raise DiffATRError(f"--copy-to: {error} {copied} files were copied.") from error
     say(f"{copied} files copied to {folder}")

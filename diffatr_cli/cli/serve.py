@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import DiffATRError, UsageError
-from .console import Device, Seed, progress_bar, say
+from . import signals
+from .console import Device, Seed, progress_bar, say, show_line
 from .corpus import Corpus, IndexFolder, NewestOf, Run, Shortlist, Steps, load_model, open_folder, tell_update
 
 if TYPE_CHECKING:
@@ -68,16 +69,18 @@ def serve(
     url = f"http://{_bracketed(_reachable(host))}:{number}/" + (f"?token={token}" if token else "")
     app = make_app(session, hosts=hosts, token=token, refresh=lambda: session.start(told=_report))
     session.start(progress_bar, _report)
-    typer.echo(url)
-    sys.stdout.flush()
+    show_line(url)
     say(f"{corpus}: open the address above in a browser. Ctrl-C ends this.")
     if token:
         say("Whoever has the whole address can search and hear this folder, and the connection is not encrypted.")
     if _can_open() if open_browser is None else open_browser:
         webbrowser.open(url)
     try:
-        server.run(app, listener)
+        with signals.unwinding():
+            server.run(app, listener)
     except KeyboardInterrupt:
+        if not signals.dealt_with():
+            raise
         say("diffatr: stopped.")
     finally:
         session.stop()
