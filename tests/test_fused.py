@@ -46,15 +46,15 @@ def way(request):
 
 
 def terms(groups, queries, n, hidden, dtype=torch.float32):
-    """table, hidden, weight, bias and the slope of the result."""
+    """candidate_hidden, hidden, weight, bias and the slope of the result."""
     generator = torch.Generator().manual_seed(groups + queries + n + hidden)
     sizes = (groups, n, hidden), (groups, queries, hidden), (hidden,), (1,), (groups, queries, n)
     return [torch.randn(*size, generator=generator, dtype=dtype) for size in sizes]
 
 
-def maxima(table, negative_hidden, weight):
+def maxima(candidate_hidden, negative_hidden, weight):
     """The sum of maxima by brute force, in float64."""
-    a, b, w = (x.double().numpy() for x in (table, negative_hidden, weight))
+    a, b, w = (x.double().numpy() for x in (candidate_hidden, negative_hidden, weight))
     return np.einsum("gtnh,h->gtn", np.maximum(a[:, None], b[:, :, None]), w)
 
 
@@ -85,8 +85,8 @@ def test_no_gradient_passes_where_a_sum_is_zero(way):
     """As relu's, which is 0 at 0; that of a maximum of two equal values is not."""
     leaves = [torch.zeros(1, 3, 4), torch.zeros(1, 2, 4), torch.ones(4), torch.zeros(1)]
     leaves = [tensor.requires_grad_() for tensor in leaves]
-    table, hidden, weight, bias = torch.autograd.grad(fused.decode(*leaves).sum(), leaves)
-    assert not any(gradient.any() for gradient in (table, hidden, weight))
+    candidate_hidden, hidden, weight, bias = torch.autograd.grad(fused.decode(*leaves).sum(), leaves)
+    assert not any(gradient.any() for gradient in (candidate_hidden, hidden, weight))
     assert bias == 6
 
 
@@ -112,9 +112,9 @@ def test_autocast_changes_rounding_alone(way, recorded):
 @given(shapes, dtypes)
 @example((2, 600, 9, 4), torch.float32)
 def test_the_compiled_sum_of_maxima_equals_a_brute_force_sum(way, shape, dtype):
-    table, negative_hidden, weight, *_ = terms(*shape, dtype)
-    got = kernels.sum_of_maxima_numba(table, negative_hidden, weight).numpy()
-    assert_allclose(got, maxima(table, negative_hidden, weight), atol=FLOATS[dtype])
+    candidate_hidden, negative_hidden, weight, *_ = terms(*shape, dtype)
+    got = kernels.sum_of_maxima_numba(candidate_hidden, negative_hidden, weight).numpy()
+    assert_allclose(got, maxima(candidate_hidden, negative_hidden, weight), atol=FLOATS[dtype])
 
 
 @few
@@ -123,11 +123,11 @@ def test_the_compiled_sum_of_maxima_equals_a_brute_force_sum(way, shape, dtype):
 @pytest.mark.parametrize("block", [kernels._block_of_nine, kernels._block_of_sixteen])
 def test_both_tilings_equal_a_brute_force_sum(block, shape):
     """Whichever of the two this processor uses."""
-    table, negative_hidden, weight, *_ = terms(*shape)
-    out = torch.full((shape[0], negative_hidden.shape[1], table.shape[1]), torch.nan)
+    candidate_hidden, negative_hidden, weight, *_ = terms(*shape)
+    out = torch.full((shape[0], negative_hidden.shape[1], candidate_hidden.shape[1]), torch.nan)
     for g in range(shape[0]):
-        block(table[g].numpy(), negative_hidden[g].numpy(), weight.numpy(), out[g].numpy())
-    assert_allclose(out.numpy(), maxima(table, negative_hidden, weight), atol=2e-5)
+        block(candidate_hidden[g].numpy(), negative_hidden[g].numpy(), weight.numpy(), out[g].numpy())
+    assert_allclose(out.numpy(), maxima(candidate_hidden, negative_hidden, weight), atol=2e-5)
 
 
 def test_the_attended_mean_equals_a_softmax_over_all_candidates(way):
@@ -185,16 +185,18 @@ def test_what_numba_cannot_take_goes_the_eager_way(recorded, monkeypatch):
     monkeypatch.setattr(fused, "SMALL_TRAINING", EVERYTHING)
     taken = ways(monkeypatch)
     for options in ({"device": "meta"}, {"dtype": torch.bfloat16}):
-        table, hidden, weight, bias, _ = (tensor.to(**options).requires_grad_(recorded) for tensor in terms(1, 3, 5, 8))
-        result = fused.decode(table, hidden, weight, bias)
-        mean = fused.attended_mean(torch.zeros(1, 3, 5, **options), table)
+        candidate_hidden, hidden, weight, bias, _ = (
+            tensor.to(**options).requires_grad_(recorded) for tensor in terms(1, 3, 5, 8)
+        )
+        result = fused.decode(candidate_hidden, hidden, weight, bias)
+        mean = fused.attended_mean(torch.zeros(1, 3, 5, **options), candidate_hidden)
         assert [(x.shape, x.dtype, x.device) for x in (result, mean)] == [
-            ((1, 3, 5), table.dtype, table.device),
-            ((1, 3, 8), table.dtype, table.device),
+            ((1, 3, 5), candidate_hidden.dtype, candidate_hidden.device),
+            ((1, 3, 8), candidate_hidden.dtype, candidate_hidden.device),
         ]
         if recorded:
             result.sum().backward()
-            assert table.grad.shape == table.shape
+            assert candidate_hidden.grad.shape == candidate_hidden.shape
     assert taken == []
 
 

@@ -102,12 +102,12 @@ class PreparedCandidates:
     """Candidates and what one denoiser needs of them, computed once for any number of queries.
 
     candidates: (G, N, D) unit embeddings; G is 1 where all queries share them.
-    table: (G, N, H), their part of the decoder's hidden layer.
+    candidate_hidden: (G, N, H), their part of the decoder's hidden layer.
     """
 
     factors: Factors
     candidates: Tensor
-    table: Tensor
+    candidate_hidden: Tensor
 
     @cached_property
     def contexts(self) -> Tensor:
@@ -129,7 +129,7 @@ class PreparedCandidates:
             hidden = attended_mean(attention, self.contexts).add_(embedding)
         else:
             hidden = factors.context(attended_mean(attention, self.candidates).add_(embedding))
-        logits = decode(self.table, hidden, factors.weight, factors.bias)
+        logits = decode(self.candidate_hidden, hidden, factors.weight, factors.bias)
         if factors.output == "add_weight":
             return logits + attention.softmax(2)
         if factors.output == "add_logit":

@@ -22,27 +22,27 @@ EAGER_ENTRIES = 2**24  # of the (G, T, N, H) array that the eager way holds at a
 Maxima = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def decode(table: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """sum_h weight[h] relu(table[g, i, h] + hidden[g, t, h]) + bias -> (G, T, N), differentiable.
+def decode(candidate_hidden: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """sum_h weight[h] relu(candidate_hidden[g, i, h] + hidden[g, t, h]) + bias -> (G, T, N), differentiable.
 
     relu(a + b) = max(a, -b) + b, and the second term does not depend on the candidate. So the compiled ways take one maximum
     and one multiply-add for each h, and never write down the (G, T, N, H) values. They compute in the type of `weight`, whatever
     autocast says.
 
     Args:
-        table: (G, N, H).
+        candidate_hidden: (G, N, H).
         hidden: (G, T, H).
         weight: (H,).
         bias: (1,).
     """
-    differentiated = _differentiated(table, hidden, weight, bias)
-    maxima = _compiled_maxima(table, hidden, weight, differentiated)
+    differentiated = _differentiated(candidate_hidden, hidden, weight, bias)
+    maxima = _compiled_maxima(candidate_hidden, hidden, weight, differentiated)
     if maxima is None:
         block = max(1, EAGER_ENTRIES // max(1, hidden.numel()))  # candidates
-        parts = [(part[:, None] + hidden[:, :, None]).relu_() @ weight for part in torch.split(table, block, 1)]
+        parts = [(part[:, None] + hidden[:, :, None]).relu_() @ weight for part in torch.split(candidate_hidden, block, 1)]
         return torch.cat(parts, 2) + bias
-    with torch.autocast(table.device.type, enabled=False):
-        inputs = table.to(weight.dtype), hidden.to(weight.dtype), weight, bias
+    with torch.autocast(candidate_hidden.device.type, enabled=False):
+        inputs = candidate_hidden.to(weight.dtype), hidden.to(weight.dtype), weight, bias
         result: Tensor = _Decode.apply(maxima, *inputs) if differentiated else _decode(maxima, *inputs)  # type: ignore[no-untyped-call]
     return result
 
@@ -72,39 +72,39 @@ def _numba_takes(*tensors: Tensor) -> bool:
     return first in (torch.float32, torch.float64) and all(t.device.type == "cpu" and t.dtype == first for t in tensors)
 
 
-def _compiled_maxima(table: Tensor, hidden: Tensor, weight: Tensor, differentiated: bool) -> Maxima | None:
+def _compiled_maxima(candidate_hidden: Tensor, hidden: Tensor, weight: Tensor, differentiated: bool) -> Maxima | None:
     """The compiled sum of maxima for these; None where the eager way is to be taken."""
-    if table.device.type == "cuda" and not differentiated:  # of the Triton kernel there is no gradient
+    if candidate_hidden.device.type == "cuda" and not differentiated:  # of the Triton kernel there is no gradient
         try:
             from .kernels_triton import sum_of_maxima_triton
         except ImportError:  # torch without Triton
             return None
         return sum_of_maxima_triton
     small = SMALL_TRAINING if differentiated else SMALL
-    if table.numel() * hidden.shape[1] <= small or not _numba_takes(weight):
+    if candidate_hidden.numel() * hidden.shape[1] <= small or not _numba_takes(weight):
         return None
     from .kernels import sum_of_maxima_numba
 
     return sum_of_maxima_numba
 
 
-def _decode(maxima: Maxima, table: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _decode(maxima: Maxima, candidate_hidden: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`decode` by a compiled sum of maxima, all tensors of one type."""
-    return maxima(table, -hidden, weight).add_((hidden @ weight + bias)[..., None])
+    return maxima(candidate_hidden, -hidden, weight).add_((hidden @ weight + bias)[..., None])
 
 
 class _Decode(torch.autograd.Function):
     """`_decode` on the CPU with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, maxima: Maxima, table: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(table, hidden, weight)
-        return _decode(maxima, table, hidden, weight, bias)
+    def forward(ctx: Any, maxima: Maxima, candidate_hidden: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(candidate_hidden, hidden, weight)
+        return _decode(maxima, candidate_hidden, hidden, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor, Tensor, Tensor]:
         from .kernels import decode_gradients_numba
 
-        table, hidden, weight = ctx.saved_tensors
-        return None, *decode_gradients_numba(table, hidden, weight, *gradients), gradients[0].sum().view(1)
+        candidate_hidden, hidden, weight = ctx.saved_tensors
+        return None, *decode_gradients_numba(candidate_hidden, hidden, weight, *gradients), gradients[0].sum().view(1)

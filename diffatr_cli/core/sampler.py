@@ -214,7 +214,7 @@ def _sample_block(part: PreparedCandidates, query: Tensor, x: Tensor, chain: Cha
     similarity, shifts = of_query @ candidates.mT, of_level @ candidates.mT  # (G, T, N), (G, S, N)
     dropped = of_query @ embeddings.mT + (of_level * embeddings).sum(1)  # (G, T, S)
     # Candidates go through the context once each, or their mean at each step, whichever is less work.
-    visits, dim, hidden = len(chain.levels) * x.shape[1], candidates.shape[2], part.table.shape[2]
+    visits, dim, hidden = len(chain.levels) * x.shape[1], candidates.shape[2], part.candidate_hidden.shape[2]
     projected = visits * x.shape[2] * hidden + x.shape[2] * dim * hidden < visits * dim * (x.shape[2] + hidden)
     if projected:
         embeddings = factors.context(embeddings)
