@@ -21,7 +21,7 @@ from fake_retriever import FakeRetriever, write_tone
 from safetensors.torch import save_file
 
 from diffatr_cli.cli import query
-from diffatr_cli.data.audio import write_wav
+from diffatr_cli.data.write_wav import write_wav
 from diffatr_cli.errors import DiffATRError
 from diffatr_cli.files import replacing, write_text
 
