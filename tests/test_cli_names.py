@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
@@ -9,12 +10,12 @@ import os
 from pathlib import Path
 
 import pytest
-from command_line import DIFFATR, Terminal, controls, shown, typed
+from command_line import DIFFATR, Stream, Terminal, controls, shown, typed
 from fake_retriever import FakeRetriever, write_tone
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from diffatr_cli.cli import corpus, query, serve
+from diffatr_cli.cli import console, corpus, query, serve
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.printable import printable
 
@@ -179,6 +180,29 @@ def test_tables_of_names_keep_brackets_and_columns(tmp_path: Path) -> None:
     assert not controls(result.out + result.err)
     for words in ("[red]x[/red].wav", ":dog:.wav", "[/]", "[b]:cat:: prepared"):
         assert words in "".join(line.strip(" |\u2502") for line in result.out.splitlines())
+
+
+def test_the_note_of_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream("utf-8", terminal=True)
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with console.progress_bar() as progress:
+        progress(1, 2, f"training on [b]{EVIL}")
+    text = shown(stream.written("utf-8"))
+    assert "training on [b]" in text
+    assert not controls(text)
+
+
+def test_nothing_is_printed_past_the_console() -> None:
+    """Neither results nor talk, by any module: the console alone knows what the streams take."""
+    ways = {"print", "typer.echo", "typer.secho"}
+    ways |= {f"sys.{stream}.{call}" for stream in ("stdout", "stderr") for call in ("write", "writelines", "buffer.write")}
+    printing = set()
+    for path in Path(console.__file__).parents[1].rglob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        if ways & {ast.unparse(call.func) for call in calls}:
+            printing.add(path.name)
+    assert printing == {"console.py"}
 
 
 # --- a real terminal -------------------------------------------------------------------------------------------------

@@ -195,6 +195,35 @@ def test_an_import_is_let_come_to_its_end(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_process_that_is_being_started_is_let_start() -> None:
+    """Half of one would wait for the other half, or end with a traceback of its own."""
+    done = run_script(
+        """
+        class Starting:  # is pickled by `multiprocessing` while it starts a process
+            def __reduce__(self):
+                try:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.01)
+                except KeyboardInterrupt:
+                    print("in the middle")
+                return print, ("started",)
+
+        import multiprocessing
+
+        try:
+            with signals.unwinding():
+                process = multiprocessing.get_context("spawn").Process(target=print, args=(Starting(),))
+                process.start()
+                time.sleep(60)
+        except KeyboardInterrupt:
+            process.join()
+            print("unwound", process.exitcode, flush=True)
+        """
+    )
+    assert sorted(done.stdout.splitlines()) == ["None", "started", "unwound 0"]
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_where_nothing_is_at_stake_an_import_is_ended(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('imported')\n")
     done = run_script("import slow", str(tmp_path))
