@@ -247,13 +247,13 @@ def test_a_full_disk_or_a_folder_that_cannot_be_written_is_one_sentence(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DiffATRError, match=r"file: File exists"):
+    with pytest.raises(DiffATRError, match=r"file: a file is where a folder should be"):
         fetch(server, tmp_path / "file" / "a.bin")
     (tmp_path / "b.bin.part").mkdir()
-    with pytest.raises(DiffATRError, match=r"b\.bin\.part: Is a directory"):
+    with pytest.raises(DiffATRError, match=r"b\.bin\.part: a folder is where a file should be"):
         fetch(server, tmp_path / "b.bin")
     monkeypatch.setattr(Path, "open", lambda *_: FullDisk())
-    with pytest.raises(DiffATRError, match=r"a\.bin\.part: No space left on device\. Free some"):
+    with pytest.raises(DiffATRError, match=r"a\.bin\.part: the disk is full\. Free some"):
         fetch(server, tmp_path / "a.bin")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..errors import DiffATRError
+from ..files import reason
 from ..progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _is_there(target: Path, md5: str | None, progress: Progress) -> bool:
             target.unlink()
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DiffATRError(f"{error.filename or target}: {error.strerror}.") from None
+        raise DiffATRError(f"{error.filename or target}: {reason(error)}") from None
     return False
 
 
@@ -102,7 +103,7 @@ def _replace(part: Path, target: Path) -> None:
     try:
         os.replace(part, target)
     except OSError as error:
-        raise DiffATRError(f"{target}: {error.strerror}.") from None
+        raise DiffATRError(f"{target}: {reason(error)}") from None
 
 
 class _Unexpected(Exception):
@@ -176,7 +177,7 @@ class _Attempt:
                     since, then = self.clock(), have
 
     def _no_room(self, error: OSError) -> DiffATRError:
-        return DiffATRError(f"{self.part}: {error.strerror}. Free some space and run the command again.")
+        return DiffATRError(f"{self.part}: {reason(error)}")
 
 
 def _refuse(error: Exception, url: str) -> None:
