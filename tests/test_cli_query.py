@@ -3,6 +3,7 @@ import io
 import json
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from diffatr_cli.cli import query as module
 from diffatr_cli.cli.corpus import clock_span
-from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
 from diffatr_cli.corpus.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
@@ -179,15 +180,30 @@ def test_names_that_are_not_text(clips):
 
 
 def test_an_index_that_cannot_be_updated_is_searched_as_it_is(clips, monkeypatch):
+    run("index", clips)
+    write_tone(clips / "new.wav", 901, 2)
+
+    def refuse(*_, **__):
+        raise CannotUpdate(f"{clips}: the index cannot be written there (read-only).")
+
+    monkeypatch.setattr(FolderIndex, "update", refuse)
+    result = run("query", "900 Hz", "--corpus", clips, "--json")
+    assert "read-only" in failure("index", clips).args[0]
+    assert len(json.loads(result.stdout)["results"]) == 6
+    assert "Searching what is indexed so far" in result.stderr
+
+
+def test_a_query_waits_for_an_index_that_is_being_made(clips):
     import filelock
 
     run("index", clips)
     write_tone(clips / "new.wav", 901, 2)
-    with filelock.FileLock(clips / ".diffatr" / "lock"):
-        result = run("query", "900 Hz", "--corpus", clips, "--json")
-        assert "another process" in failure("index", clips).args[0]
-    assert len(json.loads(result.stdout)["results"]) == 6
-    assert "Searching what is indexed so far" in result.stderr
+    lock = filelock.FileLock(clips / ".diffatr" / "lock", thread_local=False)
+    lock.acquire()
+    threading.Timer(0.5, lock.release).start()
+    result = run("query", "900 Hz", "--corpus", clips, "--json")
+    assert result.stderr.count("Waiting until it is done") == 1
+    assert len(json.loads(result.stdout)["results"]) == 7
 
 
 def test_wrong_use_is_told_before_any_work(clips, tmp_path, monkeypatch):

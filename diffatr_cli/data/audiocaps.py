@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ def prepare_audiocaps(
         DiffATRError: no caption file, a missing column, a full disk.
     """
     for folder in (source, audio):
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not os.path.isdir(folder):
             raise DiffATRError(f"{folder}: no such folder")
     with claim(out, "audiocaps") as earlier:
         plan = Plan()
@@ -68,7 +69,7 @@ def prepare_audiocaps(
 
 def _caption_file(source: Path, split: str) -> Path | None:
     names = (f"{split}.csv", f"audiocaps_{split}.csv", f"dataset/{split}.csv")
-    return next((source / name for name in names if (source / name).is_file()), None)
+    return next((source / name for name in names if os.path.isfile(source / name)), None)
 
 
 @dataclass

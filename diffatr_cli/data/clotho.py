@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -53,7 +54,7 @@ def prepare_clotho(
     Raises:
         DiffATRError: no caption file, a missing column, a damaged archive, a download that fails, a full disk.
     """
-    if source is not None and not source.is_dir():
+    if source is not None and not os.path.isdir(source):
         raise DiffATRError(f"{source}: no such folder")
     with claim(out, "clotho") as earlier:
         plan = Plan()

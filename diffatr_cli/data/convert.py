@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DiffATRError
-from ..files import replacing
+from ..files import reason, replacing
 from ..types import SAMPLE_RATE
 from . import audio
 from .interrupts import interrupts_wait
@@ -167,10 +167,13 @@ def _convert(converter: Converter, source: str, target: Path) -> Outcome:
     """Convert one source. A target that cannot have its name costs its clip."""
     try:
         return converter(source, target)
-    except OSError as error:
-        if error.errno in _OF_ONE_FILE:
-            return Outcome(skipped=f"cannot be written under its name ({error.strerror})")
-        raise DiffATRError(f"{error.filename or target}: {error.strerror or error}. Finished clips are kept.") from error
+    except (OSError, DiffATRError) as error:
+        refusal = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(refusal, OSError) and refusal.errno in _OF_ONE_FILE:
+            return Outcome(skipped=f"cannot be written under its name ({refusal.strerror})")
+        if isinstance(error, OSError):
+            raise DiffATRError(f"{target}: {reason(error)}") from error
+        raise
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import IO
 import numpy as np
 
 from ..errors import DiffATRError
+from ..files import reason
 from ..progress import Progress, silent
 from .interrupts import interrupts_wait
 from .manifest import MANIFEST, Record, read_manifest
@@ -182,7 +183,7 @@ def append(journal: IO[str], record: Record) -> None:
         journal.write("\n" + json.dumps(asdict(replace(record, captions=()))))
         journal.flush()
     except OSError as error:
-        raise DiffATRError(f"{journal.name}: {error.strerror}. Free some space and run the command again.") from error
+        raise DiffATRError(f"{journal.name}: {reason(error)}") from error
 
 
 _TEXTS, _NUMBERS = ("clip_id", "split", "path", "md5"), ("source_size", "source_mtime_ns", "frames")

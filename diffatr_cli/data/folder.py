@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import unicodedata
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DiffATRError, UsageError
+from ..files import reason
 from ..progress import Progress, silent
 from .audio import Partial, Resampler
 from .caption_rows import TABLE_SUFFIXES, CaptionRow, caption_rows
@@ -45,7 +47,7 @@ def prepare_folder(
         UsageError: there are several caption files to choose from.
         DiffATRError: no caption file, a missing column, a full disk.
     """
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise DiffATRError(f"{source}: no such folder")
     table = captions or _only_table(source)
     with claim(out, "folder") as earlier:
@@ -162,7 +164,10 @@ class _Clips:
 
 
 def _only_table(source: Path) -> Path:
-    found = sorted(path for path in source.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
+    try:
+        found = sorted(path for path in source.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
+    except OSError as error:
+        raise DiffATRError(f"{source}: {reason(error)}") from error
     # Beside another table, a .json file is more likely something else.
     tables = [path for path in found if path.suffix.lower() != ".json"] or found
     if not tables:

@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import DiffATRError, UsageError
+from ..files import reason
 from ..progress import Progress, silent
 from ..types import SAMPLE_RATE
 from . import audio
@@ -102,7 +103,7 @@ def claim(root: Path, kind: str) -> Iterator[Earlier]:
 
     Raises:
         UsageError: another kind of data set is there.
-        DiffATRError: another process is preparing it, or the folder cannot be written.
+        DiffATRError: another process is preparing it, or the system refuses to read or write something.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -118,10 +119,10 @@ def claim(root: Path, kind: str) -> Iterator[Earlier]:
                     root.rmdir()
     except Timeout:
         raise DiffATRError(f"{root}: another `diffatr prepare` is at work here; wait for it to end.") from None
-    except FileExistsError:
-        raise DiffATRError(f"{root}: is a file, not a folder.") from None
-    except PermissionError as error:
-        raise DiffATRError(f"{error.filename}: no permission to write there.") from None
+    except NotImplementedError:
+        raise DiffATRError(f"{root}: that disk has no locks for files. Name another place with --data.") from None
+    except OSError as error:
+        raise DiffATRError(f"{error.filename or root}: {reason(error)}") from error
 
 
 def prepare(
