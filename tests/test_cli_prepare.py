@@ -11,7 +11,6 @@ from audio_files import bad_files, table, tone
 
 from diffatr_cli.cli import main
 from diffatr_cli.data.manifest import load_dataset
-from diffatr_cli.errors import INTERRUPTED
 
 
 class Shell:
@@ -115,19 +114,6 @@ def test_wrong_use_is_2_and_failure_1_with_the_remedy(
     assert (found, out) == (code, "")
     assert words in err
     assert not list(tmp_path.glob("data/*/*"))
-
-
-@pytest.mark.parametrize("raised", [KeyboardInterrupt, None])
-def test_ctrl_c_is_one_line_and_130(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type | None) -> None:
-    def press(*arguments: object) -> None:
-        if raised:
-            raise raised
-        sys.exit(130)  # the exit code of something else is not taken for Ctrl-C
-
-    monkeypatch.setattr("diffatr_cli.data.synthetic.prepare_synthetic", press)
-    code, out, err = shell("synthetic", "--data", tmp_path)
-    assert (code, out) == (130, "")
-    assert err == (INTERRUPTED + "\n" if raised else "")
 
 
 def test_help_explains_each_command(shell: Shell) -> None:
