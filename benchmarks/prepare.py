@@ -17,7 +17,8 @@ import numpy as np
 import soundfile
 
 from diffatr_cli.data.audio import Resampler
-from diffatr_cli.data.prepare import Item, Plan, claim, prepare
+from diffatr_cli.data.plan import Item, Plan
+from diffatr_cli.data.prepare import claim, prepare
 from diffatr_cli.types import SAMPLE_RATE
 
 from .common import Case, Row, Size, Skip, pick, seconds
@@ -54,8 +55,8 @@ def against_librosa(resampler: Resampler, size: Size) -> list[Row]:
 
         def fast() -> float:
             plan = Plan([Item(path.stem, "train", ("noise",), path.stem, str(path)) for path in paths])
-            with claim(target, "folder"):
-                took = seconds(lambda: prepare(target, "folder", plan, resampler=resampler))
+            with claim(target, "folder") as earlier:
+                took = seconds(lambda: prepare(target, "folder", plan, earlier, resampler=resampler))
             shutil.rmtree(target)
             return took
 

@@ -5,10 +5,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import DiffATRError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full. Free some space and run the command again; nothing else is lost.",
+    errno.EFBIG: "larger than a file may be there.",
+    errno.EROFS: "that disk can only be read. Name another place.",
+    errno.EACCES: "no permission.",
+    errno.ENOTDIR: "a file is where a folder should be.",
+    errno.EEXIST: "a file is where a folder should be.",
+    errno.EISDIR: "a folder is where a file should be.",
+    errno.ENAMETOOLONG: "the name is too long.",
+}
+_REASONS |= {errno.EDQUOT: _REASONS[errno.ENOSPC], errno.EPERM: _REASONS[errno.EACCES]}
+_OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # reading cannot end so
+
+
+def reason(error: OSError) -> str:
+    """What the system refused, as a sentence to stand behind the name of the place."""
+    return _REASONS.get(error.errno or 0, f"{error.strerror or error}.")
 
 
 @contextlib.contextmanager
@@ -16,23 +35,21 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; what is written there replaces `path` when the block ends well.
 
     Raises:
-        DiffATRError: the disk is full, or the folder cannot be written; the temporary file is gone, `path` is as it was.
+        DiffATRError: `path` cannot be written: the disk is full, the folder is none or not to be written, ...; the temporary
+            file is gone, `path` is as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name may have 255 bytes.
+    temporary = path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        # torch and safetensors report a full disk as their own errors, with the system's words in them.
-        if full or "No space left" in str(error) or "file write failed" in str(error):
-            raise DiffATRError(
-                f"{path}: the disk is full. Free some space and run the command again; nothing else is lost."
-            ) from error
-        if isinstance(error, PermissionError):
-            raise DiffATRError(f"{path}: no permission to write there.") from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        refusal = _refusal(error)
+        if refusal is not None and _is_about(refusal, {path, temporary, *path.parents}):
+            raise DiffATRError(f"{path}: {reason(refusal)}") from error
         raise
 
 
@@ -40,3 +57,22 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in UTF-8."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _refusal(error: BaseException) -> OSError | None:
+    """What the system said, out of an error that may be a library's own."""
+    if isinstance(error, OSError):
+        return error
+    if found := re.search(r"\(os error (\d+)\)", str(error)):  # as libraries in Rust write it, such as safetensors
+        return OSError(int(found[1]), os.strerror(int(found[1])))
+    # torch keeps to itself what the system said; a file that ends too early is all that it has noticed.
+    if re.search("file write failed|unexpected pos|No space left", str(error)):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
+
+
+def _is_about(error: OSError, places: set[Path]) -> bool:
+    """Whether an error is of writing in these places: the block may read files too, whose troubles are others'."""
+    if error.errno in _OF_WRITING:
+        return True
+    return error.filename is not None and Path(os.fsdecode(error.filename)) in places

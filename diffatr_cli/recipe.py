@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,23 @@ from pydantic_core import ErrorDetails
 
 from .errors import UsageError
 from .recipe_schema import Recipe
+from .recipe_yaml import STRING_TAG, NotYAML, compose, dump, plain, value_of
 
 SECTIONS = {name: tuple(type(info.default).model_fields) for name, info in Recipe.model_fields.items()}
 """Section name to its field names, in the schema's order."""
 
 _FIELDS = [f"{section}.{name}" for section, names in SECTIONS.items() for name in names]
 _SUFFIXES = (".yaml", ".yml")
+_LONGEST_CHAIN = 100
+_MANY, _SHOWN = 40, 20
+"""Of more than so many problems, so many are told."""
 
 
 class RecipeError(UsageError):
     """One or more problems in a recipe; `problems` holds a line for each, `file:line: field: problem`."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__(*problems)
         self.problems = tuple(problems)
 
 
@@ -52,7 +57,7 @@ def find_recipe(name: str) -> Path:
     """
     if _is_bare(name) and (found := list_recipes().get(name)):
         return found
-    if Path(name).is_file():
+    if os.path.isfile(name):  # which is False for any text that cannot be a path
         return Path(name)
     known = list_recipes()
     near = get_close_matches(Path(name).stem, known, n=1)
@@ -70,41 +75,29 @@ def _is_bare(name: str) -> bool:
     return not name.endswith(_SUFFIXES) and "/" not in name and os.sep not in name
 
 
+def _cut(name: str) -> str:
+    """A name that is shown; comparing a very long one with others would take minutes."""
+    return name if len(name) <= 80 else f"{name[:77]}..."
+
+
 def _did_you_mean(names: Sequence[str]) -> str:
     return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
-# --- YAML ------------------------------------------------------------------------------------------------------------
-
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
-_STRING_TAG = "tag:yaml.org,2002:str"
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads plain scalars by YAML 1.2's core rules."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (the base class's own form)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what YAML 1.1 or 1.2 would read as something else than text, and keeps lists on one line."""
-
-
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
-_Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True))
-
-
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML that loads back equal: what a run folder keeps."""
-    return yaml.dump(recipe.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return dump(recipe.model_dump())
+
+
+def differing_fields(one: Recipe, other: Recipe) -> list[str]:
+    """The fields, `section.field`, in which two recipes differ."""
+    ours, theirs = one.model_dump(), other.model_dump()
+    return [
+        f"{section}.{name}"
+        for section, names in SECTIONS.items()
+        for name in names
+        if ours[section][name] != theirs[section][name]
+    ]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -130,18 +123,32 @@ class _Reading:
     """
 
     values: dict[tuple[str, str], tuple[Any, _Place]] = field(default_factory=dict)
-    problems: list[tuple[_Place, str]] = field(default_factory=list)
+    problems: list[tuple[_Place, str, str | Callable[[], str]]] = field(default_factory=list)
+    unlisted: int = 0
+    """Problems that were only counted, because too many of their kind came before."""
     complete: bool = True
 
-    def add(self, place: _Place, name: str, problem: str) -> None:
-        self.problems.append((place, f"{place}: {name}: {problem}" if name else f"{place}: {problem}"))
+    def add(self, place: _Place, name: str, problem: str | Callable[[], str]) -> None:
+        """Note a problem with a field. One whose words take time to find is a function, called if it is told."""
+        self.problems.append((place, name, problem))
+
+    def told(self) -> list[str]:
+        """A line for each problem in the order of their places, or the first of many and how many more there are."""
+        ordered = sorted(self.problems, key=lambda problem: (problem[0].order, problem[0].line))
+        shown = ordered if len(ordered) + self.unlisted <= _MANY else ordered[:_SHOWN]
+        lines = []
+        for place, name, problem in shown:
+            words = problem if isinstance(problem, str) else problem()
+            lines.append(f"{place}: {name}: {words}" if name else f"{place}: {words}")
+        more = len(ordered) - len(shown) + self.unlisted
+        return [*lines, *([f"and {more} more problems like these"] if more else [])]
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, all that it extends, and the overrides (`pretrain.epochs=2`, the later one winning).
 
     Raises:
-        RecipeError: every problem of every file and override at once.
+        RecipeError: every problem of every file and override at once, or the first twenty of very many.
     """
     path = find_recipe(str(name_or_path))
     reading = _Reading()
@@ -150,7 +157,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         _read_override(override, reading)
     recipe = _validate(reading, _Place(0, _shown(path)))
     if reading.problems or recipe is None:
-        raise RecipeError([text for _, text in sorted(reading.problems, key=lambda p: (p[0].order, p[0].line))])
+        raise RecipeError(reading.told())
     return recipe
 
 
@@ -166,55 +173,39 @@ def _read_file(path: Path, reading: _Reading, chain: tuple[Path, ...]) -> None:
     if root is None:
         return
     sections: list[tuple[str, yaml.Node, _Place]] = []
-    for name, node, at in _items(root, place, "", reading):
+    for name, node, at in _items(root, place, "", ("extends", *SECTIONS), reading):
         if name == "extends":
             _read_base(node, path, at, reading, chain)
-        elif name in SECTIONS:
-            sections.append((name, node, at))
         else:
-            near = get_close_matches(name, [*SECTIONS, "extends"], n=1)
-            reading.add(at, name, f"unknown section{_did_you_mean(near)}; the sections are {', '.join(SECTIONS)}")
+            sections.append((name, node, at))
     for section, node, at in sections:
-        for name, value_node, at_field in _items(node, at, section, reading):
-            full = f"{section}.{name}"
-            if name not in SECTIONS[section]:
-                reading.add(at_field, full, f"unknown field{_did_you_mean(_near_fields(section, name))}")
-                continue
+        for name, value_node, at_field in _items(node, at, section, SECTIONS[section], reading):
             try:
-                reading.values[section, name] = (_value(value_node), at_field)
+                reading.values[section, name] = (value_of(value_node), at_field)
             except ValueError as error:
-                reading.add(at_field, full, str(error))
+                reading.add(at_field, f"{section}.{name}", str(error))
 
 
 def _compose(path: Path, place: _Place, reading: _Reading) -> yaml.Node | None:
     """The file's node tree; None when it is empty or, with a problem noted, cannot be read."""
-    line, problem, text = 0, "", ""
+    line = 0
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-        root: yaml.Node | None = yaml.compose(text, Loader=_Loader)
-        return root
+        return compose(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError as error:
         line, problem = error.object.count(b"\n", 0, error.start) + 1, "not UTF-8 text; save the file as UTF-8"
-    except RecursionError:
-        problem = "nested too deeply"
-    except yaml.reader.ReaderError as error:
-        line, problem = text.count("\n", 0, error.position) + 1, f"a character that YAML does not allow, #x{error.character:04x}"
-    except yaml.MarkedYAMLError as error:
-        at_end = re.search("end of stream|<stream end>", error.problem or "")  # what was left open is the place to look at
-        mark = error.context_mark if at_end and error.context_mark else error.problem_mark
-        line = mark.line + 1 if mark else 0
-        problem = f"not YAML: {' '.join(filter(None, (error.context, error.problem)))}"
-        if "'\\t'" in problem:
-            problem = "not YAML: a tab; indent with spaces"
+    except NotYAML as error:
+        line, problem = error.line, error.problem
     reading.complete = False
     reading.add(_Place(place.order, place.name, line), "", problem)
     return None
 
 
-def _items(node: yaml.Node, place: _Place, section: str, reading: _Reading) -> Iterator[tuple[str, yaml.Node, _Place]]:
-    """The keys of a mapping with their value nodes and places; noted as problems: duplicates, keys or nodes of other kinds."""
+def _items(
+    node: yaml.Node, place: _Place, section: str, names: Collection[str], reading: _Reading
+) -> Iterator[tuple[str, yaml.Node, _Place]]:
+    """The keys of a mapping that are among `names`, with their value nodes and places; all others are noted as problems."""
     if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null":
         return  # a section whose fields are all commented out
     if not isinstance(node, yaml.MappingNode):
@@ -222,27 +213,38 @@ def _items(node: yaml.Node, place: _Place, section: str, reading: _Reading) -> I
         reading.add(_Place(place.order, place.name, place.line or node.start_mark.line + 1), section, f"expected {expected}")
         return
     first: dict[str, int] = {}
+    noted = 0
     for key, value in node.value:
+        name = key.value if isinstance(key, yaml.ScalarNode) else ""
+        known = name in names and name not in first
+        noted += not known
+        if not known and noted > _MANY:  # there are enough of them to tell, in the order of their lines
+            reading.unlisted += 1
+            continue
         at = _Place(place.order, place.name, key.start_mark.line + 1)
-        full = f"{section}.{key.value}" if section else str(key.value)
+        if known:
+            first[name] = at.line
+            yield name, value, at
+            continue
+        full = _cut(f"{section}.{name}" if section else name)
         if not isinstance(key, yaml.ScalarNode):
             reading.add(at, section, "a name must be a single word")
-        elif key.value == "<<":
+        elif name == "<<":
             reading.add(at, full, "merge keys are not read; use `extends`")
-        elif key.value in first:
-            reading.add(at, full, f"given twice, first on line {first[key.value]}")
+        elif name in first:
+            reading.add(at, full, f"given twice, first on line {first[name]}")
         else:
-            first[key.value] = at.line
-            yield key.value, value, at
+            first[name] = at.line
+            reading.add(at, full, partial(_unknown_field, section, name) if section else partial(_unknown_section, name))
 
 
 def _read_base(node: yaml.Node, path: Path, at: _Place, reading: _Reading, chain: tuple[Path, ...]) -> None:
-    if not isinstance(node, yaml.ScalarNode) or node.tag != _STRING_TAG:
+    if not isinstance(node, yaml.ScalarNode) or node.tag != STRING_TAG:
         reading.complete = False
         reading.add(at, "extends", "expected one recipe, as a bare name or a path relative to this file")
         return
     beside = path.parent / (f"{node.value}.yaml" if _is_bare(node.value) else node.value)
-    if beside.is_file():
+    if os.path.isfile(beside):
         base = beside
     elif _is_bare(node.value) and node.value in list_recipes():
         base = list_recipes()[node.value]
@@ -257,27 +259,20 @@ def _read_base(node: yaml.Node, path: Path, at: _Place, reading: _Reading, chain
         reading.complete = False
         reading.add(at, "extends", f"goes in a circle: {' -> '.join(p.name for p in circle)}")
         return
+    if len(chain) >= _LONGEST_CHAIN:
+        reading.complete = False
+        reading.add(at, "extends", f"the {len(chain)}th recipe in a chain, which is too long")
+        return
     _read_file(base, reading, chain)
 
 
-def _value(node: yaml.Node) -> Any:
-    """A scalar, or a flat list as a tuple; no field holds more, so nothing recurses.
+def _unknown_section(name: str) -> str:
+    near = get_close_matches(_cut(name), [*SECTIONS, "extends"], n=1)
+    return f"unknown section{_did_you_mean(near)}; the sections are {', '.join(SECTIONS)}"
 
-    Raises:
-        ValueError: another kind of node, or a scalar that its tag does not fit.
-    """
-    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-        if not all(isinstance(item, yaml.ScalarNode) for item in node.value):
-            raise ValueError("expected a list of single values")
-        return tuple(_value(item) for item in node.value)
-    if not isinstance(node, yaml.ScalarNode):
-        raise ValueError("expected a single value or a list")
-    try:
-        return _Loader("").construct_object(node)
-    except yaml.YAMLError:
-        raise ValueError(f"the tag {node.tag.replace('tag:yaml.org,2002:', '!!')} is not allowed here") from None
-    except (ValueError, KeyError):
-        raise ValueError(f"'{node.value[:40]}' cannot be read as {node.tag.replace('tag:yaml.org,2002:', '')}") from None
+
+def _unknown_field(section: str, name: str) -> str:
+    return f"unknown field{_did_you_mean(_near_fields(section, _cut(name)))}"
 
 
 def _near_fields(section: str, name: str) -> list[str]:
@@ -297,22 +292,16 @@ def _read_override(override: str, reading: _Reading) -> None:
         reading.add(place, override, "expected an override such as pretrain.epochs=2")
         return
     if name not in SECTIONS.get(section, ()):
-        near = _near_fields(section, name) if name else _near_fields("", full)
-        reading.add(place, full, f"unknown field{_did_you_mean(near)}")
+        reading.add(place, _cut(full), partial(_unknown_field, section if name else "", name or full))
         return
     try:
         # Quotes and brackets are YAML; anything else is one plain scalar, so that a path may hold `: ` or ` #`.
-        node: Any = yaml.compose(text, Loader=_Loader) if text.startswith(("[", "'", '"')) else _plain(text)
-        reading.values[section, name] = (_value(node), place)
-    except yaml.YAMLError as error:
-        reading.add(place, full, f"'{text}' is not YAML: {getattr(error, 'problem', None) or error}")
-    except (ValueError, RecursionError) as error:
+        node = compose(text) if text.startswith(("[", "'", '"')) else plain(text)
+        reading.values[section, name] = (value_of(node), place)
+    except NotYAML as error:
+        reading.add(place, full, f"'{text}' is {error.problem}")
+    except ValueError as error:
         reading.add(place, full, str(error))
-
-
-def _plain(text: str) -> yaml.ScalarNode:
-    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
-    return yaml.ScalarNode(tag, text)
 
 
 # --- validating ------------------------------------------------------------------------------------------------------

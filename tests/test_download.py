@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import random
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 from audio_files import table, tone
 
+from diffatr_cli.data import download as module
 from diffatr_cli.data.clotho import prepare_clotho
 from diffatr_cli.data.download import download, unpack_7z
 from diffatr_cli.data.manifest import load_dataset
@@ -33,6 +38,9 @@ class Server:
         self.ranges = True
         self.cuts: list[int] = []
         self.errors: list[int] = []
+        self.redirects: dict[str, str] = {}
+        self.lengths = True
+        self.extra = b""  # sent behind the file, and announced where lengths are
         self.asked: list[str] = []
         server = self
 
@@ -42,7 +50,13 @@ class Server:
                 if server.errors:
                     self.send_error(server.errors.pop(0))
                     return
-                content = server.files.get(unquote(urlsplit(self.path).path)[1:])
+                name = unquote(urlsplit(self.path).path)[1:]
+                if name in server.redirects:
+                    self.send_response(302)
+                    self.send_header("Location", server.redirects[name])
+                    self.end_headers()
+                    return
+                content = server.files.get(name)
                 if content is None:
                     self.send_error(404)
                     return
@@ -56,10 +70,12 @@ class Server:
                     self.send_header("Content-Range", f"bytes {start}-{size - 1}/{size}")
                 else:
                     self.send_response(200)
-                self.send_header("Content-Length", str(size - start))
+                if server.lengths:
+                    self.send_header("Content-Length", str(size - start + len(server.extra)))
                 self.end_headers()
                 until = start + server.cuts.pop(0) if server.cuts else size
-                self.wfile.write(content[start:until])
+                with contextlib.suppress(OSError):  # who has heard enough hangs up
+                    self.wfile.write(content[start:until] + (server.extra if until == size else b""))
 
             def log_message(self, *args: object) -> None: ...
 
@@ -149,6 +165,105 @@ def test_refusals_are_final_and_troubles_are_not(server: Server, tmp_path: Path)
         download("nonsense", tmp_path / "c")
 
 
+@pytest.mark.parametrize("lengths", [True, False])
+def test_a_server_that_sends_more_than_the_file_is_cut_short(server: Server, tmp_path: Path, lengths: bool) -> None:
+    """Announced or not; what a small file's address sends may be without end."""
+    server.lengths, server.extra = lengths, bytes(50_000_000)
+    largest = 0
+
+    def watch(done: int, total: int, note: str) -> None:
+        nonlocal largest
+        largest = max(largest, done)
+
+    with pytest.raises(DiffATRError, match=r"not the file that was expected \(50300000 bytes instead|more than the 300000 bytes"):
+        fetch(server, tmp_path / "a.bin", progress=watch)
+    assert largest <= len(CONTENT)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:1000])  # the same behind a beginning: once more from the start, then no more
+    with pytest.raises(DiffATRError, match="not the file"):
+        fetch(server, tmp_path / "a.bin")
+    assert [asked.split()[0] for asked in server.asked] == ["all", "bytes=1000-", "all"]
+    server.lengths, server.extra = True, b""
+    server.files["a.bin"] = CONTENT[:-5]
+    with pytest.raises(DiffATRError, match="299995 bytes instead of 300000"):
+        fetch(server, tmp_path / "a.bin")
+
+
+def test_redirects_are_followed_but_not_without_end(server: Server, tmp_path: Path) -> None:
+    server.redirects = {"b.bin": "/c.bin", "c.bin": "/a.bin", "x": "/y", "y": "/x"}
+    fetch(server, tmp_path / "b.bin", "b.bin")
+    assert (tmp_path / "b.bin").read_bytes() == CONTENT
+    with pytest.raises(DiffATRError, match="from one address to another without end"):
+        fetch(server, tmp_path / "x", "x")
+    server.redirects = {f"r{n}": f"/r{n + 1}" for n in range(1000)}
+    with pytest.raises(DiffATRError, match="without end"):
+        fetch(server, tmp_path / "x", "r0")
+
+
+def test_a_few_bytes_a_connection_are_no_progress(server: Server, tmp_path: Path) -> None:
+    server.cuts = [1] * 1000
+    with pytest.raises(DiffATRError, match=r"failed.*6 times in a row"):
+        fetch(server, tmp_path / "a.bin")
+    assert len(server.asked) == 6
+    server.asked.clear()
+    assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:6]
+    server.cuts = [1, 1, 40_000, 1, 1, 1, 40_000, 1]
+    assert fetch(server, tmp_path / "a.bin") == [1, 2, 1, 1, 2, 4, 1, 1]
+    server.ranges = False
+    server.cuts = [100_000] * 1000  # the same beginning again and again
+    with pytest.raises(DiffATRError, match="6 times in a row"):
+        fetch(server, tmp_path / "b.bin")
+
+
+def test_a_connection_that_brings_next_to_nothing_is_given_up(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = iter(range(0, 10**9, 3600))
+    server.cuts = [10] * 3
+    with pytest.raises(DiffATRError, match=r"10 bytes in a minute\), 3 times in a row"):
+        fetch(server, tmp_path / "a.bin", retries=2, clock=lambda: next(hours))
+    monkeypatch.setattr(module, "_SLOWEST", 10)  # more than so many bytes, it may take its hours
+    fetch(server, tmp_path / "a.bin", clock=lambda: next(hours))
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_a_range_that_cannot_be_had(server: Server, tmp_path: Path) -> None:
+    server.errors = [416]
+    with pytest.raises(DiffATRError, match="the server answers 416"):
+        fetch(server, tmp_path / "a.bin")
+    for size in (len(CONTENT), None):
+        server.errors = [416]
+        (tmp_path / "a.bin.part").write_bytes(CONTENT[:10])
+        fetch(server, tmp_path / "a.bin", size=size)
+        assert (tmp_path / "a.bin").read_bytes() == CONTENT
+        (tmp_path / "a.bin").unlink()
+    server.errors = [416, 416]
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:10])
+    with pytest.raises(DiffATRError, match="the server answers 416"):
+        fetch(server, tmp_path / "a.bin")
+
+
+def test_a_full_disk_or_a_folder_that_cannot_be_written_is_one_sentence(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DiffATRError, match=r"file: a file is where a folder should be"):
+        fetch(server, tmp_path / "file" / "a.bin")
+    (tmp_path / "b.bin.part").mkdir()
+    with pytest.raises(DiffATRError, match=r"b\.bin\.part: a folder is where a file should be"):
+        fetch(server, tmp_path / "b.bin")
+    monkeypatch.setattr(Path, "open", lambda *_: FullDisk())
+    with pytest.raises(DiffATRError, match=r"a\.bin\.part: the disk is full\. Free some"):
+        fetch(server, tmp_path / "a.bin")
+
+
+class FullDisk(io.BytesIO):
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+    def close(self) -> None: ...
+
+
 def archive(path: Path, files: dict[str, bytes]) -> Path:
     with py7zr.SevenZipFile(path, "w") as out:
         for name, content in files.items():
@@ -184,6 +299,64 @@ def test_an_archive_may_not_write_outside(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(DiffATRError, match="outside"):
         unpack_7z(packed, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["a.7z"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "./.", "/."])
+@pytest.mark.parametrize("folder", [True, False])
+def test_an_entry_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: bool) -> None:
+    packed = archive(tmp_path / "a.7z", {"good.wav": b"1", "x": b""})
+    honest = py7zr.SevenZipFile.list
+
+    def listing(self: object) -> list[object]:  # py7zr does not write such names itself
+        entries = honest(self)
+        entries[1].filename, entries[1].is_directory = name, folder
+        return entries
+
+    monkeypatch.setattr(py7zr.SevenZipFile, "list", listing)
+    if folder and not name.startswith("/"):  # the folder itself, as some programs pack it
+        unpack_7z(packed, tmp_path / "out")
+        assert (tmp_path / "out" / "good.wav").read_bytes() == b"1"
+        return
+    with pytest.raises(DiffATRError, match=r"a\.7z: .*nothing was unpacked"):
+        unpack_7z(packed, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.7z"]
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_an_encrypted_archive_is_called_so(tmp_path: Path, header: bool) -> None:
+    with py7zr.SevenZipFile(tmp_path / "a.7z", "w", password="secret", header_encryption=header) as out:
+        out.writestr(b"1", "a.wav")
+    with pytest.raises(DiffATRError, match=r"a\.7z: an encrypted archive\. Unpack it with its password"):
+        unpack_7z(tmp_path / "a.7z", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.7z"]
+
+
+def test_an_archive_larger_than_the_disk_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = archive(tmp_path / "a.7z", {"a.wav": CONTENT})
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(DiffATRError, match=r"out: a\.7z unpacks to 0\.0 GB and the disk has 0\.0 GB left"):
+        unpack_7z(packed, tmp_path / "out")
+
+
+def test_flipped_bits_in_an_archive_are_an_error_or_change_nothing(tmp_path: Path) -> None:
+    files = {f"development/{n}.wav": CONTENT[: 1000 + n] for n in range(3)}
+    whole = archive(tmp_path / "a.7z", files).read_bytes()
+    drawn, noticed = random.Random(0), 0
+    for attempt in range(60):
+        content = bytearray(whole)
+        place = drawn.randrange(len(whole)) if attempt % 3 == 0 else drawn.choice([*range(40), *range(-120, 0)])
+        content[place] ^= 1 << drawn.randrange(8)
+        (tmp_path / "b.7z").write_bytes(content)
+        out = tmp_path / f"out{attempt}"
+        try:
+            unpack_7z(tmp_path / "b.7z", out)
+        except DiffATRError:
+            assert not out.exists()
+            noticed += 1
+        else:
+            assert {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.wav")} == files
+    assert noticed > 30
+    assert not list(tmp_path.glob("*.part"))
 
 
 def clotho_files(root: Path) -> dict[str, bytes]:

@@ -10,7 +10,9 @@ from audio_files import sine, table, write
 from hypothesis import given
 from hypothesis import strategies as st
 
+import diffatr_cli.model
 from diffatr_cli.core.level import LOUDEST, QUIETEST, SILENT, level, levelled
+from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.data.folder import prepare_folder
 from diffatr_cli.data.logmels import cached_logmels
@@ -103,3 +105,24 @@ def test_the_encoders_hear_a_quiet_recording_as_they_hear_it_at_full_level(tmp_p
     heard = full > full.max() - 30  # what the steps of 16 bits do not hide in the quiet one
     assert heard.any()
     np.testing.assert_allclose(quiet[heard], full[heard], atol=2)
+
+
+def test_what_was_embedded_in_another_way_is_embedded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index of before levels were brought into the range is of the same weights, and its vectors do not compare."""
+    for number in range(2):
+        write(tmp_path / "clips" / f"{number}.wav", sine(1, 32_000, 300 + 200 * number, 0.001), 32_000)
+    index = FolderIndex(tmp_path / "clips")
+    with monkeypatch.context() as before:
+        before.setattr(diffatr_cli.model, "HEARING", "as it is")
+        before.setattr(diffatr_cli.model, "levelled", lambda waveform: waveform)
+        old = load_retriever(shipped_model(), "cpu")
+        assert index.update(old).embedded == 2
+        unlevelled = index.read(old.model_id).vectors
+    model = load_retriever(shipped_model(), "cpu")
+    report = index.update(model)
+    assert (report.embedded, report.reused, report.unchanged) == (2, 0, 0)
+    found = index.read(model.model_id)
+    heard = model.embed_audio([load_audio(tmp_path / "clips" / path) for path in found.paths])
+    np.testing.assert_allclose(found.vectors, heard, atol=1e-3)
+    assert (abs(found.vectors - unlevelled).max(1) > 0.01).all()
+    assert index.update(model).embedded == 0

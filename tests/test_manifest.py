@@ -85,7 +85,7 @@ def test_a_damaged_foreign_or_empty_manifest_is_an_error_in_words(tmp_path: Path
 def test_a_failed_write_leaves_the_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_manifest(tmp_path, RECORDS, {})
 
-    def full(table: object, path: Path) -> None:
+    def full(table: object, path: Path, **options: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

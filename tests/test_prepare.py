@@ -6,20 +6,25 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
+import unicodedata
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 from audio_files import bad_files, sine, table, tone, write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from diffatr_cli.data import audio, prepare
 from diffatr_cli.data.audiocaps import prepare_audiocaps
 from diffatr_cli.data.clotho import prepare_clotho
 from diffatr_cli.data.folder import prepare_folder
 from diffatr_cli.data.manifest import load_dataset, read_manifest, read_piece
-from diffatr_cli.data.prepare import Item, Plan, Report, claim
+from diffatr_cli.data.plan import Item, Plan
+from diffatr_cli.data.prepare import Report, claim
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.types import SAMPLE_RATE
 
@@ -123,12 +128,13 @@ def test_the_real_caption_files_without_audio(tmp_path: Path) -> None:
     for report, counts in ((clotho, (3839, 1045, 1045)), (audiocaps, (49_838, 495, 975))):
         assert tuple(split.listed for split in report.splits.values()) == counts
         assert [*report.reasons().values()] == [{"missing": count} for count in counts]
-        assert (report.clips, report.notes) == (0, [])
-    captions = prepare.Plan()
-    from diffatr_cli.data.audiocaps import _read_split
+        assert (report.clips, len(report.notes)) == (0, 1)
+        assert report.notes[0].endswith("and there is no sound file at all")
+    captions = Plan()
+    from diffatr_cli.data.audiocaps import _read_split, _Sounds
 
     for split in ("val", "test"):
-        _read_split(SHARED / f"audiocaps_{split}.csv", split, {}, captions)
+        _read_split(SHARED / f"audiocaps_{split}.csv", split, _Sounds([]), captions)
     assert sum(len(item.captions) for item in captions.items) == 2475 + 4875
 
 
@@ -177,7 +183,7 @@ def test_bad_rows_are_left_out_by_file_and_line(tmp_path: Path) -> None:
         "c.csv:10": ["the file is already in train"],
     }
     assert report.notes == [
-        "c.csv:5: not UTF-8, read as Latin-1",
+        "c.csv:5: not UTF-8, read as Latin-1 (Windows-1252)",
         "2 clips sound exactly like one of another split, such as train/a.wav and test/é.wav",
     ]
 
@@ -188,7 +194,7 @@ def test_bad_rows_are_left_out_by_file_and_line(tmp_path: Path) -> None:
         (prepare_clotho, "file_name,text", "'caption_1'"),
         (prepare_audiocaps, "youtube_id,caption", "'start_time'"),
         (prepare_folder, "caption,split", "file, file_name, path or audio"),
-        (prepare_folder, "file,text", "caption, captions or caption_1"),
+        (prepare_folder, "file,words", "caption, captions, caption_1 or text"),
     ],
 )
 def test_a_missing_column_is_named(tmp_path: Path, maker: object, heading: str, named: str) -> None:
@@ -267,7 +273,21 @@ def test_files_without_a_split_are_dealt_out_for_good() -> None:
 
 
 def test_prepared_names_stay_inside_and_apart() -> None:
-    names = ["../../etc/x.wav", "/abs/x.wav", "A.wav", "a.WAV", "a.wav", "a", "n" * 300, "m/../n.flac"]
+    names = [
+        "../../etc/x.wav",
+        "/abs/x.wav",
+        "A.wav",
+        "a.WAV",
+        "a.wav",
+        "a",
+        "n" * 300,
+        "m/../n.flac",
+        "..",
+        ".",
+        "/",
+        "",
+        "d/" * 900,
+    ]
     paths = prepare._paths([Item(str(n), "train", (), name, None) for n, name in enumerate(names)])
     assert paths[:2] == ["train/etc/x.wav", "train/abs/x.wav"]
     assert len({path.casefold() for path in paths}) == len(names)
@@ -394,8 +414,8 @@ def test_workers_leave_the_cores_to_one_another(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     plan = Plan([Item(f"train/{n}", "train", ("x",), str(n), str(n)) for n in range(40)])
-    with claim(tmp_path / "set", "test"):
-        report = prepare.prepare(tmp_path / "set", "test", plan, only_on_one_thread, workers=2)
+    with claim(tmp_path / "set", "test") as earlier:
+        report = prepare.prepare(tmp_path / "set", "test", plan, earlier, only_on_one_thread, workers=2)
     assert (report.clips, report.skipped) == (40, [])
     assert os.environ["OPENBLAS_NUM_THREADS"] == "7"
     assert "OMP_NUM_THREADS" not in os.environ
@@ -409,10 +429,80 @@ def suicide(source: str) -> audio.Samples:
 
 def test_a_worker_that_dies_is_named_and_the_finished_stay(tmp_path: Path) -> None:
     plan = Plan([Item(f"train/{n}", "train", ("x",), str(n), str(n)) for n in range(40)])
-    with claim(tmp_path / "set", "test"), pytest.raises(DiffATRError, match=r"worker process died.* 17,.*--workers 1"):
-        prepare.prepare(tmp_path / "set", "test", plan, suicide, workers=2)
+    with claim(tmp_path / "set", "test") as earlier, pytest.raises(DiffATRError, match=r"worker process died.* 17,.*--workers 1"):
+        prepare.prepare(tmp_path / "set", "test", plan, earlier, suicide, workers=2)
     plan.items.pop(17)
-    with claim(tmp_path / "set", "test"):
-        report = prepare.prepare(tmp_path / "set", "test", plan, suicide, workers=1)
+    with claim(tmp_path / "set", "test") as earlier:
+        report = prepare.prepare(tmp_path / "set", "test", plan, earlier, suicide, workers=1)
     assert report.clips == 39
     assert not (tmp_path / "set" / "prepare.journal").exists()
+
+
+NAME_PARTS = st.sampled_from(
+    ["x.wav", "X.WAV", "y", "y.wav", "é.wav", "e\u0301.wav", "..", ".", "", "n" * 120, "ö" * 120, "x.wav~2"]
+)
+
+
+@given(st.lists(st.lists(NAME_PARTS, min_size=1, max_size=4).map("/".join), max_size=12))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_prepared_paths_can_all_be_made(tmp_path: Path, names: list[str]) -> None:
+    """No two are one file where case or composition is ignored, none is a folder of another, and none leaves its split."""
+    paths = prepare._paths([Item(str(n), "train", (), name, None) for n, name in enumerate(names)])
+    root = Path(tempfile.mkdtemp(dir=tmp_path))
+    for path in paths:
+        folded = root / unicodedata.normalize("NFC", path).casefold()
+        folded.parent.mkdir(parents=True, exist_ok=True)
+        assert folded.resolve().is_relative_to(root / "train")
+        with folded.open("x"):
+            pass
+        assert all(len(part.encode()) < 255 - 20 for part in path.split("/"))
+
+
+def test_a_file_and_a_folder_of_one_name_are_both_prepared(tmp_path: Path) -> None:
+    tone(tmp_path / "in" / "x.wav", 700)
+    tone(tmp_path / "table" / "x.wav" / "y.ogg", 900)
+    tone(tmp_path / "table" / "x.wav" / "z.ogg", 1100)
+    rows = [["x.wav", "one", "train"], ["x.wav/y.ogg", "two", "train"], ["x.wav/z.ogg", "three", "train"]]
+    for number, order in enumerate((rows, rows[::-1])):
+        path = table(tmp_path / "table" / "c.csv", "file,caption,split", order)
+        report = prepare_folder(tmp_path / "data" / f"set{number}", tmp_path / "in", path, workers=1)
+        assert report.skipped == []
+        clips = load_dataset(tmp_path / "data", f"set{number}").clips
+        assert {clip.captions[0]: hertz(tmp_path / "data" / f"set{number}" / clip.path) for clip in clips} == {
+            "one": 700,
+            "two": 900,
+            "three": 1100,
+        }
+
+
+def test_each_bad_name_costs_its_row(tmp_path: Path) -> None:
+    names = ["..", ".", "/", "sub/..", "sub/", "n" * 300 + ".wav", "a" * 200 + "/" + "é" * 128, "\ud800.wav", "a\0.wav", " "]
+    tone(tmp_path / "in" / "good.wav")
+    (tmp_path / "in" / "sub").mkdir()
+    (tmp_path / "in" / "pipe.wav").parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / "in" / "pipe.wav")  # opening it would wait for ever
+    lines = "".join(f'"{name}",a caption\r\n' for name in [*names, "sub", "pipe.wav", "good.wav"])
+    (tmp_path / "in" / "c.csv").write_bytes(("\ufefffile,caption\r\n" + lines).encode("utf-16-le", "surrogatepass"))
+    report = prepare_folder(tmp_path / "data" / "set", tmp_path / "in", workers=1)
+    assert report.clips == 1
+    found = {skip.what: skip.reason for skip in report.skipped}
+    assert {Path(what).name for what, reason in found.items() if reason == "missing"} == {" ", "sub", "pipe.wav"}
+    assert {what: reason for what, reason in found.items() if reason != "missing"} == {
+        **{f"c.csv:{line}": "not the name of a file" for line in (2, 3, 4, 5, 6)},
+        **{f"c.csv:{line}": "a name of more than 255 bytes, which no file has" for line in (7, 8)},
+        "c.csv:9": "half a surrogate pair in it, which is no character",
+        "c.csv:10": "a NUL character in it",
+    }
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    table(tmp_path / "train.csv", AUDIOCAPS, [["1", "abc", "0", "a dog"]])
+    strange = os.fsencode(tmp_path) + b"/caf\xe9"
+    try:
+        os.mkdir(strange)
+    except OSError:
+        pytest.skip("this disk takes no such name")
+    os.rename(tone(tmp_path / "abc.wav"), strange + b"/abc.wav")
+    for kept in (0, 1):
+        report = prepare_audiocaps(tmp_path / "data" / "ac", tmp_path, workers=1)
+        assert (report.clips, report.kept) == (1, kept)

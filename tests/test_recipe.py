@@ -186,6 +186,57 @@ text: 3
     def test_one_line_for_each_kind_of_broken_file(self, text: bytes, expected: str) -> None:
         assert problems(text) == [expected]
 
+    @pytest.mark.parametrize(
+        ("text", "first", "more"),
+        [
+            (
+                "pretrain:\n" + "".join(f"  epoch_{n}: 1\n" for n in range(200_000)),
+                "pretrain.epoch_0: unknown field; did",
+                199_980,
+            ),
+            ("".join(f"tex_{n}: 1\n" for n in range(9_000)), "tex_0: unknown section; did you mean text?", 8980),
+            ("pretrain:\n  epochs: 3" + "\n  epochs: 4" * 9_000, "pretrain.epochs: given twice, first on line 2", 8980),
+            ("text: {" + ", ".join(f"a{n}: 1" for n in range(41)) + "}", "text.a0: unknown field", 21),
+        ],
+    )
+    def test_of_very_many_problems_the_first_are_told(self, text: str, first: str, more: int) -> None:
+        found = problems(text)
+        assert len(found) == 21
+        assert found[0].split(": ", 1)[1].startswith(first)
+        assert found[-1] == f"and {more} more problems like these"
+        assert [line.split(":")[1] for line in found[:-1]] == sorted((line.split(":")[1] for line in found[:-1]), key=int)
+
+    @pytest.mark.parametrize(
+        "text", ["[" * 200_000, "{a: " * 50_000, "- " * 100_000, "? " * 100_000, "[" * 9000, "&a [" * 30_000]
+    )
+    def test_a_file_of_brackets_is_one_line(self, text: str) -> None:
+        (line,) = problems("audio:\n  channels: " + text if text[0] in "[{&" else text)
+        assert line.endswith(("nested too deeply", "end of stream", "<stream end>'"))
+
+    def test_names_and_values_without_end_are_cut(self) -> None:
+        (one, two) = problems(f"text:\n  {'x' * 1000}: 1\ndata: {{seconds: {'y' * 100_000}}}\n")
+        assert one.startswith(f"x.yaml:2: text.{'x' * 72}...: unknown field")
+        assert len(two) < 200
+
+    def test_long_files_are_read_by_the_same_rules(self) -> None:
+        text = "data: {name: yes, seconds: 3e1}\naudio: {weights: 1:30, dropout: .5}\npretrain:\n  lr: 3E-4\n"
+        assert load(text + "#" * 60_000) == load(text)
+        bad = (
+            "pretrain:\n  lr: fast\n  clip_norm: yes\n  steps: 0x10\nmodel: {dim: !!python/name:os.system x, strategy: !!int x}\n"
+        )
+        assert problems(bad + "#" * 60_000) == problems(bad) != []
+        assert problems("a: b\nc: [\n" + "#" * 60_000) == problems("a: b\nc: [\n")
+
+    @pytest.mark.parametrize(
+        "tag", ["timestamp", "binary", "set", "omap", "pairs", "seq", "map", "merge", "value", "python/tuple"]
+    )
+    def test_other_tags_are_not_allowed(self, tag: str) -> None:
+        for value in ("x", "[x]", "{x: y}"):
+            (line,) = problems(f"data: {{name: !!{tag} {value}}}\n")
+            assert line.startswith(
+                "x.yaml:1: data.name: expected" if value != "x" or tag == "x" else "x.yaml:1: data.name: the tag"
+            )
+
     def test_problems_between_fields_come_with_the_others(self) -> None:
         found = problems("audio:\n  hop: 640\n  dropout: 1\nevaluation:\n  steps: 60\n")
         assert found == [
@@ -247,6 +298,19 @@ class TestExtends:
             (folder / f"{name}.yaml").write_text(f"extends: {base}\n")
         (line,) = problems(f"\nextends: {'b' if bases else 'x'}\n")
         assert line == f"{'c.yaml:1' if bases else 'x.yaml:2'}: extends: goes in a circle: {told}"
+
+    def test_a_chain_without_end(self, folder: Path) -> None:
+        for n in range(1200):
+            (folder / f"r{n}.yaml").write_text(f"extends: r{n + 1}\n")
+        (line,) = problems("extends: r0\n")
+        assert line == "r98.yaml:1: extends: the 100th recipe in a chain, which is too long"
+
+    @pytest.mark.parametrize("name", ["x" * 300, "a/" * 3000 + "b", '"a\\0b"', '"\\ud800"', "..", "/"])
+    def test_a_name_that_no_file_has(self, name: str, folder: Path) -> None:
+        (line,) = problems(f"extends: {name}\n")
+        assert line.startswith("x.yaml:1: extends: no recipe") or "not YAML" in line or "YAML does not allow" in line
+        with pytest.raises(RecipeError):
+            find_recipe(name)
 
     @pytest.mark.parametrize("value", ["[a, b]", "null", "3", "{a: b}"])
     def test_not_a_name(self, folder: Path, value: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DiffATRError
+from . import signals
 from .console import say
-from .corpus import place, printable
+from .corpus import clock_span
 
 if TYPE_CHECKING:
     from ..corpus.search import Hit
@@ -27,14 +27,17 @@ def play_hit(path: Path, hit: Hit) -> None:
     if program is None:
         say("--play: there is no player here. Install ffmpeg (with its ffplay), mpv or sox.")
         return
-    say(f"playing {place(hit)} of {printable(str(path))}")
+    say(f"playing {clock_span(hit)} of {path}")
     try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):  # which ends the sound alone
+        with signals.unwinding(), tempfile.TemporaryDirectory() as folder:
             command = [program, *_play_arguments(Path(program).stem, path.absolute(), hit, Path(folder))]
             # What a player prints is no result of ours, and the keys are not its own.
             code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode
             if code:
                 say(f"--play: {program} failed (exit code {code}).")
+    except KeyboardInterrupt:
+        if not signals.dealt_with():  # Ctrl-C ends the sound alone
+            raise
     except OSError as error:
         say(f"--play: {program}: {error.strerror}")
     except DiffATRError as error:

@@ -84,8 +84,8 @@ def audiocaps(
     """AudioCaps: ten-second clips of videos; you bring the audio.
 
     --from DIR holds train.csv, val.csv and test.csv as the authors publish them, and the clips anywhere below it (or in --audio
-    DIR), named YOUTUBEID_START, YYOUTUBEID (a Y before the id) or AUDIOCAPID, in any audio format. Clips that you lack are
-    counted and left out.
+    DIR), named ID, ID_START or ID_START_END by their YouTube id, in seconds or milliseconds, with or without a Y in front; or
+    AUDIOCAPID; in any audio format. Clips that you lack are counted and left out.
 
     Example: diffatr prepare audiocaps --from ~/audiocaps
     """
@@ -102,7 +102,7 @@ def folder(
     source: Source,
     captions: Annotated[
         Path | None,
-        typer.Option("--captions", help="The CSV or JSONL file; by default the only one in DIR.", metavar="FILE", dir_okay=False),
+        typer.Option("--captions", help="The table; by default the only one in DIR.", metavar="FILE", dir_okay=False),
     ] = None,
     data: Data = Path("data"),
     name: Annotated[
@@ -113,10 +113,11 @@ def folder(
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
-    """Your own sounds: any folder with a CSV or JSONL file of files and captions.
+    """Your own sounds: any folder with a table of files and captions: CSV (comma, semicolon or tab), JSON lines, or JSON.
 
-    The caption file has a column `file` (or file_name, path, audio), and `caption`, `captions` or `caption_1`, `caption_2`, ...;
-    a file may stand in several rows. A column `split` says train, val or test; without one, files are dealt out by their names.
+    The table has a column `file` (or file_name, filename, path, audio), and `caption`, `captions`, `text` or `caption_1`,
+    `caption_2`, ..., whose cells may hold lists; a file may stand in several rows. A column `split` says train, val or test;
+    without one, files are dealt out by their names. WavCaps' JSON files are read as they are.
 
     Example: diffatr prepare folder --from ./recordings --name recordings
     """
@@ -210,9 +211,11 @@ def _skips(report: Report) -> Table:
     table = Table(title="skipped")
     for column in ("split", "why", "number", "such as"):
         table.add_column(column, justify="right" if column == "number" else "left", overflow="fold")
+    examples, most = report.examples(3), 20
     for split, reasons in report.reasons().items():
-        for reason, number in reasons.items():
-            some = [skip.what for skip in report.skipped if (skip.split, skip.reason) == (split, reason)][:3]
-            # As plain text: names may hold brackets, which rich would take for styles.
+        for reason, number in list(reasons.items())[:most]:
+            some = examples[split, reason]
             table.add_row(split, Text(reason), str(number), Text(", ".join(some) + (", ..." if number > len(some) else "")))
+        if rest := list(reasons.values())[most:]:
+            table.add_row(split, f"{len(rest)} more reasons; --json lists all", str(sum(rest)), "")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .audio import Partial, Resampler
+from .caption_rows import caption_problem
 from .download import download, unpack_7z
-from .prepare import Item, Plan, Report, Skip, claim, finished_sources, index_files, prepare
+from .listing import has_ending, none_found, walk_files
+from .plan import Item, Plan, Skip
+from .prepare import Report, claim, prepare
 from .tables import read_csv
 
 HOME = "https://zenodo.org/records/4783391/files"
@@ -50,22 +54,23 @@ def prepare_clotho(
     Raises:
         DiffATRError: no caption file, a missing column, a damaged archive, a download that fails, a full disk.
     """
-    if source is not None and not source.is_dir():
+    if source is not None and not os.path.isdir(source):
         raise DiffATRError(f"{source}: no such folder")
-    with claim(out, "clotho"):
+    with claim(out, "clotho") as earlier:
         plan = Plan()
         if source is None:
             have = {name: out / "download" / name for name in files}
             for name in (name for name in files if name.endswith(".csv")):
                 _fetch(have[name], base, files, progress)
         else:
-            found = index_files([source], leave_out=out)
+            problems: dict[str, str] = {}
+            found = list(walk_files([source], out, problems))
+            plan.notes.extend(f"{folder}: cannot be read ({reason})" for folder, reason in problems.items())
             have = {path.name: path for path in reversed(found) if path.name in files}
             if not any(f"clotho_captions_{folder}.csv" in have for folder in FOLDERS.values()):
                 raise DiffATRError(
                     f"{source}: no clotho_captions_development.csv (validation, evaluation) here; get them from {base}."
                 )
-        finished = finished_sources(out)
         for split, folder in FOLDERS.items():
             table = have.get(f"clotho_captions_{folder}.csv")
             if table is None:
@@ -74,21 +79,26 @@ def prepare_clotho(
             captions = _read_captions(table, split, plan)
             raw = out / "raw" / folder
             sounds = _by_name(path for path in found if _is_of(path, folder)) if source else {}
-            sounds = _by_name(index_files([raw], leave_out=out / "download")) | sounds
-            wanted = {name for name in captions if _key(name) not in sounds and f"{split}/{name}" not in finished}
+            sounds = _by_name(walk_files([raw], out / "download")) | sounds
+            missing = [name for name in captions if _key(name) not in sounds]
+            finished = earlier.own_sources([(f"{split}/{name}", f"{split}/{name}", raw / name) for name in missing], progress)
+            wanted = {name for name in missing if f"{split}/{name}" not in finished}
             archive = have.get(f"clotho_audio_{folder}.7z")
             if wanted and archive is not None and not raw.exists():
                 if source is None:
                     _fetch(archive, base, files, progress)
                 unpack_7z(archive, raw, progress)
-                sounds = _by_name(index_files([raw], leave_out=out / "download")) | sounds
+                sounds = _by_name(walk_files([raw], out / "download")) | sounds
             licenses = _read_licenses(have.get(f"clotho_metadata_{folder}.csv"), split)
             for name, texts in captions.items():
                 clip = f"{split}/{name}"
                 path = sounds.get(_key(name))
                 recording = str(path.absolute()) if path else finished.get(clip)
                 plan.items.append(Item(clip, split, texts, name, recording, licenses.get(name)))
-        report = prepare(out, "clotho", plan, None, OFFICIAL, resampler, workers, progress, partial=partial)
+        if source is not None and plan.items and not any(item.source for item in plan.items):
+            other = next((path.name for path in found if has_ending(path.name)), None)
+            plan.notes.insert(0, none_found(plan.items[0].name, other))
+        report = prepare(out, "clotho", plan, earlier, None, OFFICIAL, resampler, workers, progress, partial=partial)
     spare = [str(path) for path in (out / "download", out / "raw") if path.exists()]
     if report.clips and spare:
         report.notes.append(f"{' and '.join(spare)} can be deleted; the prepared clips do not need them")
@@ -116,15 +126,18 @@ def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
 
 def _read_captions(table: Path, split: str, plan: Plan) -> dict[str, tuple[str, ...]]:
     captions: dict[str, tuple[str, ...]] = {}
+    seen: set[str] = set()
     for place, row in read_csv(table, split, ("file_name", "caption_1"), plan):
         name = row["file_name"]
         texts = [row[column].strip() for column in row if column.startswith("caption_")]
-        if not name or name in captions:
+        if not name or _key(name) in seen:
             plan.skipped.append(Skip(split, place, "duplicate row" if name else "no file_name"))
             continue
-        plan.skipped.extend(Skip(split, place, "empty caption") for text in texts if not text)
-        if any(texts):
-            captions[name] = tuple(text for text in texts if text)
+        seen.add(_key(name))
+        problems = [caption_problem(text) for text in texts]
+        plan.skipped.extend(Skip(split, place, problem) for problem in problems if problem)
+        if None in problems:
+            captions[name] = tuple(text for text, problem in zip(texts, problems, strict=True) if not problem)
     return captions
 
 

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import itertools
 import multiprocessing
 import multiprocessing.process
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DiffATRError
-from ..files import replacing
+from ..files import reason, replacing
 from ..types import SAMPLE_RATE
 from . import audio
+from .interrupts import interrupts_wait
 from .write_wav import MOST_FRAMES, PcmCounter, stream_wav
 
 SHORTEST = 0.1
 """Seconds; anything shorter is no sound to describe."""
 
 _HELD = 4  # blocks of at most 2^20 samples: two minutes
+_PATIENCE = 0.2
+"""Seconds from Ctrl-C to the end of the processes, at most."""
 _FEW = 8  # clips a process; fewer are done sooner than it starts
 
 Produce = Callable[[str], audio.Samples]
@@ -107,7 +112,9 @@ class _Unfit(Exception):
     """A source that turned out, while it was written, not to be used."""
 
 
-def convert_all(converter: Converter, work: list[tuple[str, Path]], workers: int | None = None) -> Iterator[tuple[int, Outcome]]:
+def convert_all(
+    converter: Converter, work: list[tuple[str, Path]], workers: int | None = None
+) -> Generator[tuple[int, Outcome], None, None]:
     """Convert (source, target) pairs, in this process when they are few, else in `workers` (default: cores) of them.
 
     Yields the index of each pair with its outcome, as they are ready. Every target is written whole or not at all.
@@ -118,22 +125,25 @@ def convert_all(converter: Converter, work: list[tuple[str, Path]], workers: int
     workers = min(workers or os.cpu_count() or 1, len(work) // _FEW)
     if workers <= 1:
         for index, (source, target) in enumerate(work):
-            yield index, converter(source, target)
+            yield index, _convert(converter, source, target)
         return
     rest = iter(enumerate(work))
-    # Spawned, because forking a process that has threads (Parquet's, the progress bar's) can hang.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) as pool:
-        running: dict[Future[Outcome], tuple[int, tuple[str, Path]]] = {}
+    others = set(multiprocessing.active_children())
+    running: dict[Future[Outcome], tuple[int, tuple[str, Path]]] = {}
+    with interrupts_wait() as raise_interrupt:
+        # Spawned, because forking a process that has threads (Parquet's, the progress bar's) can hang.
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
         try:
             while True:
-                with _one_blas_thread():
+                with _inherited():
                     while len(running) < 4 * workers and (entry := next(rest, None)):
-                        running[pool.submit(converter, *entry[1])] = entry
+                        running[pool.submit(_convert, converter, *entry[1])] = entry
                 if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    break
+                for future in wait(running, timeout=_PATIENCE, return_when=FIRST_COMPLETED).done:
                     yield running[future][0], future.result()
                     del running[future]
+                raise_interrupt()
         except BrokenProcessPool:
             suspects = ", ".join(source for _, (source, _) in running.values())
             raise DiffATRError(
@@ -141,15 +151,41 @@ def convert_all(converter: Converter, work: list[tuple[str, Path]], workers: int
                 "run the command again, with --workers 1 to see which file it is."
             ) from None
         finally:
+            if running:  # nobody waits for what they are at; files are written whole or not at all
+                for child in set(multiprocessing.active_children()) - others:
+                    child.kill()
             pool.shutdown(cancel_futures=True)
 
 
+_OF_ONE_FILE = frozenset(
+    (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY)
+)
+"""Errors about a file's name or place. Others, such as a full disk, will meet the next file too."""
+
+
+def _convert(converter: Converter, source: str, target: Path) -> Outcome:
+    """Convert one source. A target that cannot have its name costs its clip."""
+    try:
+        return converter(source, target)
+    except (OSError, DiffATRError) as error:
+        refusal = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(refusal, OSError) and refusal.errno in _OF_ONE_FILE:
+            return Outcome(skipped=f"cannot be written under its name ({refusal.strerror})")
+        if isinstance(error, OSError):
+            raise DiffATRError(f"{target}: {reason(error)}") from error
+        raise
+
+
 @contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Have processes started inside take one thread for products of matrices: there is a process a core already, and threads
-    of one that wait for work keep the cores from the others. It must be in the environment before numpy is imported."""
+def _inherited() -> Iterator[None]:
+    """What processes started inside find: one thread for products of matrices, and no Ctrl-C from their first moment on.
+
+    There is a process a core already, and threads of one that wait for work keep the cores from the others; it must be in the
+    environment before numpy is imported. Ctrl-C goes to all processes of a terminal, and the parent ends its own.
+    """
     names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if hasattr(signal, "pthread_sigmask") else None
     os.environ.update(dict.fromkeys(names, "1"))
     try:
         yield
@@ -159,9 +195,12 @@ def _one_blas_thread() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        if blocked is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The parent tells what is wrong with a file; the MP3 decoder's own remarks would only garble the progress bar.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     _keep_memory()

@@ -7,16 +7,22 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..errors import DiffATRError
+from ..files import reason
 from ..progress import Progress, silent
 
 if TYPE_CHECKING:
     import httpx
 
 _BLOCK = 1 << 20  # bytes
+_WORTH = 1 << 15
+"""Bytes that a connection must bring so that the next failure counts as the first: a byte each would go on for years."""
+_MINUTE, _SLOWEST = 60.0, 1 << 13
+"""A connection that brings fewer bytes in so many seconds is dead."""
 
 
 def download(
@@ -27,11 +33,13 @@ def download(
     retries: int = 5,
     progress: Progress = silent,
     pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Fetch `url` to `target`, unless it is there with the right md5. What arrived so far is in `target` + `.part`.
 
-    A connection that breaks is taken up again after 1, 2, 4, ... seconds, `retries` times in a row without a byte of
-    progress; a server that ignores the range sends the file again from its start. Progress is in bytes.
+    A connection that breaks, or brings next to nothing for a minute, is taken up again after 1, 2, 4, ... seconds, `retries`
+    times in a row without progress worth the name; a server that ignores the range sends the file again from its start.
+    Nothing is written beyond the size that is expected or announced. Progress is in bytes.
 
     Raises:
         DiffATRError: the server refuses, cannot be reached, or sends something of another md5 or size; or the disk is full.
@@ -40,72 +48,146 @@ def download(
         import httpx
     except ImportError:
         raise DiffATRError("Downloading needs the extra `data`: pip install 'diffatr[data]'") from None
-    note = f"downloading {target.name}"
-    if target.exists():
-        if md5 is None or file_md5(target, progress) == md5:
-            return
-        target.unlink()
+    if _is_there(target, md5, progress):
+        return
     part = target.with_name(target.name + ".part")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    failures = 0
+    attempt = _Attempt(url, part, size, f"downloading {target.name}", progress, clock)
+    failures, most = 0, attempt.have()
     started_over = False
     # An address may take a while to answer, but a transfer that stands still for half a minute is dead.
     with httpx.Client(follow_redirects=True, timeout=httpx.Timeout(30.0)) as client:
         while True:
-            before = part.stat().st_size if part.exists() else 0
+            before = attempt.have()
             try:
-                _fetch(client, url, part, size, note, progress)
-            except (httpx.TransportError, httpx.HTTPStatusError) as error:
+                attempt.fetch(client)
+            except (httpx.RequestError, httpx.HTTPStatusError, httpx.InvalidURL) as error:
                 _refuse(error, url)
-                failures = 0 if part.exists() and part.stat().st_size > before else failures + 1
+                failures = 0 if attempt.have() >= most + _WORTH else failures + 1
+                most = max(most, attempt.have())
                 if failures > retries:
                     raise DiffATRError(
                         f"{url}: {_reason(error)}, {failures} times in a row. Run the command again to take up where it stopped."
                     ) from None
                 pause(2.0 ** max(failures - 1, 0))
                 continue
-            except OSError as error:
-                raise DiffATRError(f"{part}: {error.strerror}. Free some space and run the command again.") from error
-            arrived = part.stat().st_size
-            found = file_md5(part, progress) if md5 else None
-            if found == md5 and (size is None or arrived == size):
-                os.replace(part, target)
-                return
-            part.unlink()
+            except _Unexpected as unexpected:
+                what = str(unexpected)
+            else:
+                arrived = attempt.have()
+                found = file_md5(part, progress) if md5 else None
+                if found == md5 and (size is None or arrived == size):
+                    _replace(part, target)
+                    return
+                what = f"md5 {found} instead of {md5}" if found != md5 else f"{arrived} bytes instead of {size}"
+            part.unlink(missing_ok=True)
             # Once from the start: what an earlier run left may have been damaged. Twice wrong is the server's doing.
             if before == 0 or started_over:
-                what = f"md5 {found} instead of {md5}" if found != md5 else f"{arrived} bytes instead of {size}"
                 raise DiffATRError(f"{url}: not the file that was expected ({what}).")
-            started_over = True
+            started_over, most = True, 0
 
 
-def _fetch(client: httpx.Client, url: str, part: Path, size: int | None, note: str, progress: Progress) -> None:
-    """One attempt: append to `part` what is missing, or write it anew when the server does not do ranges."""
-    have = part.stat().st_size if part.exists() else 0
-    if size is not None and have >= size:
-        return
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with client.stream("GET", url, headers=headers) as response:
-        if response.status_code == 416:  # nothing is left to send
+def _is_there(target: Path, md5: str | None, progress: Progress) -> bool:
+    """Whether the whole file is there; one of another md5 is deleted, and the folder is made."""
+    try:
+        if target.exists():
+            if md5 is None or file_md5(target, progress) == md5:
+                return True
+            target.unlink()
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiffATRError(f"{error.filename or target}: {reason(error)}") from None
+    return False
+
+
+def _replace(part: Path, target: Path) -> None:
+    try:
+        os.replace(part, target)
+    except OSError as error:
+        raise DiffATRError(f"{target}: {reason(error)}") from None
+
+
+class _Unexpected(Exception):
+    """What the server sends cannot be the file."""
+
+
+@dataclass
+class _Attempt:
+    """A download, one connection after another."""
+
+    url: str
+    part: Path
+    size: int | None
+    note: str
+    progress: Progress
+    clock: Callable[[], float]
+
+    def have(self) -> int:
+        """Bytes that have arrived."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def fetch(self, client: httpx.Client) -> None:
+        """One connection: append what is missing, or write the file anew when the server does not do ranges.
+
+        Raises:
+            httpx.RequestError, httpx.HTTPStatusError: to be tried again, perhaps.
+            _Unexpected: more or less is announced or sent than the file has.
+            DiffATRError: the disk is full.
+        """
+        have = self.have()
+        if self.size is not None and have >= self.size:
             return
-        response.raise_for_status()
-        resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if not resumed:
-            have = 0
-        total = size or have + int(response.headers.get("Content-Length", 0))
-        with part.open("ab" if resumed else "wb") as out:
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        with client.stream("GET", self.url, headers=headers) as response:
+            if response.status_code == 416 and have:  # nothing is left to send
+                if self.size is not None:
+                    raise _Unexpected(f"{have} bytes instead of {self.size}")
+                return
+            response.raise_for_status()
+            resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            if not resumed:
+                have = 0
+            length = response.headers.get("Content-Length", "")
+            announced = have + int(length) if length.isascii() and length.isdecimal() else None
+            if self.size is not None and announced not in (None, self.size):
+                raise _Unexpected(f"{announced} bytes instead of {self.size}")
+            self._store(response, resumed, have, self.size or announced)
+
+    def _store(self, response: httpx.Response, resumed: bool, have: int, total: int | None) -> None:
+        import httpx
+
+        try:
+            out = self.part.open("ab" if resumed else "wb")
+        except OSError as error:
+            raise self._no_room(error) from error
+        with out:
+            since, then = self.clock(), have
             for block in response.iter_raw():  # as it comes in: blocks of a set size would lose their beginning to a cut
-                out.write(block)
                 have += len(block)
-                progress(have, max(total, have), note)
+                if total is not None and have > total:
+                    raise _Unexpected(f"more than the {total} bytes that it has")
+                try:
+                    out.write(block)
+                    out.flush()
+                except OSError as error:
+                    raise self._no_room(error) from error
+                self.progress(have, max(total or have, have), self.note)
+                if self.clock() - since > _MINUTE:
+                    if have - then < _SLOWEST:
+                        raise httpx.ReadTimeout(f"{have - then} bytes in a minute")
+                    since, then = self.clock(), have
+
+    def _no_room(self, error: OSError) -> DiffATRError:
+        return DiffATRError(f"{self.part}: {reason(error)}")
 
 
 def _refuse(error: Exception, url: str) -> None:
     """Raise for an answer that trying again will not change."""
     import httpx
 
-    if isinstance(error, httpx.UnsupportedProtocol):
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
         raise DiffATRError(f"{url}: not an address that can be downloaded.") from None
+    if isinstance(error, httpx.TooManyRedirects):
+        raise DiffATRError(f"{url}: the server sends from one address to another without end.") from None
     passing = (408, 429)  # timeout, too many requests
     if isinstance(error, httpx.HTTPStatusError) and 400 <= (code := error.response.status_code) < 500 and code not in passing:
         raise DiffATRError(f"{url}: the server answers {_reason(error)}.") from None
@@ -134,7 +216,8 @@ def unpack_7z(archive: Path, target: Path, progress: Progress = silent) -> None:
     """Unpack an archive so that `target` holds everything in it, or does not exist. Progress is in bytes.
 
     Raises:
-        DiffATRError: the archive is damaged, or names a file that would lie outside `target`, or the disk is full.
+        DiffATRError: the archive is damaged or encrypted, or names a file that would lie outside `target` or nowhere, or the disk
+            is full.
     """
     try:
         import py7zr
@@ -151,9 +234,14 @@ def unpack_7z(archive: Path, target: Path, progress: Progress = silent) -> None:
             entries = file.list()
             for entry in entries:
                 path = PurePosixPath(entry.filename.replace("\\", "/"))
+                if not path.parts:
+                    if entry.is_directory:  # `.`, the folder itself
+                        continue
+                    raise DiffATRError(f"{archive}: a file without a name in it; nothing was unpacked.")
                 if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or entry.is_symlink:
                     raise DiffATRError(f"{archive}: {entry.filename!r} would lie outside the folder; nothing was unpacked.")
             total = sum(entry.uncompressed for entry in entries if not entry.is_directory)
+            _room_for(archive, total, target)
 
             class Report(py7zr.callbacks.ExtractCallback):
                 done = 0
@@ -171,9 +259,32 @@ def unpack_7z(archive: Path, target: Path, progress: Progress = silent) -> None:
             progress(0, total, note)
             file.extractall(part, callback=Report())
         os.replace(part, target)
-    except (py7zr.exceptions.ArchiveError, EOFError, ValueError) as error:
+    except DiffATRError:
+        raise
+    except py7zr.exceptions.PasswordRequired:
         shutil.rmtree(part, ignore_errors=True)
-        raise DiffATRError(f"{archive}: a damaged archive ({error or type(error).__name__}). Fetch it again.") from None
-    except OSError as error:
+        raise DiffATRError(
+            f"{archive}: an encrypted archive. Unpack it with its password, and name the folder instead."
+        ) from None
+    except py7zr.exceptions.UnsupportedCompressionMethodError:
         shutil.rmtree(part, ignore_errors=True)
-        raise DiffATRError(f"{archive}: cannot be unpacked to {target} ({error.strerror or error}).") from error
+        raise DiffATRError(
+            f"{archive}: packed by a method that is not known here. Unpack it, and name the folder instead."
+        ) from None
+    except Exception as error:  # there are many ways in which py7zr stumbles over damage
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DiffATRError(f"{archive}: cannot be unpacked to {target} ({error.strerror}).") from error
+        reason = (
+            type(error).__name__ if isinstance(error, py7zr.exceptions.CrcError) else str(error)[:200] or type(error).__name__
+        )
+        raise DiffATRError(f"{archive}: a damaged archive ({reason}). Fetch it again.") from None
+
+
+def _room_for(archive: Path, need: int, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if need > free:
+        raise DiffATRError(
+            f"{target}: {archive.name} unpacks to {need / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left. Free some."
+        )

@@ -1,25 +1,24 @@
-"""Any folder of sounds with a CSV or JSONL file of captions."""
+"""Any folder of sounds with a table of captions."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import re
+import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..errors import DiffATRError, UsageError
+from ..files import reason
 from ..progress import Progress, silent
 from .audio import Partial, Resampler
+from .caption_rows import TABLE_SUFFIXES, CaptionRow, caption_rows
+from .listing import Found, Listing, as_text, file_stem, has_ending, none_found, plain_name, walk_sounds
 from .manifest import SPLITS
-from .prepare import Item, Plan, Report, Skip, claim, prepare
-from .tables import read_csv, read_text
+from .plan import Item, Plan, Skip
+from .prepare import Report, claim, prepare
 
-FILE_COLUMNS = ("file", "file_name", "path", "audio")
-CAPTION_COLUMN = re.compile(r"captions?|caption_?\d+")
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "development"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -39,110 +38,144 @@ def prepare_folder(
 ) -> Report:
     """Prepare the sounds below `source` that a caption file names, relative to `source` or to the caption file.
 
-    The caption file (by default the only CSV or JSONL file directly in `source`) has a column `file`, `file_name`, `path` or
-    `audio`; captions in `caption`, `captions` or `caption_1`, `caption_2`, ...; and perhaps a `split`. Several rows of one
-    file are several captions. Files without a split are dealt out by a hash of their name: 80 % train, 10 % val, 10 % test.
+    The caption file (by default the only CSV, TSV, JSONL or JSON file directly in `source`) has a column `file`, `file_name`,
+    `filename`, `path` or `audio`; captions in `caption`, `captions` or `caption_1`, `caption_2`, ..., or in `text`; and perhaps
+    a `split`. Several rows of one file are several captions. Files without a split are dealt out by a hash of their name: 80 %
+    train, 10 % val, 10 % test.
 
     Raises:
         UsageError: there are several caption files to choose from.
         DiffATRError: no caption file, a missing column, a full disk.
     """
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise DiffATRError(f"{source}: no such folder")
     table = captions or _only_table(source)
-    with claim(out, "folder"):
+    with claim(out, "folder") as earlier:
         plan = Plan()
-        rows = jsonl_rows(table, plan) if table.suffix.lower() in (".jsonl", ".ndjson") else _csv_rows(table, plan)
-        texts: dict[str, list[str]] = {}
-        splits: dict[str, str] = {}
-        for place, file, captions_here, named in rows:
-            split = _SPLIT_NAMES.get(named.strip().lower(), "")
-            known = splits.get(file, split)
-            fresh = [caption for caption in dict.fromkeys(captions_here) if caption not in texts.get(file, [])]
-            reason = None
-            if not file:
-                reason = "no file name"
-            elif named.strip() and not split:
-                reason = f"unknown split {named.strip()!r}"
-            elif split and split != known:
-                reason = f"the file is already in {known or 'no split'}"
-            elif not captions_here:
-                reason = "empty caption"
-            elif not fresh:
-                reason = "duplicate row"
-            if reason:
-                plan.skipped.append(Skip(_ALL, place, reason))
-                continue
-            splits.setdefault(file, split)
-            texts.setdefault(file, []).extend(fresh)
-        dealt = _deal([file for file, split in splits.items() if not split])
-        for file, some in texts.items():
-            split = splits[file] or dealt[file]
+        clips = _Clips(source, table.parent, out)
+        for row in caption_rows(table, plan, _ALL, files=True):
+            if problem := clips.add(row):
+                plan.skipped.append(Skip(_ALL, row.place, problem))
+        dealt = _deal([clip.name for clip in clips if not clip.split])
+        for clip in clips:
+            split = clip.split or dealt[clip.name]
             # The whole name stays, ending included: a.wav and a.flac are two sounds.
-            plan.items.append(Item(f"{split}/{file}", split, tuple(some), file, _locate(file, source, table.parent)))
-        return prepare(out, "folder", plan, None, None, resampler, workers, progress, partial=partial)
+            plan.items.append(Item(f"{split}/{clip.name}", split, tuple(clip.captions), clip.name, clip.source))
+        plan.notes.extend(clips.notes())
+        return prepare(out, "folder", plan, earlier, None, None, resampler, workers, progress, partial=partial)
+
+
+@dataclass
+class _Clip:
+    name: str
+    """Of the file, relative to the folder of sounds; each once."""
+    source: str | None
+    split: str
+    """"" as long as no row names one."""
+    written: tuple[str, ...]
+    """As the first row spells it."""
+    captions: dict[str, None] = field(default_factory=dict)
+
+
+class _Clips:
+    """The clips that rows add up to: one for each file, however it is spelled."""
+
+    def __init__(self, source: Path, beside: Path, out: Path) -> None:
+        self._bases = [*dict.fromkeys((source.absolute(), beside.absolute()))]
+        self._out = out
+        self._listing = Listing()
+        self._clips: dict[Hashable, _Clip] = {}
+        self._names: set[str] = set()
+        self._joined: list[str] = []
+        self._stems: dict[str, list[Path]] | None = None
+
+    def __iter__(self) -> Iterator[_Clip]:
+        return iter(self._clips.values())
+
+    def add(self, row: CaptionRow) -> str | None:
+        """Add what a row says to its file's clip. Returns why it cannot be used, or None."""
+        written = (*filter(has_ending, row.names), row.number, *row.names) if row.number else row.names
+        plain = next(filter(None, map(plain_name, written)), None)
+        if plain is None:
+            return "not the name of a file" if row.names else "no file name"
+        if len(plain) > 63 and any(len(part.encode()) > 255 for part in plain.split("/")):
+            return "a name of more than 255 bytes, which no file has"
+        split = _SPLIT_NAMES.get(row.split.strip().lower(), "")
+        if not split and row.split.strip():
+            return f"unknown split {row.split.strip()[:40]!r}"
+        found = self._find(row)
+        key: Hashable = found.key if found else ("missing", plain)
+        clip = self._clips.get(key)
+        if clip is None:
+            name = self._free(self._name(found.path) if found else plain)
+            clip = self._clips[key] = _Clip(name, found.path if found else None, split, row.names)
+        elif row.names != clip.written and not row.number:
+            self._joined.append(f"{row.place}: {row.names[0]} is the file {clip.name}")
+        if split and clip.split and split != clip.split:
+            return f"the file is already in {clip.split}"
+        clip.split = clip.split or split
+        known = len(clip.captions)
+        clip.captions.update(dict.fromkeys(row.captions))
+        return None if len(clip.captions) > known else "duplicate row"
+
+    def _find(self, row: CaptionRow) -> Found | None:
+        for name in (*row.names, row.number) if row.number else row.names:
+            for base in self._bases:
+                if found := self._listing.find(str(base), name):
+                    return found
+        if not row.number:
+            return None
+        # WavCaps names its files by their id, in an archive of other folders and perhaps another format.
+        if self._stems is None:
+            self._stems = {}
+            for path in walk_sounds(self._bases, self._out, self._listing.problems):
+                self._stems.setdefault(file_stem(path.name), []).append(path)
+        paths = next(filter(None, (self._stems.get(file_stem(name)) for name in (row.number, *row.names))), [])
+        return self._listing.find(str(paths[0].parent), paths[0].name) if len(paths) == 1 else None
+
+    def _name(self, path: str) -> str:
+        """The one name of a file that was found: relative to where it was looked for, in composed letters."""
+        for base in self._bases:
+            if (within := Path(path)).is_relative_to(base):
+                path = str(within.relative_to(base))
+                break
+        return unicodedata.normalize("NFC", as_text(path))
+
+    def _free(self, name: str) -> str:
+        """The name, or one like it if another file has it: some disks hold a name in composed letters and one taken apart."""
+        number, free = 1, name
+        while free in self._names:
+            number += 1
+            free = f"{name}~{number}"
+        self._names.add(free)
+        return free
+
+    def notes(self) -> list[str]:
+        """What is worth knowing once all rows are added."""
+        notes = [f"{folder}: cannot be read ({reason})" for folder, reason in self._listing.problems.items()]
+        if self._joined:
+            more = f", and {len(self._joined) - 1} more rows like this" if len(self._joined) > 1 else ""
+            notes.append(f"{self._joined[0]}{more}: their captions are joined")
+        clips = list(self._clips.values())
+        if clips and not any(clip.source for clip in clips):
+            found = next(walk_sounds(self._bases, self._out), None)
+            notes.insert(0, none_found(clips[0].name, None if found is None else self._name(str(found))))
+        return notes
 
 
 def _only_table(source: Path) -> Path:
-    tables = sorted(path for path in source.iterdir() if path.suffix.lower() in (".csv", ".jsonl", ".ndjson"))
+    try:
+        found = sorted(path for path in source.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())
+    except OSError as error:
+        raise DiffATRError(f"{source}: {reason(error)}") from error
+    # Beside another table, a .json file is more likely something else.
+    tables = [path for path in found if path.suffix.lower() != ".json"] or found
     if not tables:
-        raise DiffATRError(f"{source}: no CSV or JSONL file of captions here; name one with --captions FILE.")
+        raise DiffATRError(f"{source}: no CSV or JSON file of captions here; name one with --captions FILE.")
     if len(tables) > 1:
         names = ", ".join(path.name for path in tables)
         raise UsageError(f"{source}: several caption files ({names}); choose one with --captions FILE.")
     return tables[0]
-
-
-def _csv_rows(table: Path, plan: Plan) -> Iterator[tuple[str, str, list[str], str]]:
-    """(place, file, captions, split or "") for every usable row."""
-    file_column: str | None = None
-    for place, row in read_csv(table, _ALL, (), plan):
-        if file_column is None:
-            file_column = _file_column(row, table)
-        yield place, row[file_column], captions_in(row), row.get("split", "")
-
-
-def jsonl_rows(table: Path, plan: Plan) -> Iterator[tuple[str, str, list[str], str]]:
-    for number, line in enumerate(read_text(table, plan).split("\n"), 1):
-        if not line.strip():
-            continue
-        place = f"{table.name}:{number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            plan.skipped.append(Skip(_ALL, place, f"not JSON ({error})"))
-            continue
-        if not isinstance(row, dict):
-            plan.skipped.append(Skip(_ALL, place, "not a JSON object"))
-            continue
-        file = next((row[column] for column in FILE_COLUMNS if column in row), "")
-        if not isinstance(file, str) or not isinstance(row.get("split") or "", str):
-            plan.skipped.append(Skip(_ALL, place, "file and split must be text"))
-            continue
-        yield place, file, captions_in(row), row.get("split") or ""
-
-
-def _file_column(row: dict[str, Any], table: Path) -> str:
-    column = next((column for column in FILE_COLUMNS if column in row), None)
-    if column is None or not any(map(CAPTION_COLUMN.fullmatch, row)):
-        lacking = "file, file_name, path or audio" if column is None else "caption, captions or caption_1"
-        raise DiffATRError(f"{table}:1: no column {lacking}; the heading is {','.join(row)!r}")
-    return column
-
-
-def captions_in(row: dict[str, Any]) -> list[str]:
-    """All captions of a row, in the columns' order; a cell may hold a JSON list."""
-    found: list[str] = []
-    for column, value in row.items():
-        if not CAPTION_COLUMN.fullmatch(column):
-            continue
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            with contextlib.suppress(ValueError):  # a caption that begins with a bracket
-                value = json.loads(value)
-        values = value if isinstance(value, list) else [value]
-        found.extend("" if text is None else str(text).strip() for text in values)
-    # A table with caption_1 to caption_5 leaves cells empty where a clip has fewer.
-    return [text for text in found if text]
 
 
 def _deal(files: list[str]) -> dict[str, str]:
@@ -154,12 +187,3 @@ def _deal(files: list[str]) -> dict[str, str]:
             most = max(SPLITS, key=list(dealt.values()).count)
             dealt[min((file for file in files if dealt[file] == most), key=position.__getitem__)] = split
     return dealt
-
-
-def _locate(file: str, *folders: Path) -> str | None:
-    for folder in folders:
-        for form in ("NFC", "NFD"):  # some systems take accented letters apart when they write names
-            path = folder / unicodedata.normalize(form, file)
-            if path.is_file():
-                return str(path.absolute())
-    return None

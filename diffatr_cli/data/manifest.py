@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -101,29 +103,59 @@ _SCHEMA = pa.schema(
 )
 
 
-def write_manifest(root: Path, records: list[Record], info: dict[str, Any]) -> None:
+_INFO, _SHA256 = b"diffatr", b"diffatr_sha256"
+
+
+def write_manifest(root: Path, records: Sequence[Record], info: dict[str, Any]) -> None:
     """Replace the manifest under `root`. The same records and info give the same bytes."""
     digest = hashlib.md5("".join(record.md5 or "-" for record in records).encode()).hexdigest()
-    schema = _SCHEMA.with_metadata({"diffatr": json.dumps({**info, "audio_md5": digest}, sort_keys=True)})
+    told = json.dumps({**info, "audio_md5": digest}, sort_keys=True).encode()
+    columns = {name: [getattr(record, name) for record in records] for name in _SCHEMA.names}
+    schema = _SCHEMA.with_metadata({_INFO: told, _SHA256: _digest(told, columns)})
     with replacing(root / MANIFEST) as temporary:
-        pq.write_table(pa.Table.from_pylist([asdict(record) for record in records], schema=schema), temporary)
+        pq.write_table(pa.table(columns, schema=schema), temporary, write_page_checksum=True)
+
+
+def _digest(told: bytes, columns: Mapping[str, Sequence[Any]]) -> str:
+    """Of all that a manifest says. The checksums of Parquet's pages cover neither their headers nor the footer."""
+    digest = hashlib.sha256(told)
+    for name in _SCHEMA.names:
+        digest.update(json.dumps([list(value) if isinstance(value, tuple) else value for value in columns[name]]).encode())
+    return digest.hexdigest()
 
 
 def read_manifest(root: Path) -> tuple[list[Record], dict[str, Any]]:
     """All records of the manifest under `root`, skipped ones too, and what the set has in common.
 
     Raises:
-        DiffATRError: the manifest is damaged or of another program.
+        DiffATRError: the manifest is damaged, of another program, or may not be read.
         FileNotFoundError: there is none.
     """
     path = root / MANIFEST
     try:
-        table = pq.read_table(path, partitioning=None)
-        info = json.loads((table.schema.metadata or {})[b"diffatr"])
-        records = [Record(**row) for row in table.to_pylist()]
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise DiffATRError(f"{path}: not a manifest of `diffatr prepare` ({error}). Delete it and prepare again.") from error
-    return [replace(record, captions=tuple(record.captions)) for record in records], info
+        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        if not table.schema.equals(_SCHEMA):
+            raise ValueError("other columns")
+        metadata = table.schema.metadata or {}
+        columns = {name: table.column(name).to_pylist() for name in _SCHEMA.names}
+        # Manifests without a digest are of an earlier revision.
+        if not metadata.keys() <= {_INFO, _SHA256} or metadata.get(_SHA256, b"").decode() not in (
+            "",
+            _digest(metadata[_INFO], columns),
+        ):
+            raise ValueError("what it says is not what was written")
+        info = json.loads(metadata[_INFO])
+        columns["captions"] = [tuple(captions) for captions in columns["captions"]]
+        return [Record(*row) for row in zip(*columns.values(), strict=True)], info
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (PermissionError, IsADirectoryError) as error:
+        raise DiffATRError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DiffATRError(
+            f"{path}: damaged, or not a manifest of `diffatr prepare` ({reason}). Prepare again; finished clips are kept."
+        ) from error
 
 
 def load_dataset(data_dir: Path, name: str) -> Dataset:
@@ -165,7 +197,7 @@ def read_piece(path: Path | str, start: int = 0, frames: int = -1) -> Samples:
         AudioError: the file is missing or damaged.
     """
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(os.fspath(path) if os.name == "nt" else os.fsencode(path)) as file:  # any name, as bytes
             if file.samplerate != SAMPLE_RATE or file.channels != 1:
                 raise AudioError(path, "not a prepared clip (mono, 32 kHz)")
             if start >= file.frames:

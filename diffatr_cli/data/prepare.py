@@ -8,51 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from ..errors import DiffATRError, UsageError
+from ..files import reason
 from ..progress import Progress, silent
 from ..types import SAMPLE_RATE
 from . import audio
 from .convert import Converter, Outcome, Produce, convert_all
-from .manifest import MANIFEST, SPLITS, Record, read_manifest, write_manifest
-from .write_wav import wav_size
+from .earlier import JOURNAL, Earlier, append
+from .listing import as_text
+from .manifest import SPLITS, Record, write_manifest
+from .plan import Item, Plan, Skip
 
-_JOURNAL = "prepare.journal"
 _LOCK = ".prepare.lock"
-
-
-@dataclass(frozen=True)
-class Item:
-    """A clip to prepare."""
-
-    clip_id: str
-    split: str
-    captions: tuple[str, ...]
-    name: str
-    """The prepared file's name under its split; made safe and unique here."""
-    source: str | None
-    """A file, a description of what to generate, or None when the recording is missing."""
-    license: str | None = None
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Something listed that did not become a clip or a caption."""
-
-    split: str
-    what: str
-    """A file, a clip, or FILE:LINE of a caption file."""
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -98,55 +76,60 @@ class Report:
 
     def reasons(self) -> dict[str, dict[str, int]]:
         """Skips counted: split -> reason -> number, most frequent first."""
-        return {
-            split: dict(Counter(skip.reason for skip in self.skipped if skip.split == split).most_common())
-            for split in dict.fromkeys(skip.split for skip in self.skipped)
-        }
+        counts: dict[str, Counter[str]] = {}
+        for skip in self.skipped:
+            counts.setdefault(skip.split, Counter())[skip.reason] += 1
+        return {split: dict(count.most_common()) for split, count in counts.items()}
+
+    def examples(self, number: int) -> dict[tuple[str, str], list[str]]:
+        """The first `number` skips of each split and reason."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for skip in self.skipped:
+            some = found.setdefault((skip.split, skip.reason), [])
+            if len(some) < number:
+                some.append(skip.what)
+        return found
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "root": str(self.root), "reasons": self.reasons()}
-
-
-@dataclass
-class Plan:
-    """What a caption file asks for: filled in by the readers of the data sets."""
-
-    items: list[Item] = field(default_factory=list)
-    skipped: list[Skip] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        splits = {name: asdict(counts) for name, counts in self.splits.items()}
+        skipped = [{"split": skip.split, "what": skip.what, "reason": skip.reason} for skip in self.skipped]
+        return {**plain, "root": str(self.root), "splits": splits, "skipped": skipped, "reasons": self.reasons()}
 
 
 @contextlib.contextmanager
-def claim(root: Path, kind: str) -> Iterator[None]:
-    """Hold `root` for one `prepare` at a time, and only for the kind of data set that is there already.
+def claim(root: Path, kind: str) -> Iterator[Earlier]:
+    """Hold `root` for one `prepare` at a time, and only for the kind of data set that is there already; gives what is there.
 
     Raises:
         UsageError: another kind of data set is there.
-        DiffATRError: another process is preparing it, or the folder cannot be written.
+        DiffATRError: another process is preparing it, or the system refuses to read or write something.
     """
-    if (root / MANIFEST).exists() and (there := read_manifest(root)[1].get("kind")) != kind:
-        raise UsageError(f"{root}: holds a data set of `prepare {there}`; choose another --name.")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / _LOCK, blocking=False):
+            earlier = Earlier(root)
+            if earlier.kind not in (None, kind):
+                raise UsageError(f"{root}: holds a data set of `prepare {earlier.kind}`; choose another --name.")
             try:
-                yield
+                yield earlier
             finally:
                 if os.listdir(root) == [_LOCK]:  # nothing came of it
                     os.unlink(root / _LOCK)
                     root.rmdir()
     except Timeout:
         raise DiffATRError(f"{root}: another `diffatr prepare` is at work here; wait for it to end.") from None
-    except FileExistsError:
-        raise DiffATRError(f"{root}: is a file, not a folder.") from None
-    except PermissionError as error:
-        raise DiffATRError(f"{error.filename}: no permission to write there.") from None
+    except NotImplementedError:
+        raise DiffATRError(f"{root}: that disk has no locks for files. Name another place with --data.") from None
+    except OSError as error:
+        raise DiffATRError(f"{error.filename or root}: {reason(error)}") from error
 
 
 def prepare(
     root: Path,
     kind: str,
     plan: Plan,
+    earlier: Earlier,
     produce: Produce | None = None,
     official: Mapping[str, tuple[int, int]] | None = None,
     resampler: audio.Resampler = "soxr",
@@ -155,7 +138,7 @@ def prepare(
     info: Mapping[str, Any] | None = None,
     partial: audio.Partial = "skip",
 ) -> Report:
-    """Convert every item of a plan that is not finished, write the manifest, and report. `root` must be claimed.
+    """Convert every item of a plan that is not finished, write the manifest, and report. `earlier` comes with the claim.
 
     `produce` defaults to decoding and resampling the item's source file; `workers` to the number of cores; `partial` says what
     becomes of recordings of which a part is missing. When not a single clip comes out, a manifest that is there is left alone.
@@ -164,31 +147,30 @@ def prepare(
         DiffATRError: the disk is full, or a worker process died; finished clips stay and are not converted again.
     """
     chosen = audio.choose_resampler(resampler)
-    _remove_leftovers(root)
     pending = [_record(item, path) for item, path in zip(plan.items, _paths(plan.items), strict=True)]
-    finished = _finished(root)
-    records = [_take_over(record, finished.get(record.clip_id), root) for record in pending]
+    records = earlier.take_over(pending, progress)
     todo = [index for index, record in enumerate(records) if record.md5 is None and record.skipped is None]
     kept = sum(record.md5 is not None for record in records)
 
     outcomes: dict[int, Outcome] = {}
     note = "converting" if produce is None else "generating"
-    with (root / _JOURNAL).open("a", encoding="utf-8") as journal:
+    work = [(plan.items[index].source or "", root / records[index].path) for index in todo]
+    conversion = contextlib.closing(convert_all(Converter(produce, chosen, partial), work, workers))
+    with _no_leftovers(root), (root / JOURNAL).open("a", encoding="utf-8") as journal, conversion as converted:
         progress(0, len(todo), note)
-        work = [(records[index].source or "", root / records[index].path) for index in todo]
-        for done, (number, outcome) in enumerate(convert_all(Converter(produce, chosen, partial), work, workers), 1):
+        for done, (number, outcome) in enumerate(converted, 1):
             index = todo[number]
             outcomes[index] = outcome
             records[index] = replace(records[index], frames=outcome.frames, md5=outcome.md5, skipped=outcome.skipped)
             if outcome.skipped is None:
-                _append(journal, records[index])
+                append(journal, records[index])
             progress(done, len(todo), note)
 
     ready = [record for record in records if record.skipped is None]
     if ready:
         write_manifest(root, records, {"kind": kind, **(info or {})})
-    if ready or (root / _JOURNAL).stat().st_size == 0:
-        (root / _JOURNAL).unlink()
+    if ready or (root / JOURNAL).stat().st_size == 0:
+        (root / JOURNAL).unlink()
     skips = [Skip(record.split, record.source or record.clip_id, record.skipped) for record in records if record.skipped]
     return Report(
         name=root.name,
@@ -200,95 +182,71 @@ def prepare(
         partial=sum(outcome.partial is not None for outcome in outcomes.values()),
         splits={split: _count(split, records, (official or {}).get(split)) for split in SPLITS},
         skipped=[*plan.skipped, *skips],
-        notes=[*plan.notes, *_changed({records[index].path: outcome for index, outcome in outcomes.items()}), *_leaks(ready)],
+        notes=[
+            *earlier.notes,
+            *plan.notes,
+            *_changed({records[index].path: outcome for index, outcome in outcomes.items()}),
+            *_leaks(ready),
+        ],
     )
 
 
-def index_files(folders: Iterable[Path], leave_out: Path) -> list[Path]:
-    """All files below the folders, sorted, except those in `leave_out` (what is being prepared) and in hidden folders."""
-    found: dict[Path, None] = {}
-    for folder in folders:
-        for parent, children, names in os.walk(folder):
-            children[:] = sorted(child for child in children if not child.startswith(".") and Path(parent, child) != leave_out)
-            found.update((Path(parent, name), None) for name in sorted(names))
-    return list(found)
-
-
 def _record(item: Item, path: str) -> Record:
-    record = Record(item.clip_id, item.split, item.captions, path, item.source, license=item.license)
-    if item.source is None:
-        return replace(record, skipped="missing")
-    try:
-        stat = os.stat(item.source)
-    except (OSError, ValueError):  # what is generated has no file; a file that went missing is reported when it is read
-        return record
-    return replace(record, source_size=stat.st_size, source_mtime_ns=stat.st_mtime_ns)
+    size = mtime_ns = 0
+    if item.source is not None:
+        with contextlib.suppress(OSError, ValueError):  # what is generated has no file; a file gone since is told when read
+            stat = os.stat(item.source)
+            size, mtime_ns = stat.st_size, stat.st_mtime_ns
+    source, skipped = (None, "missing") if item.source is None else (as_text(item.source), None)
+    return Record(item.clip_id, item.split, item.captions, path, source, size, mtime_ns, license=item.license, skipped=skipped)
 
 
 def _paths(items: list[Item]) -> list[str]:
-    """Where each item is written, relative to the root: its name, kept inside its split, unique even where case is ignored."""
-    taken: set[str] = set()
+    """Where each item is written, relative to the root: its name, kept inside its split, unique even where case is ignored.
+
+    No path is a folder of another: `x.wav/y.wav` beside `x.wav` goes to a folder of another name.
+    """
+    files: set[str] = set()
+    folders: set[str] = set()
     paths: list[str] = []
     for item in items:
-        parts = [part for part in PurePosixPath(item.name).parts if part not in ("/", "..")]
-        stem = "/".join(parts).removesuffix(".wav")
-        if max(len(part.encode()) for part in parts) > 200:  # file systems end names at 255 bytes, temporary ones included
-            stem = hashlib.sha256(item.name.encode()).hexdigest()
-        path, number = f"{item.split}/{stem}.wav", 1
-        while path.casefold() in taken:
-            number += 1
-            path = f"{item.split}/{stem}~{number}.wav"
-        taken.add(path.casefold())
-        paths.append(path)
+        parts = [part for part in item.name.split("/") if part not in ("", ".", "..")]
+        # File systems end names at 255 bytes, temporary ones included, and paths at some thousand.
+        if not parts or len(item.name.encode()) > 1000 or any(len(part.encode()) > 200 for part in parts):
+            parts = [hashlib.sha256(item.name.encode()).hexdigest()]
+        folder = item.split
+        for part in parts[:-1]:
+            folder = _like(f"{folder}/{part}", "", lambda path: path in files)
+            folders.add(_folded(folder))
+        stem = f"{folder}/{parts[-1].removesuffix('.wav')}"
+        paths.append(_like(stem, ".wav", lambda path: path in files or path in folders))
+        files.add(_folded(paths[-1]))
     return paths
 
 
-def _finished(root: Path) -> dict[str, Record]:
-    """What earlier runs finished, by clip id: the manifest, and on top of it the journal of a run that did not end."""
-    records: list[Record] = []
-    with contextlib.suppress(FileNotFoundError):
-        records = [record for record in read_manifest(root)[0] if record.md5 is not None]
-    with contextlib.suppress(FileNotFoundError):
-        for line in (root / _JOURNAL).read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError, TypeError):  # a line that a kill cut short
-                records.append(Record(**json.loads(line)))
-    return {record.clip_id: record for record in records}
+def _like(stem: str, ending: str, taken: Callable[[str], bool]) -> str:
+    """A path like stem + ending that is free: numbered from 2 on, if need be."""
+    path, number = stem + ending, 1
+    while taken(_folded(path)):
+        number += 1
+        path = f"{stem}~{number}{ending}"
+    return path
 
 
-def _append(journal: Any, record: Record) -> None:
+def _folded(path: str) -> str:
+    """Equal for names that some file system takes for one."""
+    return path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
+
+
+@contextlib.contextmanager
+def _no_leftovers(root: Path) -> Iterator[None]:
+    """Remove half-written files, of an earlier run that was killed, and of this one where it is cut off."""
+    _remove_leftovers(root)
     try:
-        # The newline comes first: the line before may have been cut short.
-        journal.write("\n" + json.dumps(asdict(replace(record, captions=()))))
-        journal.flush()
-    except OSError as error:
-        raise DiffATRError(f"{journal.name}: {error.strerror}. Free some space and run the command again.") from error
-
-
-def finished_sources(root: Path) -> dict[str, str | None]:
-    """Clip id -> source of the clips whose source was a copy of our own below `root`/raw, now finished."""
-    own = (record for record in _finished(root).values() if _is_own(record.source, root))
-    return {record.clip_id: record.source for record in own if _is_whole(record, root)}
-
-
-def _take_over(record: Record, before: Record | None, root: Path) -> Record:
-    """The record as finished before, if it is of the same source and its file is whole; else the record as it is."""
-    if before is None or record.skipped or not _is_whole(before, root):
-        return record
-    if _is_own(record.source, root) and record.source_mtime_ns == 0:  # unpacked by us, used, and deleted since to save space
-        record = replace(record, source_size=before.source_size, source_mtime_ns=before.source_mtime_ns)
-    done = replace(record, frames=before.frames, md5=before.md5)
-    return done if done == replace(before, captions=record.captions, license=record.license) else record
-
-
-def _is_own(source: str | None, root: Path) -> bool:
-    return source is not None and Path(source).is_relative_to((root / "raw").absolute())
-
-
-def _is_whole(record: Record, root: Path) -> bool:
-    try:
-        return os.path.getsize(root / record.path) == wav_size(record.frames)
-    except OSError:
-        return False
+        yield
+    except BaseException:
+        _remove_leftovers(root)
+        raise
 
 
 def _remove_leftovers(root: Path) -> None:

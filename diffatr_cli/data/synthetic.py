@@ -9,7 +9,8 @@ import numpy as np
 
 from ..progress import Progress, silent
 from .manifest import SPLITS
-from .prepare import Item, Plan, Report, claim, prepare
+from .plan import Item, Plan
+from .prepare import Report, claim, prepare
 from .sounds import KINDS, render_scene
 
 SECONDS = 5.0
@@ -41,11 +42,11 @@ def prepare_synthetic(
     Raises:
         DiffATRError: a full disk.
     """
-    with claim(out, "synthetic"):
+    with claim(out, "synthetic") as earlier:
         plan = Plan()
         for split, count in zip(SPLITS, (train, val, test), strict=True):
             plan.items.extend(_items(split, count, seed))
-        return prepare(out, "synthetic", plan, render_scene, workers=workers, progress=progress, info={"seed": seed})
+        return prepare(out, "synthetic", plan, earlier, render_scene, workers=workers, progress=progress, info={"seed": seed})
 
 
 def _items(split: str, count: int, seed: int) -> list[Item]:
