@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import diffatr_cli.model
-from diffatr_cli.core.level import LOUDEST, QUIETEST, SILENT, level, levelled
+from diffatr_cli.core.level import LEVEL, SILENT, level, levelled
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.data.folder import prepare_folder
@@ -41,31 +41,25 @@ def test_the_level_of_a_sine_is_half_its_square(decibels: float) -> None:
     offset=st.sampled_from([0.0, 0.005, -0.005, 0.02, -0.3, 0.5]),
     seconds=st.sampled_from([0.02, 0.5, 3.0]),
 )
-def test_levels_are_brought_into_the_range_and_offsets_taken_out(decibels: float, offset: float, seconds: float) -> None:
+def test_levels_are_brought_to_one_and_offsets_taken_out(decibels: float, offset: float, seconds: float) -> None:
     sound = at(decibels, seconds, offset)
     given_ = sound.copy()
     out = levelled(sound)
     np.testing.assert_array_equal(sound, given_)
     assert out.dtype == np.float32
-    inside = QUIETEST + 0.1 < decibels < LOUDEST - 0.1
-    if inside and abs(offset) < 0.01:
-        assert out is sound
     mean = float(out.mean(dtype=np.float64))
-    assert QUIETEST - 0.1 < level(out, mean) < LOUDEST + 0.1
-    if out is not sound:
-        assert abs(mean) < 1e-3
-        expected = at(float(np.clip(decibels, QUIETEST, LOUDEST)), seconds)
-        np.testing.assert_allclose(out, expected, atol=2e-3 + 1e-6 * abs(offset) * 10 ** (max(0, QUIETEST - decibels) / 20))
+    assert level(out, mean) == pytest.approx(LEVEL, abs=0.1)
+    assert abs(mean) < 1e-3
+    expected = at(LEVEL, seconds)
+    np.testing.assert_allclose(out, expected, atol=2e-3 + 1e-6 * abs(offset) * 10 ** (max(0, LEVEL - decibels) / 20))
 
 
 @given(gain=st.floats(-28, 40), seed=st.integers(0, 100))
-def test_what_lies_outside_the_range_sounds_the_same_at_any_gain(gain: float, seed: int) -> None:
+def test_a_sound_is_the_same_at_any_gain(gain: float, seed: int) -> None:
     noise = np.random.default_rng(seed).normal(0, 0.001, 20_000).astype(np.float32)
-    quiet, other = noise, noise * np.float32(10 ** (gain / 20))
-    one, two = levelled(quiet), levelled(other)
-    if level(other) < QUIETEST:
-        np.testing.assert_allclose(two, one, atol=1e-4)
-    assert QUIETEST - 0.01 <= level(two) <= LOUDEST + 0.01
+    one, two = levelled(noise), levelled(noise * np.float32(10 ** (gain / 20)))
+    np.testing.assert_allclose(two, one, atol=1e-4)
+    np.testing.assert_allclose(levelled(one), one, atol=1e-5)
 
 
 def test_silence_stays_silence() -> None:
@@ -74,14 +68,14 @@ def test_silence_stays_silence() -> None:
     dither = (np.random.default_rng(0).integers(-1, 2, 32_000) / 32_768).astype(np.float32) * np.float32(0.9)
     assert levelled(dither) is dither
     assert levelled(at(SILENT + 1)) is not at(SILENT + 1)
-    assert level(levelled(at(SILENT + 1))) == pytest.approx(QUIETEST, abs=0.01)
+    assert level(levelled(at(SILENT + 1))) == pytest.approx(LEVEL, abs=0.01)
 
 
 def test_the_loudest_part_decides_for_all_of_it() -> None:
     """The silence around a bark is raised with the bark, not to a level of its own."""
     bark = np.concatenate([at(-70, 2), at(-50, 0.5), at(-70, 2)])
     out = levelled(bark)
-    np.testing.assert_allclose(out, bark * np.float32(10 ** (30 / 20)), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(out, bark * np.float32(10 ** ((LEVEL + 50) / 20)), rtol=1e-3, atol=1e-5)
 
 
 def test_the_encoders_hear_a_quiet_recording_as_they_hear_it_at_full_level(tmp_path: Path) -> None:
@@ -91,10 +85,8 @@ def test_the_encoders_hear_a_quiet_recording_as_they_hear_it_at_full_level(tmp_p
     whole, quiet, beside, loud, levelled_too = model.embed_audio(
         [clip, 0.01 * clip, 0.01 * clip + 0.3, 30 * clip, levelled(clip)]
     )
-    np.testing.assert_array_equal(whole, levelled_too)
-    for other in (quiet, beside, loud):
-        assert whole @ other > 0.95
-    assert beside @ quiet > 0.999
+    for other in (quiet, beside, loud, levelled_too):
+        assert whole @ other > 0.999
 
     for name, gain in (("full", 0.2), ("quiet", 0.005)):
         write(tmp_path / "given" / f"{name}.wav", gain * clip.astype(np.float64), 32_000)

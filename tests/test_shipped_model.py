@@ -14,10 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from audio_files import write
 
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.search import embed_texts, search
+from diffatr_cli.data.audio import load_audio
 from diffatr_cli.model import load_retriever, shipped_model
 from diffatr_cli.runs import recipe_of
 
@@ -79,6 +82,20 @@ def test_plain_words_find_plain_sounds(clips: Path) -> None:
     first = {each["query"]: [Path(hit["path"]).stem for hit in each["results"][:3]] for each in found}
     missed = {text: first[text] for text, name in wanted.items() if name not in first[text]}
     assert len(missed) <= 1, missed
+
+
+def test_a_recording_scores_the_same_at_any_level(tmp_path: Path) -> None:
+    """Quiet, loud, or beside the zero line: as it would at a good level."""
+    clip = load_audio(CLIPS / "dog_barking.ogg").astype(np.float64)
+    made = {f"{gain} dB": 10 ** (gain / 20) * clip for gain in (0, 20, -20, -40, -60)}
+    made |= {"offset": 0.6 * clip + 0.3, "-40 dB, offset": 0.01 * clip - 0.3}
+    for name, samples in made.items():
+        write(tmp_path / "clips" / f"{name}.wav", samples, 32_000, subtype="FLOAT")
+    shutil.copy(CLIPS / "cat_meowing.ogg", tmp_path / "clips")
+    scores = {Path(hit["path"]).stem: hit["score"] for hit in query(tmp_path / "clips", "a dog barks")["results"]}
+    of_dogs = [scores[name] for name in made]
+    assert max(of_dogs) - min(of_dogs) < 0.02, scores
+    assert min(of_dogs) > 0.5 > scores["cat_meowing"]
 
 
 @pytest.mark.slow
