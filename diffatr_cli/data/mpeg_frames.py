@@ -7,6 +7,7 @@ before it. What is no frame (tags, pieces of other files) stays out, which also 
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import BinaryIO
@@ -30,6 +31,10 @@ _BITRATES = {  # kbit/s, by (MPEG 1, layer)
     (False, 2): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+
+
+_HEADER = re.compile(rb"(?=\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff][\x10-\xef])", re.DOTALL)
+"""Where bytes may begin a frame. Most do not: a card that was erased is nothing but 255."""
 
 
 @dataclass
@@ -291,13 +296,12 @@ def _chains(window: _Window, at: int, end: int) -> bool:
 def _sync(window: _Window, at: int, limit: int, end: int) -> int | None:
     """The first place before `limit` where frames begin."""
     while at < limit:
-        held = window.at(at, min(limit - at, 1 << 16))
-        if (found := held.find(b"\xff")) < 0:
-            at += max(1, len(held))
-        elif _chains(window, at + found, end):
-            return at + found
-        else:
-            at += found + 1
+        # Overlapping by what a header has: the places of a stretch that can begin one, found at once.
+        held = window.at(at, min(limit - at, 1 << 16) + 2)
+        for match in _HEADER.finditer(held):
+            if at + match.start() < limit and _chains(window, at + match.start(), end):
+                return at + match.start()
+        at += max(1, len(held) - 2)
     return None
 
 

@@ -90,7 +90,9 @@ class SoundFileDecoder:
             except soundfile.LibsndfileError as error:
                 if error.code == _NO_MEMORY:
                     raise MemoryError from None
-                samples = samples[: 0 if integers else int(np.isfinite(samples).all(1).cumprod().sum())]
+                # Behind the last frame by its header it writes zeros, where it failed too.
+                count = 0 if integers else int(np.isfinite(samples).all(1).cumprod().sum())
+                samples = samples[: min(count, max(0, self._file.frames - self._at))]
                 self.partial = _damaged(error)
             if self._spliced is not None and self._spliced.trouble is not None:
                 raise self._spliced.trouble
