@@ -16,6 +16,7 @@ TITLES = {
     "prepare": "Preparing recordings",
     "startup": "Start-up",
     "index": "Indexing",
+    "long": "Long recordings",
     "gpu": "On a GPU",
 }
 UNITS = ((1e-3, 1e-6, "us"), (1, 1e-3, "ms"), (300, 1, "s"), (7200, 60, "min"), (float("inf"), 3600, "h"))

@@ -18,7 +18,7 @@ CASES = [(topic, name) for topic in runner.TOPICS for name in importlib.import_m
 
 @pytest.mark.parametrize(("topic", "name"), CASES)
 def test_every_benchmark_runs(topic, name, monkeypatch, request):
-    if topic in ("startup", "index"):
+    if topic in ("startup", "index", "long"):
         run, python = request.getfixturevalue("trained"), startup.python
         monkeypatch.setattr(startup, "make_run", lambda folder: run)
         monkeypatch.setattr(index, "a_run", lambda folder: run)
