@@ -151,6 +151,17 @@ def test_libsndfile_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_audio(path)
 
 
+def test_what_only_looks_like_many_recordings_is_left_after_some(tmp_path: Path) -> None:
+    path = tone(tmp_path / "a.flac")
+    whole = path.read_bytes()
+    path.write_bytes(whole * 2 + b"fLaC\0\0\0\x22" * 5 + whole + b"fLaC\0\0\0\x22" * 10_000)
+    with open_sound(path) as sound:
+        assert sum(map(len, sound.blocks())) == 3 * 16_000
+        assert sound.partial
+        assert len(sound.notes) < 20
+        assert sound.notes[-1].endswith("recordings behind these are not read")
+
+
 def test_a_flac_of_unknown_length_and_one_that_is_cut(tmp_path: Path) -> None:
     content = bytearray(write(tmp_path / "a.flac", sine(3, 44_100) + 0.01 * sine(3, 44_100, 5000), 44_100).read_bytes())
     content[21] &= 0xF0  # the count of samples, as an encoder leaves it that writes to a pipe

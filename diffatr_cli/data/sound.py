@@ -28,6 +28,8 @@ MOST_SAMPLES = 1 << 20
 
 _OFFSET = 0.01  # of full scale
 _OVERLOAD = 16.0  # floats as loud as that, 24 dB over full scale, are on the scale of integers
+_MOST_DAMAGED = 8
+"""Recordings one behind the other that cannot be read; then what follows in the file is no sound, however it looks."""
 _SCALES = (2.0**15, 2.0**23, 2.0**31)
 
 
@@ -100,8 +102,11 @@ class Sound:
         """
         with as_audio_error(self.path):
             mono = _Mono(self.path, self._resampler)
-            done = 0.0
+            done, damaged = 0.0, 0
             for number, part in enumerate(self._parts):
+                if damaged == _MOST_DAMAGED:
+                    self.notes.append(f"{len(self._parts) - number} recordings behind these are not read")
+                    break
                 self._note(part)
                 seconds, decoded = 0.0, self._decoded(number)
                 while True:
@@ -112,8 +117,10 @@ class Sound:
                             raise
                         self.partial = self.partial or error.reason
                         self.notes.append(f"from {done + seconds:.1f} s on: {error.reason}")
+                        damaged += 1
                         break
                     if block is None:
+                        damaged = 0
                         break
                     yield from mono(block.samples, block.rate)
                     seconds = block.start + len(block.samples) / block.rate
