@@ -47,6 +47,12 @@ class SplicedFile(io.RawIOBase):
         self._at = max(0, offset + (0, self._at, len(self))[whence])
         return self._at
 
+    def read(self, size: int = -1, /) -> bytes:
+        """At most so many bytes. FFmpeg asks for as many as a header says; room is made only for those that are there."""
+        left = max(0, len(self) - self._at)
+        buffer = bytearray(left if size < 0 else min(size, left))
+        return bytes(memoryview(buffer)[: self.readinto(buffer)])
+
     def readinto(self, buffer: Any) -> int:
         target = memoryview(buffer).cast("B")
         done = 0
