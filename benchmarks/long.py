@@ -58,11 +58,10 @@ def write_compressed(path: Path, seconds: float) -> None:
     with av.open(str(path), "w") as out:
         stream: Any = out.add_stream(codec, rate=rate, layout="stereo")
         packets = list(_encoded(stream, minute, rate))
-        per_packet = packets[2].pts - packets[1].pts
-        contents = [(bytes(packet), packet.duration or per_packet, packet.time_base) for packet in packets]
-        at = packets[0].pts
+        duration = packets[2].pts - packets[1].pts  # of each; the last one's own says how much of it is filling
+        contents, time_base, at = [bytes(packet) for packet in packets], packets[0].time_base, packets[0].pts
         for _ in range(round(seconds / (minute.shape[1] / rate))):
-            for content, duration, time_base in contents:
+            for content in contents:
                 packet: Any = av.Packet(content)
                 packet.stream, packet.time_base, packet.duration = stream, time_base, duration
                 packet.pts = packet.dts = at
