@@ -14,9 +14,12 @@ from benchmarks import index, report, startup
 from benchmarks.common import Row, Skip
 
 CASES = [(topic, name) for topic in runner.TOPICS for name in importlib.import_module(f"benchmarks.{topic}").cases("tiny")]
+SLOW = [("long", name) for name in ("flac", "mp3", "opus", "wav")]  # the same as m4a, a process more each
 
 
-@pytest.mark.parametrize(("topic", "name"), CASES)
+@pytest.mark.parametrize(
+    ("topic", "name"), [pytest.param(*case, marks=[pytest.mark.slow] if case in SLOW else []) for case in CASES]
+)
 def test_every_benchmark_runs(topic, name, monkeypatch, request):
     if topic in ("startup", "index", "long"):
         run, python = request.getfixturevalue("trained"), startup.python
