@@ -72,7 +72,9 @@ def compose(text: str) -> yaml.Node | None:
         raise NotYAML(0, "nested too deeply") from None
     except yaml.reader.ReaderError as error:
         problem = f"a character that YAML does not allow, #x{error.character:04x}"
-        raise NotYAML(text.count("\n", 0, error.position) + 1, problem) from None
+        # The parser in C counts bytes.
+        before = text[: error.position] if error.encoding != "?" else text.encode()[: error.position].decode(errors="replace")
+        raise NotYAML(before.count("\n") + 1, problem) from None
     except yaml.MarkedYAMLError as error:
         at_end = re.search("end of stream|<stream end>", error.problem or "")  # what was left open is the place to look at
         mark = error.context_mark if at_end and error.context_mark else error.problem_mark
@@ -85,16 +87,13 @@ def compose(text: str) -> yaml.Node | None:
 def _compose_long(text: str) -> yaml.Node | None:
     """The node tree of a long text, in a twentieth of the time. Raises RecursionError and yaml.YAMLError."""
     with _no_collection():
-        try:
-            depth = 0
-            for event in yaml.parse(text, Loader=_FastLoader):
-                # The parser in C goes down without a look at the stack, until the process dies.
-                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-                if depth > _DEEPEST:
-                    raise RecursionError
-            node: yaml.Node | None = yaml.compose(text, Loader=_FastLoader)
-        except yaml.YAMLError:
-            node = yaml.compose(text, Loader=_Loader)  # its words are the ones that are told
+        depth = 0
+        for event in yaml.parse(text, Loader=_FastLoader):
+            # The parser in C goes down without a look at the stack, until the process dies.
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise RecursionError
+        node: yaml.Node | None = yaml.compose(text, Loader=_FastLoader)
         return node
 
 

@@ -163,14 +163,15 @@ def _distinct(heading: list[str]) -> list[str]:
     """Names of columns without empty ones at the end, and none twice: the second `caption` is `caption_2`."""
     while heading and not heading[-1]:
         heading = heading[:-1]
-    found: list[str] = []
+    found: dict[str, None] = {}
+    numbers: dict[str, int] = {}
     for name in heading:
-        number, unlike = 1, name
+        unlike = name
         while unlike in found:
-            number += 1
-            unlike = f"{name}_{number}"
-        found.append(unlike)
-    return found
+            numbers[name] = numbers.get(name, 1) + 1
+            unlike = f"{name}_{numbers[name]}"
+        found[unlike] = None
+    return list(found)
 
 
 class _Lines(Iterator[str]):
@@ -352,9 +353,9 @@ def _element_end(text: str, position: int) -> int:
         if sign in "[{":
             depth += 1
         elif sign in "]}":
-            if depth == 0:
+            if depth == 0 and sign == "]":
                 return found.start()
-            depth -= 1
+            depth = max(0, depth - 1)  # a brace that nothing opened is part of the damage
         elif sign == "," and depth == 0:
             return found.start()
     return len(text)
