@@ -23,7 +23,6 @@ def cases(size: Size) -> dict[str, Case]:
     measured: dict[str, Callable[..., list[Row]]] = {
         "AudioCaps": sampler.audiocaps,
         "operations": sampler.operations,
-        "million": sampler.million,
         **{name: partial(encoders.encoder, name) for name in encoders.ENCODERS},
         "phase one": training.phase_one,
         "phase one, CNN14": partial(training.phase_one, overrides=training.CNN14),

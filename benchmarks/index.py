@@ -1,4 +1,5 @@
-"""`diffatr index` as a process: how fast it indexes on all cores, what an unchanged folder costs, and what kills can break.
+"""`diffatr index` as a process: how fast it indexes on all cores, what an unchanged folder costs, what it costs to check an
+index for damage, and what kills can break.
 
 The model is the one that ships with the package; without it, the demo recipe's after one epoch. Recordings are 44.1 kHz stereo
 files of procedural sounds, equally many WAV, FLAC, OGG and MP3. Each kill -9 meets a new index at a random moment between the
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,16 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from diffatr_cli.corpus.index import FolderIndex, Recordings
+from diffatr_cli.corpus import checksums
+from diffatr_cli.corpus.index import FolderIndex, IndexReport, Recordings
+from diffatr_cli.corpus.snapshot import read_snapshot, write_snapshot
+from diffatr_cli.corpus.store import ContentWindows, WindowTable, row_checksum
 from diffatr_cli.data.sounds import KINDS, render
 from diffatr_cli.errors import DiffATRError
 from diffatr_cli.model import load_retriever, shipped_model
 
 from . import startup
-from .common import Case, Row, Size, pick
+from .common import Case, Row, Size, medians, pick
 
 RATE = 44_100
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
@@ -83,7 +88,7 @@ def speed(size: Size, run: Path | None = None, files: Path | None = None) -> lis
         files = files or make_recordings(folder / "recordings", count, length)
         document, took = indexed(files, folder / "index", run)
         recordings = FolderIndex(files, folder / "index").read(load_retriever(run, "cpu").model_id)
-    hours = sum(float(recordings.spans[last - 1, 1]) for last in recordings.offsets[1:]) / 3600
+    hours = sum(float(recordings.spans[recordings.rows_of(file).stop - 1, 1]) for file in range(len(recordings))) / 3600
     remark = f"{document['files']:,} files, {document['windows']:,} windows, {took:.0f} s with the start of the process"
     return [Row(f"index {hours:.3g} h of recordings", hours / (took / 60), unit="h/min", remark=remark)]
 
@@ -97,12 +102,67 @@ def unchanged(size: Size, run: Path | None = None) -> list[Row]:
         clips = startup.make_clips(folder / "clips", count)
         _, first = indexed(clips, folder / "index", run)
         again = [indexed(clips, folder / "index", run) for _ in range(pick(size, 1, 3, 5))]
+        paths = sorted(clips.rglob("*.wav"), key=lambda path: path.name)
+        for path, following in reversed([*zip(paths, [*paths[1:], clips / "last.wav"], strict=True)]):
+            path.rename(following)
+        moved, renamed = indexed(clips, folder / "index", run)
     if any(document["unchanged"] != count for document, _ in again):
         raise RuntimeError(f"{again[0][0]['unchanged']} of {count} files were found unchanged")
+    if (moved["reused"], moved["embedded"]) != (count, 0):
+        raise RuntimeError(f"of {count} renamed files {moved['embedded']} were embedded again")
     return [
         Row(f"index {count:,} clips of 0.1 s", first),
         Row(f"index them again, unchanged, {count:,}", statistics.median(took for _, took in again), goal="goal: at most 5 s"),
+        Row("index them after each has taken the name of the next", renamed, remark="hashed again, none embedded"),
     ]
+
+
+def checks(size: Size) -> list[Row]:
+    """What it costs to check an index for damage, when it is read from its snapshot and when it is read from its tables."""
+    count, dim, rounds = pick(size, 50, 10_000, 10_000), 512, pick(size, 1, 5, 15)
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(count, dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    spans = np.tile([[0.0, 10.0]], (count, 1))
+    hashes = [rng.bytes(16).hex() for _ in range(count)]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path, table = folder / "snapshot.npz", WindowTable(folder, "windows", dim)
+        recordings = Recordings([f"{i:05d}.wav" for i in range(count)], np.arange(count + 1), spans, vectors)
+        write_snapshot(path, "tables", "folder", IndexReport(count, count), recordings)
+        table.mend()
+        half = vectors.astype(np.float16)
+        table.add({each: ContentWindows(spans[i : i + 1], half[i : i + 1]) for i, each in enumerate(hashes)})
+        table.seal()
+        took = medians(
+            {
+                "snapshot": lambda: read_snapshot(path, "tables"),
+                "its checksums": lambda: _check_zip(path),
+                "table": table.read,
+                "its checksums of files": lambda: checksums.fit(folder / "windows.lance"),
+                "its checksums of rows": lambda: [
+                    row_checksum(each, spans[i : i + 1], half[i : i + 1]) for i, each in enumerate(hashes)
+                ],
+            },
+            rounds,
+        )
+    what = f"{count:,} windows of {dim}"
+    return [
+        Row(
+            f"read a snapshot of {what}", took["snapshot"], remark=f"of which {1e3 * took['its checksums']:.1f} ms are checksums"
+        ),
+        Row(
+            f"read a table of {what}, without the time to load LanceDB",
+            took["table"],
+            remark=f"of which {1e3 * took['its checksums of files']:.1f} ms are checksums of its files, "
+            f"{1e3 * took['its checksums of rows']:.1f} ms of its rows",
+        ),
+    ]
+
+
+def _check_zip(path: Path) -> None:
+    with zipfile.ZipFile(path) as file:
+        file.testzip()
 
 
 def kills(size: Size, run: Path | None = None) -> list[Row]:
@@ -158,7 +218,12 @@ def _kill(arguments: list[str], moment: float, index: FolderIndex, model_id: str
 
 def _difference(got: Recordings, want: Recordings) -> float:
     """The largest difference between two indexes' vectors; raises RuntimeError where anything else differs, or they do much."""
-    if got.paths != want.paths or not np.array_equal(got.offsets, want.offsets) or not np.array_equal(got.spans, want.spans):
+    if (
+        got.paths != want.paths
+        or not np.array_equal(got.content, want.content)
+        or not np.array_equal(got.offsets, want.offsets)
+        or not np.array_equal(got.spans, want.spans)
+    ):
         raise RuntimeError("an index that was killed and run again holds other files or windows")
     difference = float(np.abs(got.vectors - want.vectors).max())
     if difference > TOLERANCE:
@@ -168,4 +233,4 @@ def _difference(got: Recordings, want: Recordings) -> float:
 
 def cases(size: Size) -> dict[str, Case]:
     """The benchmarks of this topic."""
-    return {"speed": speed, "unchanged": unchanged, "kills": kills}
+    return {"speed": speed, "unchanged": unchanged, "checks": checks, "kills": kills}

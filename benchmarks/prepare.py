@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from diffatr_cli.data.audio import Resampler, choose_resampler
+from diffatr_cli.data.audio import Resampler
 from diffatr_cli.data.plan import Item, Plan
 from diffatr_cli.data.prepare import claim, prepare
 from diffatr_cli.types import SAMPLE_RATE
@@ -37,10 +37,9 @@ def make_files(folder: Path, count: int, length: float) -> list[Path]:
 
 
 def against_librosa(resampler: Resampler, size: Size) -> list[Row]:
-    """`prepare` with a resampler beside librosa's loop with its default, soxr, or, for resampy, with `kaiser_best`."""
-    needed = ("librosa", "soxr", *(() if resampler == "auto" else (resampler,)))
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise Skip(f"{missing[0]} is not installed")
+    """`prepare` with a resampler beside librosa's loop with the same one."""
+    if find_spec("librosa") is None:
+        raise Skip("librosa is not installed")
     import librosa
 
     slow = resampler == "resampy"
@@ -64,10 +63,9 @@ def against_librosa(resampler: Resampler, size: Size) -> list[Row]:
         plain(paths[:1])  # imports and compiles
         looped = statistics.median(seconds(lambda: plain(paths[:few])) for _ in range(pick(size, 1, 1, 3))) * count / few
         took = statistics.median(fast() for _ in range(pick(size, 1, 2, 3)))
-    chosen = "" if resampler != "auto" else f" ({choose_resampler()})"
     return [
         Row(
-            f"{count} files, {resampler}{chosen}",
+            f"{count} files, {resampler}",
             took,
             looped,
             goal="" if slow else "goal: at least 3 times",
@@ -78,5 +76,5 @@ def against_librosa(resampler: Resampler, size: Size) -> list[Row]:
 
 def cases(size: Size) -> dict[str, Case]:
     """The benchmarks of this topic."""
-    resamplers: tuple[Resampler, ...] = ("auto", "soxr", "resampy")
+    resamplers: tuple[Resampler, ...] = ("soxr", "resampy")
     return {resampler: partial(against_librosa, resampler) for resampler in resamplers}

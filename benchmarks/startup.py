@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from diffatr_cli.data.audio import write_wav
+from diffatr_cli.data.write_wav import write_wav
 from diffatr_cli.runs import recipe_of
 from diffatr_cli.types import SAMPLE_RATE
 

@@ -19,15 +19,17 @@ from torch.nn import functional
 
 from diffatr_cli.core.logmel import N_MELS
 from diffatr_cli.core.towers import TwoTowers
-from diffatr_cli.data.audio import load_audio, to_pcm16, write_wav
+from diffatr_cli.data.audio import load_audio
 from diffatr_cli.data.logmels import STEPS_PER_DB, LogMels
+from diffatr_cli.data.write_wav import to_pcm16, write_wav
 from diffatr_cli.evaluation.embedded_split import Captions
 from diffatr_cli.model import build_towers
 from diffatr_cli.recipe import load_recipe
 from diffatr_cli.recipe_schema import Recipe
+from diffatr_cli.training.batches import TrainSplit, epoch_batches, overlapped_batches
 from diffatr_cli.training.candidates import CandidateBatches
-from diffatr_cli.training.pretrain import PhaseOne, Split, _overlapped_batches, epoch_batches
-from diffatr_cli.training.train_diffusion import DenoiserPair, denoiser_optimizer, denoising_step
+from diffatr_cli.training.denoisers import DenoiserPair, denoiser_optimizer, denoising_step
+from diffatr_cli.training.pretrain import PhaseOne
 from diffatr_cli.training.views import TrainingViews
 from diffatr_cli.types import SAMPLE_RATE
 
@@ -62,13 +64,12 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
     values = rng.integers(-80 * STEPS_PER_DB, 0, (clips * frames, N_MELS), np.int16)
     logmels, captions = LogMels(values, np.arange(clips + 1) * frames), make_captions(clips)
 
-    torch.manual_seed(0)
-    phase = PhaseOne(recipe, torch.device(device))
-    train = Split(logmels, captions, torch.randn(clips, phase.towers.text_head[0].in_features), np.arange(clips))
+    phase = PhaseOne(recipe, 0, torch.device(device))
+    train = TrainSplit(logmels, captions, torch.randn(clips, phase.towers.text_head[0].in_features), np.arange(clips))
     steps = len(epoch_batches(captions, recipe.pretrain, 0, 0))
 
     def epoch(until: int) -> None:
-        for step, rows, batch in _overlapped_batches(train, recipe, 0, steps, 0):
+        for step, rows, batch in overlapped_batches(train, recipe.pretrain, frames, 0, steps, 0):
             if step == until:
                 break
             phase.step(train, rows, batch, 1e-4)
@@ -76,9 +77,9 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
     epoch(2)  # to warm up
     fast = seconds(lambda: epoch(steps), device)
 
-    plain_phase = PhaseOne(plain_recipe, torch.device(device))
+    plain_phase = PhaseOne(plain_recipe, 0, torch.device(device))
     plain_phase.towers.to(memory_format=torch.contiguous_format)
-    front_end, without = ConvolutionalLogMel(recipe.audio.hop).to(device), Split(logmels, captions, None, np.arange(clips))
+    front_end, without = ConvolutionalLogMel(recipe.audio.hop).to(device), TrainSplit(logmels, captions, None, np.arange(clips))
     rows = epoch_batches(captions, recipe.pretrain, 0, 0)[0]
     sound = waveforms(recipe, len(rows), device)
 
@@ -115,16 +116,17 @@ def phase_two(overrides: tuple[str, ...], size: Size) -> list[Row]:
         torch.arange(clips),
         torch.arange(clips),
     )
-    batches, pair = CandidateBatches(views, section, 0), DenoiserPair(recipe)
-    optimizer = denoiser_optimizer(pair)
+    batches, pair = CandidateBatches(views, section, 0), DenoiserPair(recipe.model, section)
+    optimizer = denoiser_optimizer(pair, section)
 
     def epoch() -> None:
         for inside in range(len(batches)):
-            denoising_step(pair, optimizer, batches(0, inside), torch.Generator().manual_seed(inside))
+            denoising_step(pair, optimizer, batches(0, inside), torch.Generator().manual_seed(inside), section.clip_norm)
 
     rounds = pick(size, 1, 2, 3)
     fast = median(epoch, rounds)
-    towers, front_end = build_towers(recipe, pretrained=False).eval(), ConvolutionalLogMel(recipe.audio.hop)
+    towers = build_towers(recipe.audio.model_copy(update={"weights": None}), recipe.text, recipe.model).eval()
+    front_end = ConvolutionalLogMel(recipe.audio.hop)
     towers.to(memory_format=torch.contiguous_format)
     texts = make_captions(section.batch_size).texts
     with tempfile.TemporaryDirectory() as name:

@@ -1,3 +1,20 @@
 """DiffATR: find sounds by words and words by sounds, with diffusion-based audio-text retrieval."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import Model, Ranked, load_model
+
 __version__ = "0.1.0"
+__all__ = ["Model", "Ranked", "__version__", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, loaded when they are first asked for: `import diffatr_cli` is instant."""
+    if name in __all__:
+        from . import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,15 @@ from .files import replacing
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Replace `path` by these tensors, with `facts` as JSON in its header."""
+    """Replace `path` by these tensors, with `facts` as JSON in its header, and a checksum of both.
+
+    Raises:
+        DiffATRError: the disk is full, or the folder cannot be written.
+    """
+    kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    text = json.dumps(facts)
     with replacing(path) as temporary:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={"diffatr": json.dumps(facts)}
-        )
+        save_file(kept, temporary, metadata={"diffatr": text, "crc32": _checksum(kept, text)})
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -30,17 +37,42 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         DiffATRError: the file is missing, damaged, or not one of this project's checkpoints.
     """
+    remedy = "Train again, or restore the file."
     try:
+        path.open("rb").close()  # safetensors says of any refusal that there is no such file
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
     except FileNotFoundError as error:
         raise DiffATRError(f"{path}: there is no such checkpoint. Train one, or name another run.") from error
     except (SafetensorError, OSError) as error:
-        raise DiffATRError(f"{path}: not a readable checkpoint ({error}). Train again, or restore the file.") from error
+        raise _unreadable(path, "a checkpoint", remedy, error) from error
     if "diffatr" not in header:
         raise DiffATRError(f"{path}: these weights were not written by diffatr train commands.")
-    return tensors, json.loads(header["diffatr"])
+    try:
+        facts = json.loads(header["diffatr"])
+        whole = header.get("crc32") in (None, _checksum(tensors, header["diffatr"]))  # those of before have none
+    except ValueError:
+        whole = False
+    if not whole:
+        raise _unreadable(path, "a checkpoint", remedy)
+    return tensors, facts
+
+
+def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """Of everything in a checkpoint that matters. CRC-32 finds any flipped bit, and takes a third of BLAKE2's time."""
+    value = zlib.crc32(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
+
+
+def _unreadable(path: Path, what: str, remedy: str, error: Exception | None = None) -> DiffATRError:
+    """The error for a file that is there and is not, or no longer, what it should be."""
+    if isinstance(error, OSError) and error.errno:  # the system refuses
+        return DiffATRError(f"{path}: cannot be read ({os.strerror(error.errno)}).")
+    return DiffATRError(f"{path}: is damaged, or not {what}. {remedy}")
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -58,17 +90,26 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Replace `path` by a training state: tensors, numbers, strings, and dicts and lists of them."""
-    with replacing(path) as temporary:
-        torch.save(dict(state), temporary)
+    """Replace `path` by a training state: tensors, numbers, strings, and dicts and lists of them. Raises as `save_weights`."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:  # what torch makes of a disk that is full
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
     """A training state, or None if there is none. Raises DiffATRError if the file is damaged."""
     if not path.is_file():
         return None
+    remedy = "Remove it to start this phase again."
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as file:
+            # torch writes checksums, and reads without a look at them; of what passes for a folder it reads nothing.
+            whole = file.testzip() is None and not any(entry.external_attr for entry in file.infolist())
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True) if whole else {}
     except Exception as error:
-        raise DiffATRError(f"{path}: not a readable training state ({error}). Remove it to start this phase again.") from error
+        raise _unreadable(path, "a training state", remedy, error) from error
+    if not whole:
+        raise _unreadable(path, "a training state", remedy)
     return state

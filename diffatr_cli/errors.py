@@ -7,9 +7,15 @@ INTERRUPTED = "diffatr: interrupted. The same command continues where this one s
 
 
 class DiffATRError(Exception):
-    """A job could not be done. The message says what went wrong, in which file or field, and what to do next."""
+    """A job could not be done. The message says what went wrong, in which file or field, and what to do next.
+
+    A message of several lines is given as several arguments: a newline inside one came in with a name, and is not shown as one.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class UsageError(DiffATRError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from torch import Tensor
 from .checkpoint import fill, load_weights
 from .core.audio_encoder import AudioEncoder, SmallCnn
 from .core.calibration import Calibration
-from .core.denoiser import AttentionDenoiser
+from .core.denoiser import AttentionDenoiser, DenoiserConfig
+from .core.sampler import ddim_levels
+from .core.sampling import Sampling
 from .core.schedule import NoiseSchedule
+from .core.scoring import Reranker
 from .core.text import TextEncoder
 from .core.towers import ProjectionHead, TwoTowers
 from .errors import DiffATRError, UsageError
 from .pretrained import load_panns, load_text_encoder
-from .recipe_schema import AudioSection, Recipe
+from .recipe_schema import AudioSection, DiffusionSection, ModelSection, Recipe, TextSection
 from .runs import BEST, recipe_of
 from .types import DIRECTIONS, Direction
 
@@ -67,52 +71,47 @@ def build_audio_encoder(section: AudioSection) -> AudioEncoder:
     return encoder
 
 
-def build_towers(recipe: Recipe, *, pretrained: bool = True) -> TwoTowers:
-    """The two towers of a recipe; `pretrained=False` leaves out the PANNs weights, for a checkpoint that brings its own."""
-    audio = recipe.audio if pretrained else recipe.audio.model_copy(update={"weights": None})
-    text = load_text_encoder(recipe.text.encoder, recipe.text.pooling, recipe.text.max_tokens)
-    if not recipe.text.finetune:
-        text.requires_grad_(False)
-    towers = TwoTowers(build_audio_encoder(audio), text, text.features, recipe.model.dim, recipe.model.dropout)
+def build_text_encoder(section: TextSection) -> TextEncoder:
+    """The caption encoder of a recipe."""
+    return load_text_encoder(section.encoder, section.pooling, section.max_tokens)
+
+
+def build_towers(audio: AudioSection, text: TextSection, model: ModelSection) -> TwoTowers:
+    """The two towers of a recipe, with the weights of others that it names."""
+    captions = build_text_encoder(text)
+    if not text.finetune:
+        captions.requires_grad_(False)
+    towers = TwoTowers(build_audio_encoder(audio), captions, captions.features, model.dim, model.dropout)
     towers.audio.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return towers
 
 
-def trained_state(towers: TwoTowers, recipe: Recipe) -> dict[str, Tensor]:
+def trained_state(towers: TwoTowers, finetuned: bool) -> dict[str, Tensor]:
     """What a checkpoint keeps of the towers: all but a frozen BERT, which is where it came from."""
-    return {k: v for k, v in towers.state_dict().items() if recipe.text.finetune or not k.startswith("text.")}
+    return {k: v for k, v in towers.state_dict().items() if finetuned or not k.startswith("text.")}
 
 
-def fill_towers(towers: TwoTowers, tensors: dict[str, Tensor], recipe: Recipe, path: Path) -> None:
+def fill_towers(towers: TwoTowers, tensors: dict[str, Tensor], finetuned: bool, path: Path) -> None:
     """Load what `trained_state` kept. Raises DiffATRError if it does not fit."""
-    if not recipe.text.finetune:
+    if not finetuned:
         tensors = {k: v for k, v in towers.state_dict().items() if k.startswith("text.")} | tensors
     fill(towers, tensors, path)
 
 
-def build_denoiser(recipe: Recipe, generator: torch.Generator | None = None) -> AttentionDenoiser:
-    """One denoiser of the recipe; either direction's."""
-    section = recipe.diffusion
-    return AttentionDenoiser(
-        recipe.model.dim,
-        section.hidden,
-        temperature=recipe.model.temperature,
-        init=section.init,
-        attention_scale=section.attention_scale,
-        output=section.output,
-        input_scale=section.input_scale,
-        generator=generator,
-    )
+def build_denoiser(model: ModelSection, section: DiffusionSection, generator: torch.Generator | None = None) -> AttentionDenoiser:
+    """One denoiser of a recipe; either direction's. The fields of `DenoiserConfig` have the same names in the recipe."""
+    settings = model.model_dump() | section.model_dump()
+    return AttentionDenoiser(**{field.name: settings[field.name] for field in fields(DenoiserConfig)}, generator=generator)
 
 
-def build_schedule(recipe: Recipe) -> NoiseSchedule:
-    """The noise schedule of the recipe."""
-    make = NoiseSchedule.cosine if recipe.diffusion.schedule == "cosine" else NoiseSchedule.linear
-    return make(recipe.diffusion.steps)
+def build_schedule(section: DiffusionSection) -> NoiseSchedule:
+    """The noise schedule of a recipe."""
+    make = NoiseSchedule.cosine if section.schedule == "cosine" else NoiseSchedule.linear
+    return make(section.steps)
 
 
 class Retriever:
-    """A trained model for inference: embeds sounds and captions as unit vectors, and holds the denoisers to score them.
+    """A trained model for inference: embeds sounds and captions as unit vectors, and re-ranks by its denoisers.
 
     Each encoder is loaded when the first caption or sound comes: whoever indexes needs no captions, whoever asks an index
     needs no audio.
@@ -122,33 +121,28 @@ class Retriever:
         load_audio, load_text: load the encoders; both raise DiffATRError if the checkpoint does not fit the recipe.
 
     Attributes:
+        dim: D of the shared space.
         model_id: hash of the encoders' checkpoint; vectors of different ids do not compare.
-        denoisers: by direction; empty where the run has no phase two.
-        fusion_weights: by direction, chosen on validation.
+        reranker: the denoisers and how they are sampled; None where the run has no phase two.
         calibration: what scores are worth; None where phase two did not fit it, or there is none.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
         heads: tuple[ProjectionHead, ProjectionHead],
         load_audio: Callable[[], AudioEncoder],
         load_text: Callable[[], TextEncoder],
+        dim: int,
         model_id: str,
-        denoisers: dict[Direction, AttentionDenoiser],
-        fusion_weights: dict[Direction, float],
+        reranker: Reranker | None,
         calibration: Calibration | None,
         device: torch.device,
     ) -> None:
-        self.recipe = recipe
         self._audio_head, self._text_head = (head.to(device).eval() for head in heads)
+        self.dim = dim
         self.model_id = model_id
-        self.denoisers = {direction: denoiser.to(device).eval() for direction, denoiser in denoisers.items()}
-        self.fusion_weights = fusion_weights
+        self.reranker = reranker
         self.calibration = calibration
-        self.schedule = build_schedule(recipe)
-        self.x0 = recipe.diffusion.x0
-        self.dim = recipe.model.dim
         self.device = device
         self._load_audio, self._load_text = load_audio, load_text
 
@@ -182,6 +176,15 @@ def load_retriever(run: Path, device: str = "auto") -> Retriever:
     Raises:
         DiffATRError: the folder holds no finished epoch of phase one, or checkpoints that do not fit its recipe.
     """
+    return _load(run, device, with_denoisers=True)
+
+
+def load_encoders(run: Path, device: str = "auto") -> Retriever:
+    """The encoders of a seed folder, without whatever phase two left there. Raises as `load_retriever`."""
+    return _load(run, device, with_denoisers=False)
+
+
+def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
     recipe = recipe_of(run)
     path = run / "pretrain" / BEST
     tensors, facts = load_weights(path)
@@ -200,15 +203,34 @@ def load_retriever(run: Path, device: str = "auto") -> Retriever:
         return audio
 
     def load_text() -> TextEncoder:
-        text = load_text_encoder(recipe.text.encoder, recipe.text.pooling, recipe.text.max_tokens)
+        text = build_text_encoder(recipe.text)
         if tuned := _below("towers.text.", tensors):  # a frozen BERT is not in the checkpoint
             fill(text, tuned, path)
         return text
 
-    model_id = weights_hash(path)
-    denoisers, weights, calibration = _load_denoisers(run, recipe, tensors, facts, model_id)
+    model_id, on_device = weights_hash(path), resolve_device(device)
+    reranker, calibration = _load_reranker(run, recipe, tensors, facts, model_id, on_device) if with_denoisers else (None, None)
     heads = load_head("audio_head"), load_head("text_head")
-    return Retriever(recipe, heads, load_audio, load_text, model_id, denoisers, weights, calibration, resolve_device(device))
+    return Retriever(heads, load_audio, load_text, recipe.model.dim, model_id, reranker, calibration, on_device)
+
+
+def sampling_of(model: Retriever, *, folder: bool = False, **overrides: Any) -> Sampling:
+    """How a model samples, with those overrides (fields of `Sampling`) that are not None in their place.
+
+    Args:
+        folder: for searching a folder, where the shortlist is never everything.
+
+    Raises:
+        UsageError: a setting out of its range, or more steps than the model's chain has.
+    """
+    own = model.reranker.sampling if model.reranker else Sampling()
+    try:
+        settings = own.for_folder(**overrides) if folder else own.but(**overrides)
+        if model.reranker:
+            ddim_levels(len(model.reranker.schedule), settings.steps)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    return settings
 
 
 def shipped_model() -> Path:
@@ -219,16 +241,16 @@ def shipped_model() -> Path:
     return folder
 
 
-def _load_denoisers(
-    run: Path, recipe: Recipe, tensors: dict[str, Tensor], facts: dict[str, Any], model_id: str
-) -> tuple[dict[Direction, AttentionDenoiser], dict[Direction, float], Calibration | None]:
-    """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds; with their
-    fusion weights and calibration."""
+def _load_reranker(
+    run: Path, recipe: Recipe, tensors: dict[str, Tensor], facts: dict[str, Any], model_id: str, device: torch.device
+) -> tuple[Reranker | None, Calibration | None]:
+    """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds; and what their
+    scores are worth."""
     path, inside = run / "pretrain" / BEST, "denoisers."
     if recipe.model.strategy != "gen":
         path, inside = run / "diffusion" / BEST, ""
         if not path.is_file():
-            return {}, {}, None
+            return None, None
         tensors, facts = load_weights(path)
         if facts["encoders"] != model_id:
             raise DiffATRError(
@@ -236,10 +258,12 @@ def _load_denoisers(
             )
     denoisers: dict[Direction, AttentionDenoiser] = {}
     for direction in DIRECTIONS:
-        denoisers[direction] = build_denoiser(recipe)
-        fill(denoisers[direction], _below(f"{inside}{direction}.", tensors), path)
+        denoiser = build_denoiser(recipe.model, recipe.diffusion)
+        fill(denoiser, _below(f"{inside}{direction}.", tensors), path)
+        denoisers[direction] = denoiser.to(device).eval()
     fitted = facts.get("calibration")
-    return denoisers, facts["fusion_weights"], Calibration.from_json(fitted) if fitted else None
+    reranker = Reranker(denoisers, build_schedule(recipe.diffusion), Sampling.of(recipe), facts["fusion_weights"])
+    return reranker, Calibration.from_json(fitted) if fitted else None
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

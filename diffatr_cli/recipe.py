@@ -37,7 +37,7 @@ class RecipeError(UsageError):
     """One or more problems in a recipe; `problems` holds a line for each, `file:line: field: problem`."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
+        super().__init__(*problems)
         self.problems = tuple(problems)
 
 
@@ -87,6 +87,17 @@ def _did_you_mean(names: Sequence[str]) -> str:
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML that loads back equal: what a run folder keeps."""
     return dump(recipe.model_dump())
+
+
+def differing_fields(one: Recipe, other: Recipe) -> list[str]:
+    """The fields, `section.field`, in which two recipes differ."""
+    ours, theirs = one.model_dump(), other.model_dump()
+    return [
+        f"{section}.{name}"
+        for section, names in SECTIONS.items()
+        for name in names
+        if ours[section][name] != theirs[section][name]
+    ]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -4,16 +4,17 @@
     runs/<recipe>/seed-<n>/diffusion/    phase two
 
 Each phase's folder holds `recipe.yaml` (resolved), `run.json` (versions, git revision, seed, data, how to resume),
-`metrics.jsonl` and `metrics.csv`, `best.safetensors` and `last.pt` (everything that resuming needs). They are written by
+`metrics.jsonl` and `metrics.csv`, `best.safetensors` and `last.safetensors` (everything that resuming needs). They are written by
 `training.phase_folder`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from .errors import DiffATRError, UsageError
 from .recipe import load_recipe
@@ -21,7 +22,13 @@ from .recipe_schema import Recipe
 
 Phase = Literal["pretrain", "diffusion"]
 BEST = "best.safetensors"
-LAST = "last.pt"
+LAST = "last.safetensors"
+RECIPE = "recipe.yaml"
+RECORD = "run.json"
+FIRST_PHASE = ("data", "audio", "text", "model", "pretrain")
+"""The sections that phase one is trained by,"""
+SECOND_PHASE = ("diffusion", "evaluation")
+"""and those of phase two, whose encoders bring the others with them."""
 
 
 def run_folder(runs: Path, recipe_name: str, seed: int) -> Path:
@@ -29,36 +36,66 @@ def run_folder(runs: Path, recipe_name: str, seed: int) -> Path:
     return runs / recipe_name / f"seed-{seed}"
 
 
-def recipe_of_record(record: Mapping[str, Any]) -> Recipe:
-    """The recipe in a `run.json`."""
-    # Fields that the schema has gained since take their defaults, which is how that run was trained.
-    return Recipe.model_validate_json(json.dumps(record["recipe"]))
+def read_record(path: Path) -> dict[str, Any]:
+    """A `run.json`. Raises DiffATRError if it cannot be read as one."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DiffATRError(f"{path}: not a readable record of a run ({error}).") from None
+    if not isinstance(record, dict) or not isinstance(record.get("recipe"), dict):
+        raise DiffATRError(f"{path}: not a record of a run (no recipe in it).")
+    return record
 
 
-def find_runs(runs: Path, source: str, model: str | None = None, recipe: str | None = None) -> Path:
+def recipe_of_record(path: Path) -> Recipe:
+    """The recipe in a `run.json`. Raises DiffATRError where this version cannot read it."""
+    try:
+        # Fields that the schema has gained since take their defaults, which is how that run was trained.
+        return Recipe.model_validate_json(json.dumps(read_record(path)["recipe"]))
+    except ValidationError as error:
+        fields = ", ".join(dict.fromkeys(".".join(map(str, each["loc"][:2])) for each in error.errors(include_url=False)))
+        raise DiffATRError(
+            f"{path}: trained by another version of diffatr, with fields that this one reads otherwise: {fields}."
+        ) from None
+
+
+def find_runs(
+    runs: Path, source: str, model: str | None = None, recipe: str | None = None, notes: list[str] | None = None
+) -> Path:
     """The folder of the recipe whose runs learnt from data set `source` with audio encoder `model`.
+
+    Args:
+        notes: records that cannot be read are named here, and passed over.
 
     Raises:
         UsageError: none does, or several do and neither `model` nor `recipe` tells them apart.
     """
-    found: dict[Path, tuple[str, float]] = {}
-    for record in runs.glob("*/seed-*/pretrain/run.json"):
-        learnt = recipe_of_record(json.loads(record.read_text(encoding="utf-8")))
-        name = record.parents[2].name
-        if learnt.data.name == source and model in (None, learnt.audio.encoder) and recipe in (None, name):
-            found[record.parents[2]] = (name, record.stat().st_mtime)
+    found: set[Path] = set()
+    unread: list[str] = []
+    for record in sorted(runs.glob(f"*/seed-*/pretrain/{RECORD}")):
+        try:
+            learnt = recipe_of_record(record)
+        except DiffATRError as error:
+            unread.append(f"passed over {error}")
+            continue
+        folder = record.parents[2]
+        if learnt.data.name == source and model in (None, learnt.audio.encoder) and recipe in (None, folder.name):
+            found.add(folder)
     if not found:
         wanted = " ".join(filter(None, [source, model and f"with {model}", recipe and f"by recipe {recipe}"]))
         raise UsageError(
             f"{runs}: no run was trained on {wanted}. Train one: diffatr pretrain RECIPE (its data.name must be {source})."
+            + "".join(f" ({note})" for note in unread[:3])
         )
+    if notes is not None:
+        notes += unread
     if len(found) > 1:
         exact = [path for path in found if path.name in (source, f"{source}-{model}")]
         if len(exact) == 1:
             return exact[0]
-        names = ", ".join(sorted(name for name, _ in found.values()))
+        names = ", ".join(sorted(path.name for path in found))
         raise UsageError(f"{runs}: several recipes were trained on {source} ({names}). Say which: --recipe NAME.")
-    return next(iter(found))
+    return found.pop()
 
 
 def seeds_of(recipe_folder: Path) -> list[int]:
@@ -77,8 +114,16 @@ def newest_run(runs: Path) -> Path:
 
 
 def recipe_of(run: Path) -> Recipe:
-    """The resolved recipe of a seed folder. Raises DiffATRError if it is not one."""
-    path = run / "pretrain" / "recipe.yaml"
-    if not path.is_file():
-        raise DiffATRError(f"{run}: not a run folder (no pretrain/recipe.yaml in it).")
-    return load_recipe(str(path))
+    """What the model of a seed folder was trained with: phase one's `data`, `audio`, `text`, `model` and `pretrain`, and, where
+    phase two has finished an epoch, its `diffusion` and `evaluation`.
+
+    Raises:
+        DiffATRError: it is not a run folder.
+    """
+    if not (run / "pretrain" / RECIPE).is_file():
+        raise DiffATRError(f"{run}: not a run folder (no pretrain/{RECIPE} in it).")
+    recipe = load_recipe(run / "pretrain" / RECIPE)
+    if recipe.model.strategy != "gen" and (run / "diffusion" / BEST).is_file():
+        second = load_recipe(run / "diffusion" / RECIPE)
+        recipe = recipe.model_copy(update={name: getattr(second, name) for name in SECOND_PHASE})
+    return recipe

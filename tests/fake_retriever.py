@@ -3,8 +3,8 @@
 import hashlib
 import itertools
 import os
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import soundfile
@@ -26,29 +26,33 @@ def write_tone(path, hz, seconds, seed=0):
     soundfile.write(os.fsencode(path), tone(hz, seconds, seed), RATE, format=path.suffix[1:].upper())
 
 
+def make_reranker(dim=DIM, weight=0.7, **sampling):
+    """Untrained denoisers of both directions in a chain of 10, sampled with eta 0.5; without a weight x0_hat ranks alone."""
+    import torch
+
+    from diffatr_cli.core.denoiser import AttentionDenoiser
+    from diffatr_cli.core.sampling import Sampling
+    from diffatr_cli.core.schedule import NoiseSchedule
+    from diffatr_cli.core.scoring import Reranker
+
+    denoisers = {
+        direction: AttentionDenoiser(dim, 24, output="add_logit", generator=torch.Generator().manual_seed(0)).eval()
+        for direction in ("t2a", "a2t")
+    }
+    weights = {} if weight is None else dict.fromkeys(denoisers, weight)
+    return Reranker(denoisers, NoiseSchedule.cosine(10), Sampling(**{"eta": 0.5} | sampling), weights)
+
+
 class FakeRetriever:
     """Has what `model.Retriever` has; counts the windows it embeds."""
 
     device = "cpu"
-    x0 = "softmax"
     calibration = None
 
     def __init__(self, model_id="model-a", dim=DIM, phase_two=False):
         self.model_id, self.dim, self.embedded = model_id, dim, 0
         self.projection = np.random.default_rng(len(model_id)).normal(size=(40, dim))
-        self.denoisers, self.fusion_weights = {}, {}
-        if phase_two:
-            import torch
-
-            from diffatr_cli.core.denoiser import AttentionDenoiser
-            from diffatr_cli.core.schedule import NoiseSchedule
-
-            self.schedule = NoiseSchedule.cosine(10)
-            self.denoisers["t2a"] = AttentionDenoiser(
-                dim, 24, output="add_logit", generator=torch.Generator().manual_seed(0)
-            ).eval()
-            self.fusion_weights["t2a"] = 0.7
-            self.recipe = SimpleNamespace(evaluation=SimpleNamespace(steps=None, eta=0.5, draws=1))
+        self.reranker = make_reranker(dim) if phase_two else None
 
     def _embed(self, waveform):
         if len(waveform) < 1024:
@@ -76,9 +80,26 @@ def contents(index):
     tables = {name: db.open_table(name).to_arrow().to_pylist() for name in db.list_tables().tables}
     for rows in tables.values():
         for row in rows:
+            for name in ("ctime_ns", "inode", "checksum"):  # of the very file, and not of its content
+                row.pop(name, None)
             if "vector" in row:
                 row["vector"] = hashlib.sha256(np.array(row["vector"], np.float16).tobytes()).hexdigest()
     return {name: sorted(map(str, rows)) for name, rows in tables.items()}
+
+
+def as_the_last_version_wrote_it(index):
+    """Rewrite an index in the form of before: no ctime, inode, reader and checksums."""
+    import lancedb
+
+    for path in [*index.folder.glob("*.checksums"), *index.folder.glob("snapshot-*")]:
+        path.unlink()
+    db = lancedb.connect(index.folder)
+    for name in db.list_tables().tables:
+        rows = db.open_table(name).to_arrow()
+        shutil.rmtree(index.folder / f"{name}.lance")
+        db.create_table(
+            name, rows.drop_columns([c for c in ("ctime_ns", "inode", "missing", "reader", "checksum") if c in rows.schema.names])
+        )
 
 
 if __name__ == "__main__":  # a process for the tests to kill: python fake_retriever.py CORPUS INDEX
@@ -86,16 +107,17 @@ if __name__ == "__main__":  # a process for the tests to kill: python fake_retri
     import time
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from diffatr_cli.corpus import index as module
+    from diffatr_cli.corpus import update
+    from diffatr_cli.corpus.index import FolderIndex
 
     class Slow(FakeRetriever):
         def embed_audio(self, waveforms):
             time.sleep(0.005)
             return super().embed_audio(waveforms)
 
-    module._COMMIT_SECONDS, module._BATCH = 0.0, 1
+    update._COMMIT_SECONDS, update._BATCH = 0.0, 1
     corpus, folder = map(Path, sys.argv[1:])
-    folder_index = module.FolderIndex(corpus, folder)
+    folder_index = FolderIndex(corpus, folder)
     print("ready", flush=True)
     folder_index.update(Slow())
     print("done", flush=True)

@@ -10,16 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def write_media(path: Path, samples: NDArray[Any], rate: int = 44_100, codec: str = "aac", picture: bool = False) -> Path:
-    """Write mono samples as stereo; `picture` adds a video stream of five frames a second."""
+def write_media(
+    path: Path,
+    samples: NDArray[Any],
+    rate: int = 44_100,
+    codec: str = "aac",
+    picture: bool = False,
+    kind: str | None = None,
+    layout: str = "stereo",
+) -> Path:
+    """Write mono samples as stereo (or mono); `picture` adds a video stream of five frames a second.
+
+    `kind` is FFmpeg's name of the container, where the path's ending does not say it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(f"file:{path}", "w") as out:
-        stream = out.add_stream(codec, rate=rate, layout="stereo")
+    with av.open(f"file:{path}", "w", format=kind) as out:
+        stream = out.add_stream(codec, rate=rate, layout=layout)
         if picture:  # after the sound's stream: all must be there before the first packet
             write_picture(out, round(5 * len(samples) / rate))
-        frame = av.AudioFrame.from_ndarray(np.stack([samples] * 2).astype(np.float32), format="fltp", layout="stereo")
+        channels = 1 if layout == "mono" else 2
+        frame = av.AudioFrame.from_ndarray(np.stack([samples] * channels).astype(np.float32), format="fltp", layout=layout)
         frame.sample_rate = rate
-        cut = av.AudioResampler(format=stream.format.name, layout="stereo", rate=rate, frame_size=stream.frame_size)
+        frames = {"frame_size": stream.frame_size} if stream.frame_size else {}
+        cut = av.AudioResampler(format=stream.format.name, layout=layout, rate=rate, **frames)
         for piece in (*cut.resample(frame), *cut.resample(None), None):
             out.mux(stream.encode(piece))
     return path

@@ -1,4 +1,4 @@
-"""Decoding, resampling and the prepared WAV files."""
+"""Decoding, and the prepared WAV files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffatr_cli.data import audio
-from diffatr_cli.data.audio import AudioError, load_audio, resample
+from diffatr_cli.data.audio import AudioError, load_audio
 from diffatr_cli.data.manifest import read_piece
-from diffatr_cli.errors import UsageError
+from diffatr_cli.data.write_wav import to_pcm16, wav_size, write_wav
 
 FORMATS = {
     "wav": {},
@@ -30,7 +29,6 @@ FORMATS = {
     "au": {},
     "w64": {},
 }
-RESAMPLERS = ["polyphase", *(name for name in ("soxr", "resampy") if importlib.util.find_spec(name))]
 
 
 def level(samples: np.ndarray, hz: float) -> float:
@@ -95,74 +93,6 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
     np.testing.assert_allclose(load_audio(path), sine(0.5, 32_000) * gains.mean(), atol=1e-7)
 
 
-@pytest.mark.parametrize("resampler", RESAMPLERS)
-@pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_100, 48_000, 96_000, 192_000])
-def test_a_sine_stays_the_same_sine(rate: int, resampler: audio.Resampler) -> None:
-    hz = 0.4 * min(rate, 32_000) * 0.8
-    samples = resample(sine(1, rate, hz).astype(np.float32), rate, resampler)
-    assert abs(len(samples) - 32_000) <= 1
-    expected = sine(1, 32_000, hz)
-    np.testing.assert_allclose(samples[4000:28_000], expected[4000:28_000], atol=1e-3)
-
-
-@pytest.mark.parametrize("resampler", RESAMPLERS)
-@pytest.mark.parametrize("rate", [44_100, 48_000, 96_000])
-def test_no_mel_band_loses_a_hundredth_of_a_decibel(rate: int, resampler: audio.Resampler) -> None:
-    """Against resampling without error: the same spectrum, cut off at 16 kHz."""
-    seconds = 4
-    noise = np.random.default_rng(1).normal(0, 0.1, seconds * rate)
-    spectrum = np.fft.rfft(noise)[: seconds * 16_000 + 1]
-    perfect = np.fft.irfft(spectrum, seconds * 32_000) * 32_000 / rate
-    edges = 700 * (10 ** (np.linspace(2595 * np.log10(1 + 50 / 700), 2595 * np.log10(1 + 14_000 / 700), 66) / 2595) - 1)
-    hz = np.fft.rfftfreq(1024, 1 / 32_000)
-    bands = np.array([np.interp(hz, edges[i : i + 3], [0, 1, 0]) for i in range(64)])
-    bands = bands[bands.sum(axis=1) > 0]
-
-    def mel(samples: np.ndarray) -> np.ndarray:
-        frames = np.lib.stride_tricks.sliding_window_view(samples[2048:-2048], 1024)[::320]
-        return 10 * np.log10(bands @ (np.abs(np.fft.rfft(frames * np.hanning(1025)[:-1])) ** 2).mean(axis=0))
-
-    difference = mel(resample(noise.astype(np.float32), rate, resampler).astype(np.float64)) - mel(perfect)
-    assert len(bands) > 50
-    assert np.abs(difference).max() < 0.01
-
-
-def test_polyphase_is_the_windowed_sinc_at_every_output() -> None:
-    """Sample by sample from the formula, for rates with long and short periods, in the middle and at both ends."""
-    for rate in (44_100, 48_000, 37_800, 8000, 11_025, 31_999):
-        samples = np.random.default_rng(0).normal(0, 1, 700).astype(np.float32)
-        found = resample(samples, rate, "polyphase")
-        assert len(found) == 700 * 32_000 // rate
-        crossings, beta, rolloff = (32, 10.0, 0.94) if rate > 32_000 else (64, 8.0, 0.99)
-        scale = min(1, 32_000 / rate)
-        for n in (0, 1, 50, len(found) // 2, len(found) - 1):
-            u = (np.arange(700) - n * rate / 32_000) * scale
-            window = np.where(abs(u) <= crossings, np.i0(beta * np.sqrt(np.maximum(0, 1 - (u / crossings) ** 2))), 0) / np.i0(
-                beta
-            )
-            assert found[n] == pytest.approx(np.sum(samples * scale * rolloff * np.sinc(rolloff * u) * window), abs=1e-4)
-
-
-@given(st.integers(0, 3000), st.sampled_from([8000, 44_100, 48_000, 96_000, 44_056]))
-def test_any_length_can_be_resampled(length: int, rate: int) -> None:
-    """And silence around a sound does not change it."""
-    samples = np.random.default_rng(length).normal(0, 1, length).astype(np.float32)
-    found = resample(samples, rate)
-    assert found.shape == (length * 32_000 // rate,)
-    longer = resample(np.concatenate([samples, np.zeros(5000, np.float32)]), rate)
-    np.testing.assert_allclose(longer[: len(found)], found, atol=1e-5)
-
-
-def test_the_resampler_is_chosen_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert audio.choose_resampler("auto") == "polyphase"
-    monkeypatch.setattr(audio.importlib.util, "find_spec", lambda name: None)
-    assert audio.choose_resampler("auto") == "polyphase"
-    with pytest.raises(UsageError, match="soxr is not installed"):
-        audio.choose_resampler("soxr")
-    with pytest.raises(UsageError, match="kaiser"):
-        audio.choose_resampler("kaiser_fast")  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     "name", [" Ambience Birds .wav", "-rf.wav", 'it\'s "quoted".wav', "🐕 wuff.flac", "a.b.c.ogg", b"caf\xe9.wav"]
 )
@@ -175,14 +105,14 @@ def test_any_name_can_be_read(tmp_path: Path, name: str | bytes) -> None:
 
 @given(arrays(np.int16, st.integers(1, 300)))
 def test_sixteen_bits_survive_the_way_there_and_back(pcm: np.ndarray) -> None:
-    np.testing.assert_array_equal(audio.to_pcm16(pcm.astype(np.float32) / 32_768), pcm)
+    np.testing.assert_array_equal(to_pcm16(pcm.astype(np.float32) / 32_768), pcm)
 
 
 def test_prepared_files_are_plain_wav_and_read_in_pieces(tmp_path: Path) -> None:
     pcm = np.random.default_rng(0).integers(-32_768, 32_768, 10_000).astype(np.int16)
     path = tmp_path / "sub" / "a.wav"
-    audio.write_wav(path, pcm)
-    assert path.stat().st_size == audio.wav_size(10_000)
+    write_wav(path, pcm)
+    assert path.stat().st_size == wav_size(10_000)
     info = soundfile.info(path)
     assert (info.samplerate, info.channels, info.subtype, info.frames) == (32_000, 1, "PCM_16", 10_000)
     whole = read_piece(path)
@@ -194,7 +124,7 @@ def test_prepared_files_are_plain_wav_and_read_in_pieces(tmp_path: Path) -> None
         read_piece(tmp_path / "b.wav")
     with pytest.raises(AudioError, match="32 kHz"):
         read_piece(tone(tmp_path / "c.wav", rate=16_000))
-    assert audio.to_pcm16(np.array([2, -2, 1, -1], np.float32)).tolist() == [32_767, -32_768, 32_767, -32_768]
+    assert to_pcm16(np.array([2, -2, 1, -1], np.float32)).tolist() == [32_767, -32_768, 32_767, -32_768]
 
 
 def test_m4a_by_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +145,6 @@ def test_m4a_by_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.m4a").write_text("no sound")
     with pytest.raises(AudioError, match="not audio"):
         load_audio(tmp_path / "text.m4a")
-    monkeypatch.setattr(audio.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AudioError, match=r"diffatr\[audio\]"):
         load_audio(path)

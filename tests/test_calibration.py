@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,15 @@ from torch.nn import functional
 from diffatr_cli.core.calibration import Calibration, Logistic, presence_features
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.metrics import auroc, reliability
+from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.schedule import NoiseSchedule
+from diffatr_cli.core.scoring import Reranker
+from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.data.manifest import Clip
-from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedSplit
+from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedWindows
 from diffatr_cli.model import load_retriever
-from diffatr_cli.recipe_schema import Recipe
-from diffatr_cli.training.fit_calibration import calibrate, matching
+from diffatr_cli.training.fit_calibration import fit_calibration, matching
+from diffatr_cli.types import DIRECTIONS
 
 
 def test_logistic_recovers_what_made_the_labels() -> None:
@@ -114,38 +118,79 @@ def test_calibration_tells_near_from_far_and_there_from_not() -> None:
     audio = functional.normalize(torch.eye(10, dim)[kinds] + 0.1 * torch.randn(80, dim, generator=generator), dim=1)
     text = functional.normalize(torch.eye(10, dim)[kinds] + 0.1 * torch.randn(80, dim, generator=generator), dim=1)
     captions = clips(*((f"kind {'abcdefghij'[kind]}",) for kind in kinds))
-    denoisers = {d: AttentionDenoiser(dim, 8, generator=torch.Generator().manual_seed(i)) for i, d in enumerate(("t2a", "a2t"))}
-    fitted = calibrate(
-        EmbeddedSplit(audio, text, np.arange(80)),
-        captions,
-        denoisers,  # type: ignore[arg-type]
-        {"t2a": 0.1, "a2t": 0.1},
-        NoiseSchedule.cosine(10),
-        Recipe(),
-        seed=0,
-    )
-    assert fitted is not None
+    fitted = fit_calibration(whole(audio), text.numpy(), captions, reranker(dim), seed=0)
     for probability in (fitted.text_to_audio, fitted.audio_to_text, fitted.audio_to_audio):
+        assert probability is not None
         assert probability([[0.85], [0.0]]).tolist() == pytest.approx([1, 0], abs=0.05)
     spread = np.full((1, 50), 1 / 50)
     there, absent = (presence_features(np.r_[best, np.zeros(49)], spread) for best in (0.9, 0.2))
+    assert fitted.presence is not None
     assert fitted.presence(there) > 0.9
     assert fitted.presence(absent) < 0.1
     assert Calibration.from_json(fitted.to_json()) == fitted
 
 
+def whole(audio: torch.Tensor) -> EmbeddedWindows:
+    """Clips of one window each."""
+    return EmbeddedWindows(audio.numpy(), np.arange(len(audio) + 1))
+
+
+def reranker(dim: int) -> Reranker:
+    denoisers = {d: AttentionDenoiser(dim, 8, generator=torch.Generator().manual_seed(i)) for i, d in enumerate(DIRECTIONS)}
+    return Reranker(denoisers, NoiseSchedule.cosine(10), Sampling(), dict.fromkeys(DIRECTIONS, 0.1))
+
+
+def test_each_probability_is_fitted_on_its_own() -> None:
+    """Clips of which no two share a caption, as in Clotho: two sounds are never of one kind, the rest can be told."""
+    generator = torch.Generator().manual_seed(0)
+    audio, dim = functional.normalize(torch.randn(30, 16, generator=generator), dim=1), 16
+    text = functional.normalize(audio + 0.05 * torch.randn(30, 16, generator=generator), dim=1)
+    captions = clips(*((f"sound number {i} of {30 + i}",) for i in range(30)))
+    fitted = fit_calibration(whole(audio), text.numpy(), captions, reranker(dim), seed=0)
+    assert fitted.audio_to_audio is None
+    assert fitted.text_to_audio is not None
+    assert fitted.audio_to_text is not None
+    assert fitted.presence is not None
+    assert Calibration.from_json(fitted.to_json()) == fitted
+
+
 def test_without_two_sounds_there_is_nothing_to_fit() -> None:
-    gallery = EmbeddedSplit(torch.eye(2, 4), torch.eye(2, 4), np.arange(2))
-    denoisers = {d: AttentionDenoiser(4, 8) for d in ("t2a", "a2t")}
-    same = calibrate(
-        gallery, clips(("x",), ("x",)), denoisers, {"t2a": 0.1, "a2t": 0.1}, NoiseSchedule.cosine(4), Recipe(), seed=0
-    )  # type: ignore[arg-type]
-    assert same is None
+    audio = torch.eye(2, 4)
+    nothing = fit_calibration(whole(audio), audio.numpy(), clips(("x",), ("x",)), reranker(4), seed=0)
+    assert nothing == Calibration(None, None, None, None)
+
+
+def test_a_recording_is_fitted_by_its_best_window() -> None:
+    """One window of each long clip is its sound, the others are noise: fits on whole clips would find cosines near 0.4."""
+    generator = torch.Generator().manual_seed(0)
+    kinds, dim = torch.arange(60) % 10, 32
+    sound = functional.normalize(torch.eye(10, dim)[kinds] + 0.05 * torch.randn(60, dim, generator=generator), dim=1)
+    noise = functional.normalize(torch.eye(dim)[10 + torch.arange(60 * 5) % 20], dim=1).view(60, 5, dim)
+    windows = torch.cat([sound[:, None], noise], 1).reshape(-1, dim)
+    text = torch.eye(10, dim)[kinds]
+    captions = clips(*((f"kind {'abcdefghij'[kind]}",) for kind in kinds))
+    offsets = np.arange(61) * 6
+    fitted = fit_calibration(EmbeddedWindows(windows.numpy(), offsets), text.numpy(), captions, reranker(dim), seed=0)
+    assert fitted.text_to_audio is not None
+    assert fitted.text_to_audio([[0.5]]) < 0.5 < fitted.text_to_audio([[0.95]])
+
+
+def test_matching_of_many_captions_by_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    words = ["a", "dog", "barks", "rain", "falls", "on", "the", "roof", "while", "two", "birds", "sing", "far", "away"]
+    captions = clips(*(tuple(" ".join(rng.choice(words, rng.integers(0, 4))) for _ in range(3)) for _ in range(40)))
+    texts, matches = matching(captions)
+    said = [[normalise_caption(text) for text in captions.texts[a:b]] for a, b in pairwise(captions.first)]
+    for text, row in zip(texts, matches, strict=True):
+        together = {other for some in said if text in some for other in some}
+        expected = [any(f" {each} " in f" {own} " for each in together for own in some) for some in said]
+        assert row.tolist() == expected, text
 
 
 def test_phase_two_keeps_its_calibration(trained: Path, workshop: Workshop) -> None:
     retriever = load_retriever(trained, "cpu")
     assert retriever.calibration is not None
+    assert retriever.calibration.text_to_audio is not None
     probability = retriever.calibration.text_to_audio([[-1.0], [0.0], [1.0]])
     assert (np.diff(probability) > 0).all()
     assert (probability >= 0).all()

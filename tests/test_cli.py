@@ -108,7 +108,7 @@ def test_every_mistake_in_a_recipe_is_told_at_once(diffatr: Diffatr, workshop: W
         (("query", "x", "--corpus", ".", "--runs", "runs"), 1, "diffatr demo"),
         (("pretrain", "demo", "--device", "warp"), 2, "--device"),
         (("pretrain", "demo"), 1, "diffatr prepare synthetic"),
-        (("train-diffusion", "demo"), 1, "diffatr prepare synthetic"),
+        (("train-diffusion", "demo"), 1, "diffatr pretrain demo"),
     ],
 )
 def test_wrong_use_is_two_and_failure_is_one(
@@ -124,10 +124,50 @@ def test_wrong_use_is_two_and_failure_is_one(
 
 
 def test_debug_shows_the_traceback(diffatr: Diffatr, tmp_path: Path) -> None:
-    from diffatr_cli.errors import UsageError
+    code, out, err = diffatr("evaluate", "--source", "x", "--target", "y", "--runs", tmp_path, "--debug")
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert lines[0].startswith("Traceback")
+    assert any("evaluate.py" in line for line in lines)
+    assert "no run was trained on x" in lines[-1]
 
-    with pytest.raises(UsageError):
-        diffatr("evaluate", "--source", "x", "--target", "y", "--runs", tmp_path, "--debug")
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nonsense",), "nonsense"),
+        (("prepar",), "prepare"),  # what may have been meant
+        (("--nonsense",), "--nonsense"),
+        (("query", "x", "--nonsense"), "--nonsense"),
+        (("query", "x", "--top"), "--top"),
+        (("query", "x", "--top", "0"), "--top"),
+        (("query", "x", "--top", "many"), "--top"),
+        (("index",), "DIR"),
+        (("index", "a", "b"), "b"),
+        (("evaluate",), "--source"),
+        (("pretrain",), "RECIPE"),
+        (("pretrain", "demo", "--data", __file__), "--data"),
+        (("prepare", "nonsense"), "nonsense"),
+        (("prepare", "folder", "--from", __file__), "--from"),
+        (("prepare", "clotho", "--resampler", "nonsense"), "resampy"),
+        (("cross-domain", "a", "b", "--recipe", "one"), "--recipe"),
+    ],
+)
+def test_a_line_that_no_command_understands_is_answered_by_one(diffatr: Diffatr, arguments: tuple[str, ...], words: str) -> None:
+    code, out, err = diffatr(*arguments)
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("diffatr")
+    assert words in line
+    assert line.endswith(" --help.")
+    assert ".." not in line
+
+
+@pytest.mark.parametrize("arguments", [(), ("prepare",)])
+def test_no_command_gives_the_help(diffatr: Diffatr, arguments: tuple[str, ...]) -> None:
+    code, out, err = diffatr(*arguments)
+    assert (code, err) == (2, "")
+    assert out.strip() == diffatr(*arguments, "--help")[1].strip()
 
 
 def test_the_demo_runs_everything(diffatr: Diffatr, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

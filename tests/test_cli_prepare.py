@@ -11,7 +11,6 @@ from audio_files import bad_files, table, tone
 
 from diffatr_cli.cli import main
 from diffatr_cli.data.manifest import load_dataset
-from diffatr_cli.errors import INTERRUPTED
 
 
 class Shell:
@@ -82,6 +81,15 @@ def test_synthetic_makes_what_is_asked_for(shell: Shell, tmp_path: Path) -> None
     assert "4 finished before" in " ".join(shell(*map(str, arguments[:-1]))[1].split())
 
 
+def test_what_is_left_of_a_cut_recording_is_kept_on_demand(shell: Shell, tmp_path: Path, sounds: Path) -> None:
+    arguments = ("folder", "--from", sounds, "--data", tmp_path / "data", "--json", "--name")
+    assert json.loads(shell(*arguments, "skipped")[1])["splits"]["train"]["clips"] == 1
+    code, out, err = shell(*arguments, "kept", "--partial", "keep")
+    document = json.loads(out)
+    assert (code, document["splits"]["train"]["clips"], document["partial"]) == (0, 2, 1)
+    assert "what is left of recordings cut short, such as train/truncated.wav" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -94,6 +102,7 @@ def test_synthetic_makes_what_is_asked_for(shell: Shell, tmp_path: Path) -> None
         (["synthetic", "--train", "-1"], 2, "--train"),
         (["synthetic", "--workers", "0"], 2, "--workers"),
         (["clotho", "--resampler", "kaiser_fast"], 2, "kaiser_fast"),
+        (["audiocaps", "--from", ".", "--partial", "some"], 2, "--partial"),
         (["nonsense"], 2, "nonsense"),
     ],
 )
@@ -105,19 +114,6 @@ def test_wrong_use_is_2_and_failure_1_with_the_remedy(
     assert (found, out) == (code, "")
     assert words in err
     assert not list(tmp_path.glob("data/*/*"))
-
-
-@pytest.mark.parametrize("raised", [KeyboardInterrupt, None])
-def test_ctrl_c_is_one_line_and_130(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type | None) -> None:
-    def press(*arguments: object) -> None:
-        if raised:
-            raise raised
-        sys.exit(130)  # the exit code of something else is not taken for Ctrl-C
-
-    monkeypatch.setattr("diffatr_cli.data.synthetic.prepare_synthetic", press)
-    code, out, err = shell("synthetic", "--data", tmp_path)
-    assert (code, out) == (130, "")
-    assert err == (INTERRUPTED + "\n" if raised else "")
 
 
 def test_help_explains_each_command(shell: Shell) -> None:

@@ -3,7 +3,6 @@ import io
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +12,12 @@ from fake_retriever import RATE, FakeRetriever, write_tone
 from typer.testing import CliRunner
 
 from diffatr_cli.cli import query as module
-from diffatr_cli.cli.corpus import place
-from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.cli.corpus import clock_span
+from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
 from diffatr_cli.corpus.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.model import sampling_of
 
 app = typer.Typer()
 module.register(app)
@@ -48,7 +48,9 @@ def direct(clips, query, **options):
     """What the job finds, called without the command line."""
     model, index = FakeRetriever(phase_two=True), FolderIndex(clips)
     index.update(model)
-    return search(model, index.read(model.model_id), embed_texts(model, [query]), **options)[0].hits
+    settings = {name: options.pop(name) for name in ("steps", "shortlist", "seed") if name in options}
+    sampling = sampling_of(model, folder=True, **settings)
+    return search(model, index.read(model.model_id), embed_texts(model, [query]), sampling, **options)[0].hits
 
 
 def test_json_is_one_document_as_agreed(clips):
@@ -99,7 +101,7 @@ def test_the_table_names_file_and_place(clips):
     [(0, 0.4, "00:00-00:01"), (200, 210, "03:20-03:30"), (2.5, 12.5, "00:02-00:13"), (3595, 3605, "59:55-1:00:05")],
 )
 def test_places(start, end, text):
-    assert place(Hit(1, "x", start, end, 0.0)) == text
+    assert clock_span(Hit(1, "x", start, end, 0.0)) == text
 
 
 def test_a_sound_as_query(clips):
@@ -177,13 +179,15 @@ def test_names_that_are_not_text(clips):
 
 
 def test_an_index_that_cannot_be_updated_is_searched_as_it_is(clips, monkeypatch):
-    import filelock
-
     run("index", clips)
     write_tone(clips / "new.wav", 901, 2)
-    with filelock.FileLock(clips / ".diffatr" / "lock"):
-        result = run("query", "900 Hz", "--corpus", clips, "--json")
-        assert "another process" in failure("index", clips).args[0]
+
+    def refuse(*_, **__):
+        raise CannotUpdate(f"{clips}: the index cannot be written there (read-only).")
+
+    monkeypatch.setattr(FolderIndex, "update", refuse)
+    result = run("query", "900 Hz", "--corpus", clips, "--json")
+    assert "read-only" in failure("index", clips).args[0]
     assert len(json.loads(result.stdout)["results"]) == 6
     assert "Searching what is indexed so far" in result.stderr
 
@@ -244,11 +248,12 @@ def test_which_model(tmp_path, monkeypatch):
 def found(monkeypatch, present, *scores):
     """Let the search find files of these scores, with this probability that anything is there."""
     hits = [Hit(rank, f"{rank}.wav", 0.0, 2.0, score) for rank, score in enumerate(scores, 1)]
-    monkeypatch.setattr("diffatr_cli.corpus.search.search", lambda *_, **__: [Found(hits, present)])
+    monkeypatch.setattr(
+        "diffatr_cli.corpus.search.search", lambda *_, **__: [Found(hits, present, calibrated=present is not None)]
+    )
 
 
 def test_calibrated_scores_are_shown_as_percentages(clips, monkeypatch):
-    monkeypatch.setattr(FakeRetriever, "calibration", SimpleNamespace())
     found(monkeypatch, 0.97, 0.934, 0.081, 0.004)
     result = run("query", "900 Hz", "--corpus", "clips")
     assert "match" in result.stdout
@@ -265,9 +270,11 @@ def test_calibrated_scores_are_shown_as_percentages(clips, monkeypatch):
     monkeypatch.setattr("diffatr_cli.corpus.search.best_captions", lambda *_, **__: [CaptionHit(1, "rain", 0.77)])
     (clips / "captions.txt").write_text("rain")
     table = run("query", "--audio", clips / "900.wav", "--captions", clips / "captions.txt")
-    assert "match" in table.stdout
-    assert " 77 %  " in table.stdout
-    assert table.stderr == ""
+    assert "0.770" in table.stdout
+    assert "%" not in table.stdout  # a share among those listed is no probability of a match
+    assert table.stderr.count("compare the captions of this list") == 1
+    as_json = run("query", "--audio", clips / "900.wav", "--captions", clips / "captions.txt", "--json")
+    assert "compare the captions of this list" in json.loads(as_json.stdout)["note"]
 
 
 def test_scores_without_a_calibration_are_no_percentages(clips, monkeypatch):
@@ -281,7 +288,6 @@ def test_scores_without_a_calibration_are_no_percentages(clips, monkeypatch):
 
 
 def test_a_folder_without_such_a_sound_says_so_and_lists_the_nearest(clips, monkeypatch):
-    monkeypatch.setattr(FakeRetriever, "calibration", SimpleNamespace())
     found(monkeypatch, 0.2, 0.15, 0.02)
     result = run("query", "900 Hz", "--corpus", clips)
     assert result.exit_code == 0
@@ -304,7 +310,7 @@ def test_captions_for_a_sound(clips, tmp_path):
     model = FakeRetriever(phase_two=True)
     choices = ["200 Hz", "6000 Hz [red]", "900 Hz"]
     expected = best_captions(model, embed_sound(model, load_audio(clips / "200.wav")), choices)
-    assert list(document) == ["query", "results"]
+    assert list(document) == ["query", "note", "results"]
     assert document["query"] == str(clips / "200.wav")
     assert [list(row) for row in document["results"]] == [["rank", "caption", "score"]] * 3
     assert [(row["rank"], row["caption"]) for row in document["results"]] == [(hit.rank, hit.caption) for hit in expected]
@@ -312,7 +318,7 @@ def test_captions_for_a_sound(clips, tmp_path):
     assert document["results"][0]["caption"] == "200 Hz"
     notes = result.stderr.splitlines()
     assert (len(notes), notes[0]) == (2, "captions.txt:6: a caption without a letter or digit")
-    assert "no calibration" in notes[1]
+    assert notes[1] == document["note"]
     assert not (clips / ".diffatr").exists()
 
     rows = list(csv.DictReader(io.StringIO(run(*arguments, "--csv", "--top", 2).stdout)))

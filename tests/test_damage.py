@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffatr_cli.core.logmel import N_MELS
-from diffatr_cli.data import earlier, logmels, manifest
+from diffatr_cli.data import earlier, logmels, manifest, write_wav
 from diffatr_cli.data.clotho import prepare_clotho
 from diffatr_cli.data.folder import prepare_folder
 from diffatr_cli.data.logmels import cached_logmels
@@ -124,8 +124,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 def test_the_header_is_the_one_that_is_written(tmp_path: Path) -> None:
     for frames in (0, 1, 32_000):
-        with (tmp_path / "a.wav").open("wb") as stream:
-            earlier.stream_wav(stream, np.arange(frames, dtype=np.int16))
+        write_wav.write_wav(tmp_path / "a.wav", np.arange(frames, dtype=np.int16))
         content = (tmp_path / "a.wav").read_bytes()
         assert earlier._header(frames) == content[: len(content) - 2 * frames]
         assert earlier.read_content(tmp_path / "a.wav") is not None

@@ -14,15 +14,20 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from diffatr_cli.core.denoiser import AttentionDenoiser
+from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.schedule import NoiseSchedule
+from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.evaluation.embedded_split import EmbeddedSplit, cosine_metrics, recall_sum
+from diffatr_cli.evaluation.embedded_split import EmbeddedSplit, recall_sum
+from diffatr_cli.evaluation.ranking import rank
 from diffatr_cli.model import load_retriever
 from diffatr_cli.recipe_schema import DiffusionSection
 from diffatr_cli.training.candidates import CandidateBatches, nearest_others
+from diffatr_cli.training.denoisers import DenoiserPair, denoising_loss
 from diffatr_cli.training.pretrain import pretrain
-from diffatr_cli.training.train_diffusion import DenoiserPair, choose_fusion, denoising_loss, train_diffusion
+from diffatr_cli.training.train_diffusion import choose_fusion, train_diffusion
 from diffatr_cli.training.views import TrainingViews
+from diffatr_cli.types import DIRECTIONS
 
 
 class Killed(Exception):
@@ -117,19 +122,22 @@ def test_learns_and_keeps_a_record(trained: Path) -> None:
     assert [row["epoch"] for row in log] == [1, 2, 3]
     assert log[-1]["loss"] < log[0]["loss"]
     retriever = load_retriever(trained, "cpu")
-    assert set(retriever.denoisers) == set(retriever.fusion_weights) == {"t2a", "a2t"}
+    assert retriever.reranker is not None
+    assert set(retriever.reranker.denoisers) == set(retriever.reranker.fusion_weights) == {"t2a", "a2t"}
 
 
 def test_fusion_never_ranks_validation_worse_than_cosine(workshop: Workshop) -> None:
     torch.manual_seed(0)
-    pair = DenoiserPair(workshop.recipe())
+    recipe = workshop.recipe()
+    pair = DenoiserPair(recipe.model, recipe.diffusion)
+    reranker = Reranker(pair.eval().by_direction(), pair.schedule, Sampling.of(recipe), {})
     clip_index = np.repeat(np.arange(10), 2)
     audio = unit(10, 16)
-    gallery = EmbeddedSplit(audio, functional.normalize(audio[clip_index] + unit(20, 16, seed=1), dim=1), clip_index)
-    for direction in ("t2a", "a2t"):
-        weight, metrics = choose_fusion(gallery, direction, pair, seed=0)  # type: ignore[arg-type]
-        assert recall_sum(metrics) >= recall_sum(cosine_metrics(gallery)[direction])  # type: ignore[index]
-        assert weight in pair.recipe.evaluation.fusion_weights
+    embedded = EmbeddedSplit(audio, functional.normalize(audio[clip_index] + unit(20, 16, seed=1), dim=1), clip_index)
+    for direction in DIRECTIONS:
+        weight, metrics = choose_fusion(embedded, direction, reranker, recipe.evaluation.fusion_weights)
+        assert recall_sum(metrics) >= recall_sum(rank(embedded, direction)["baseline"])
+        assert weight in recipe.evaluation.fusion_weights
 
 
 def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
@@ -155,6 +163,27 @@ def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, trained: Pa
     assert (whole / "metrics.jsonl").read_text() == (resumed / "metrics.jsonl").read_text()
     one, other = load_file(whole / "best.safetensors"), load_file(resumed / "best.safetensors")
     assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_loss_that_is_no_number_is_told(
+    value: str, workshop: Workshop, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step's gradients are enough to spoil the weights: clipping leaves them no numbers, and the loss shows it."""
+    folder = tmp_path / "tiny" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "pretrain").symlink_to(trained / "pretrain")
+    steps = []
+
+    def loss(*arguments: object) -> torch.Tensor:
+        steps.append(1)
+        return denoising_loss(*arguments) * (float(value) if len(steps) == 1 else 1)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("diffatr_cli.training.denoisers.denoising_loss", loss)
+    with pytest.raises(DiffATRError, match=r"the loss is nan in epoch 1\. Lower diffusion\.lr"):
+        train_diffusion("tiny", workshop.recipe(), data=workshop.data, runs=tmp_path, device="cpu")
+    assert len(steps) > 4
+    assert not (folder / "diffusion" / "best.safetensors").exists()
 
 
 def test_order_and_strategy_are_checked(workshop: Workshop, tmp_path: Path) -> None:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import Workshop
+from tiny import make_data
 
 from diffatr_cli.core.metrics import retrieval_metrics
 from diffatr_cli.core.sampler import ddim_sample
+from diffatr_cli.core.sampling import Sampling
+from diffatr_cli.core.schedule import NoiseSchedule
 from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.data.manifest import load_dataset, read_piece
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.evaluation import evaluate as evaluation
+from diffatr_cli.evaluation import ranking
 from diffatr_cli.evaluation.evaluate import cross_domain, evaluate
+from diffatr_cli.evaluation.results import EvaluationResult
 from diffatr_cli.model import load_retriever
+from diffatr_cli.runs import recipe_of
+from diffatr_cli.training.phase_folder import TrainingResult
 from diffatr_cli.training.pretrain import pretrain
 from diffatr_cli.training.train_diffusion import train_diffusion
+from diffatr_cli.types import DIRECTIONS
 
 
-def run(workshop: Workshop, source: str = "tones", target: str = "tones2", **options: object) -> evaluation.EvaluationResult:
+def run(workshop: Workshop, source: str = "tones", target: str = "tones2", **options: object) -> EvaluationResult:
     return evaluate(source, target, data=workshop.data, runs=workshop.runs, device="cpu", **options)  # type: ignore[arg-type]
 
 
@@ -34,12 +44,14 @@ def test_figures_equal_those_by_hand(workshop: Workshop, trained: Path, monkeypa
     audio = torch.from_numpy(np.concatenate([retriever.embed_audio([wave]) for wave in waves]))
     text = torch.from_numpy(np.concatenate([retriever.embed_text([c]) for clip in clips for c in clip.captions]))
     relevant = np.repeat(np.arange(12), 2)[:, None] == np.arange(12)
+    reranker = retriever.reranker
+    assert reranker is not None
     for direction, queries, candidates, truth in (("t2a", text, audio, relevant), ("a2t", audio, text, relevant.T)):
         cosine = queries @ candidates.T
-        denoiser = retriever.denoisers[direction].double()  # type: ignore[index]
+        denoiser = reranker.denoisers[direction].double()  # type: ignore[index]
         noise = query_noise(0, range(len(queries)), len(candidates))(0).double()
-        x0_hat = ddim_sample(denoiser, queries.double(), candidates.double(), retriever.schedule, noise=noise).detach()
-        fused = cosine + retriever.fusion_weights[direction] * x0_hat  # type: ignore[index]
+        x0_hat = ddim_sample(denoiser, queries.double(), candidates.double(), reranker.schedule, noise=noise).detach()
+        fused = cosine + reranker.fusion_weights[direction] * x0_hat  # type: ignore[index]
         for system, scores in (("baseline", cosine), ("diff", fused)):
             expected = retrieval_metrics(scores, truth)
             got = result.get(system, direction)  # type: ignore[arg-type]
@@ -48,16 +60,93 @@ def test_figures_equal_those_by_hand(workshop: Workshop, trained: Path, monkeypa
                 assert got.mean(metric) == pytest.approx(value, abs=1e-6), (system, direction, metric)
 
 
-def test_a_cache_changes_nothing_and_new_audio_is_seen(workshop: Workshop, trained: Path) -> None:
-    first = run(workshop).to_json()
-    assert run(workshop).to_json() == first
+def test_a_cache_changes_nothing_and_new_audio_is_seen(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    runs = shutil.copytree(workshop.runs, tmp_path / "runs")
+    make_data(tmp_path / "data", "tones2", sizes=(4, 4, 12), seed=1)
+
+    def measured() -> dict[str, Any]:
+        return evaluate("tones", "tones2", data=tmp_path / "data", runs=runs, device="cpu").to_json()
+
+    first = measured()
+    assert measured() == first
+    make_data(tmp_path / "data", "tones2", sizes=(4, 4, 12), seed=7)  # the same names and captions over other sounds
+    assert measured()["systems"] != first["systems"]
 
 
-def test_steps_shortlist_and_noise_are_heard(workshop: Workshop, trained: Path) -> None:
-    result = run(workshop, steps=3, shortlist=4)
+def test_steps_shortlist_and_noise_reach_the_sampler(workshop: Workshop, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Sampling] = []
+    plain = ranking.diffusion_score_blocks
+
+    def listening(*arguments: Any) -> Any:
+        seen.append(arguments[3])
+        return plain(*arguments)
+
+    monkeypatch.setattr(ranking, "diffusion_score_blocks", listening)
+    run(workshop)
+    result = run(workshop, steps=3, shortlist=4, noise_seed=9)
     assert (result.steps, result.shortlist, result.chain) == (3, 4, 10)
-    with pytest.raises((UsageError, ValueError), match="11"):
+    assert seen == [Sampling()] * 2 + [Sampling(steps=3, shortlist=4, seed=9)] * 2
+    with pytest.raises(UsageError, match="11"):
         run(workshop, steps=11)
+
+
+def test_phase_twos_own_settings_are_those_it_is_judged_by(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    """Every field of `diffusion` and `evaluation` that shapes the model or its sampling, given to phase two alone."""
+    shutil.copytree(trained / "pretrain", tmp_path / "tiny" / "seed-0" / "pretrain")
+    overrides = (
+        "diffusion.steps=6",
+        "diffusion.hidden=24",
+        "diffusion.output=add_logit",
+        "diffusion.attention_scale=sqrt_dim",
+        "diffusion.input_scale=none",
+        "diffusion.schedule=linear",
+        "diffusion.x0=clip",
+        "diffusion.epochs=1",
+        "evaluation.steps=4",
+        "evaluation.eta=0.5",
+        "evaluation.draws=2",
+        "evaluation.shortlist=5",
+        "evaluation.fusion_weights=[5.0]",  # so that x0_hat counts
+    )
+    recipe = workshop.recipe(*overrides)
+    trained_now = train_diffusion("tiny", recipe, data=workshop.data, runs=tmp_path, device="cpu")
+    model = load_retriever(tmp_path / "tiny" / "seed-0", "cpu")
+    assert model.reranker is not None
+    config = model.reranker.denoisers["t2a"].config
+    assert (config.hidden, config.output, config.attention_scale, config.input_scale) == (24, "add_logit", "sqrt_dim", "none")
+    assert torch.equal(model.reranker.schedule.betas, NoiseSchedule.linear(6).betas)
+    assert model.reranker.sampling == Sampling(4, 0.5, "clip", 2, 5)
+    result = evaluate("tones", "tones", data=workshop.data, runs=tmp_path, split="val", device="cpu")
+    assert (result.chain, result.steps, result.shortlist) == (6, 4, 5)
+    for direction in DIRECTIONS:  # the figures that validation chose by are those that evaluation finds
+        measured = result.get("diff", direction)
+        assert measured is not None
+        score = sum(measured.mean(metric) for metric in ("r1", "r5", "r10"))
+        assert score == pytest.approx(trained_now.best[f"{direction}_score"], abs=1e-6)
+
+
+def test_overrides_that_contradict_the_encoders_are_refused(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "pretrain", tmp_path / "tiny" / "seed-0" / "pretrain")
+    recipe = workshop.recipe("model.temperature=0.2", "pretrain.epochs=9", "diffusion.epochs=1")
+
+    def run(*stated: str) -> TrainingResult:
+        return train_diffusion("tiny", recipe, data=workshop.data, runs=tmp_path, device="cpu", stated=stated)
+
+    with pytest.raises(UsageError, match=r"^model\.temperature, pretrain\.epochs: the encoders") as refused:
+        run("model.temperature", "pretrain.epochs", "diffusion.epochs")
+    assert refused.value.exit_code == 2
+    assert not (tmp_path / "tiny" / "seed-0" / "diffusion").exists()
+    result = run("diffusion.epochs")  # the recipe's file says otherwise: told, and the encoders' values stand
+    assert "model.temperature, pretrain.epochs" in result.notes[0]
+    assert recipe_of(tmp_path / "tiny" / "seed-0").model.temperature == workshop.recipe().model.temperature
+
+
+def test_seeds_of_different_settings_are_not_averaged(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "tiny" / "seed-0")
+    pretrain("tiny", workshop.recipe("pretrain.epochs=1"), data=workshop.data, runs=tmp_path, seed=1, device="cpu")
+    with pytest.raises(UsageError, match=r"pretrain\.epochs"):
+        evaluate("tones", "tones", data=workshop.data, runs=tmp_path, device="cpu")
+    assert evaluate("tones", "tones", data=workshop.data, runs=tmp_path, seeds=(1,), device="cpu").seeds == (1,)
 
 
 def test_seeds_are_averaged_and_missing_ones_named(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
@@ -114,3 +203,26 @@ def test_a_run_without_a_finished_epoch_is_told(workshop: Workshop, trained: Pat
     (folder / "run.json").write_bytes((trained / "pretrain" / "run.json").read_bytes())
     with pytest.raises(UsageError, match="no seed has finished"):
         evaluate("tones", "tones", data=workshop.data, runs=tmp_path, device="cpu")
+
+
+def test_recipes_of_both_sources_can_be_named(workshop: Workshop, tmp_path: Path) -> None:
+    for name, data in (("one", "tones"), ("two", "tones"), ("three", "tones2"), ("four", "tones2")):
+        recipe = workshop.recipe(f"data.name={data}", "pretrain.epochs=1")
+        pretrain(name, recipe, data=workshop.data, runs=tmp_path, device="cpu")
+    with pytest.raises(UsageError, match="--recipe"):
+        cross_domain(("tones", "tones2"), data=workshop.data, runs=tmp_path, device="cpu")
+    results = cross_domain(("tones", "tones2"), recipes=("two", "four"), data=workshop.data, runs=tmp_path, device="cpu")
+    assert [(r.source, r.recipe) for r in results] == [("tones", "two"), ("tones2", "four")]
+
+
+def test_a_record_that_cannot_be_read_is_named_and_passed_over(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "tiny" / "seed-0")
+    for name, content in (("old", {"recipe": {"data": {"name": "tones", "lost_field": 1}}}), ("torn", None)):
+        (tmp_path / name / "seed-0" / "pretrain").mkdir(parents=True)
+        text = json.dumps(content) if content else '{"recipe": '
+        (tmp_path / name / "seed-0" / "pretrain" / "run.json").write_text(text)
+    result = evaluate("tones", "tones", data=workshop.data, runs=tmp_path, device="cpu")
+    assert result.recipe == "tiny"
+    assert len(result.notes) == 2
+    assert any("lost_field" in note and "old" in note for note in result.notes)
+    assert any("torn" in note for note in result.notes)

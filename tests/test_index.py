@@ -14,11 +14,12 @@ import lancedb
 import numpy as np
 import pytest
 import soundfile
-from fake_retriever import RATE, FakeRetriever, contents, tone, write_tone
+from fake_retriever import RATE, FakeRetriever, as_the_last_version_wrote_it, contents, tone, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffatr_cli.corpus import index as module
+from diffatr_cli.corpus import examine, windows
+from diffatr_cli.corpus import update as module
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex, Recordings, spans
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
@@ -39,7 +40,7 @@ def corpus(tmp_path):
 
 def as_dict(recordings: Recordings):
     return {
-        path: [(*recordings.spans[row], recordings.vectors[row]) for row in range(*recordings.offsets[i : i + 2])]
+        path: [(*recordings.spans[row], recordings.vectors[row]) for row in range(len(recordings.vectors))[recordings.rows_of(i)]]
         for i, path in enumerate(recordings.paths)
     }
 
@@ -131,33 +132,37 @@ def test_bad_files_are_named_remembered_and_tried_again_when_they_change(corpus,
     soundfile.write(corpus / "wide.wav", np.stack([tone(250, 1)] * 8, 1), 8000)
     index, model = FolderIndex(corpus), FakeRetriever()
     report = index.update(model)
-    assert {skipped.path for skipped in report.skipped} == {"text.wav", "empty.mp3", "nan.wav", "huge.wav", "cut.wav"}
+    assert {skipped.path for skipped in report.skipped} == {"text.wav", "empty.mp3", "nan.wav", "huge.wav"}
+    assert [each.path for each in report.partial] == ["cut.wav"]
     assert all(skipped.reason and "\n" not in skipped.reason for skipped in report.skipped)
-    assert (report.newly_skipped, report.files) == (5, 6)
+    assert (report.newly_skipped, report.files) == (4, 7)
 
     def no_decoding(path):
         raise AssertionError(f"{path} was decoded again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "load_audio", no_decoding)
+        patch.setattr(windows, "open_sound", no_decoding)
         os.utime(corpus / "text.wav", ns=(1, 1))
         again = index.update(model)
-    assert (len(again.skipped), again.newly_skipped, again.unchanged) == (5, 0, 6)
+    assert (len(again.skipped), again.newly_skipped, again.unchanged) == (4, 0, 7)
     write_tone(corpus / "text.wav", 440, 1)
     healed = index.update(model)
-    assert (healed.embedded, len(healed.skipped), healed.files) == (1, 4, 7)
+    assert (healed.embedded, len(healed.skipped), healed.files) == (1, 3, 8)
 
 
 def test_files_that_need_pyav_wait_for_it(corpus, monkeypatch):
-    shutil.copy(corpus / "low.wav", corpus / "film.mkv")
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    pytest.importorskip("av")
+    from media_files import write_media
+
+    write_media(corpus / "film.mkv", tone(250, 1, seed=9), RATE)
+    monkeypatch.setattr(examine.importlib.util, "find_spec", lambda name: None)
     index, model = FolderIndex(corpus), FakeRetriever()
     report = index.update(model)
     assert [skipped.path for skipped in report.skipped] == ["film.mkv"]
     assert "diffatr[audio]" in report.skipped[0].reason
     assert index.update(model).newly_skipped == 0
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: "found")
-    assert index.update(model).reused == 1  # the content is known from low.wav
+    monkeypatch.setattr(examine.importlib.util, "find_spec", lambda name: "found")
+    assert index.update(model).embedded == 1
 
 
 def test_which_files_belong(tmp_path):
@@ -233,7 +238,8 @@ class Crash(BaseException):
     pass
 
 
-def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", ["present", "of the last version"])
+def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, tmp_path, monkeypatch, form):
     """Every write of Lance is atomic, so these are all the states that a kill can leave."""
     monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
     model = FakeRetriever()
@@ -244,6 +250,8 @@ def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, 
     write_tone(old / "exact.wav", 777, 11)
     shutil.move(old / "high.flac", old / "moved.flac")
     write_tone(old / "new.wav", 350, 0.5)
+    if form == "of the last version":
+        as_the_last_version_wrote_it(FolderIndex(old))
     whole = tmp_path / "whole"
     shutil.copytree(old, whole)  # keeps times, so that rows can be compared
     FolderIndex(whole).update(model)
@@ -262,8 +270,8 @@ def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, 
 
         return call
 
-    table, merge = lancedb.table.LanceTable, lancedb.merge.LanceMergeInsertBuilder
-    for owner, name in ((table, "add"), (table, "optimize"), (merge, "execute")):
+    table, merge, db = lancedb.table.LanceTable, lancedb.merge.LanceMergeInsertBuilder, lancedb.db.LanceDBConnection
+    for owner, name in ((table, "add"), (table, "optimize"), (merge, "execute"), (db, "create_table")):
         monkeypatch.setattr(owner, name, crashing(getattr(owner, name)))
     crashes = 0
     for state.limit in range(1, 100):
@@ -271,7 +279,7 @@ def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, 
         for state.after in (False, True):
             work = tmp_path / "work"
             shutil.copytree(old, work)
-            state.calls = 0
+            state.calls = model.embedded = 0
             with contextlib.suppress(Crash):
                 FolderIndex(work).update(model)
             if state.calls >= state.limit:
@@ -280,6 +288,7 @@ def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, 
                 state.calls = state.limit
                 FolderIndex(work).update(model)
             assert contents(FolderIndex(work)) == want
+            assert model.embedded <= 2 * 3  # the new windows, twice at most; those of before are never lost
             shutil.rmtree(work)
         if not crashed:
             break
@@ -343,15 +352,17 @@ def test_a_second_update_is_refused_while_one_runs_and_reading_goes_on(corpus, m
 
 
 def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_update(corpus, monkeypatch):
+    plain = windows.open_sound
+
     def changing(path):
-        waveform = load_audio(path)
+        sound = plain(path)
         if path.name == "low.wav":
             write_tone(path, 4000, 2)
-        return waveform
+        return sound
 
     index, model = FolderIndex(corpus), FakeRetriever()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "load_audio", changing)
+        patch.setattr(windows, "open_sound", changing)
         report = index.update(model)
     assert [(skipped.path, skipped.reason) for skipped in report.skipped] == [("low.wav", "changed while it was read")]
     assert index.update(model).embedded == 1
@@ -388,7 +399,7 @@ def test_a_damaged_index_says_so(corpus):
     FolderIndex(corpus).update(FakeRetriever())
     for path in (corpus / ".diffatr" / "windows-v1-model-a.lance" / "data").iterdir():
         path.write_bytes(b"damage")
-    with pytest.raises(DiffATRError, match="remove that folder"):
+    with pytest.raises(DiffATRError, match="the index is damaged"):
         FolderIndex(corpus).read("model-a")
 
 

@@ -44,6 +44,10 @@ def test_the_command_killed_at_random_moments(trained, tmp_path):
     assert document["embedded"] + document["reused"] + document["unchanged"] == 80
     assert rows(killed) == rows(calm)
     got, expected = killed.read(model.model_id), calm.read(model.model_id)
-    assert (got.paths, got.offsets.tolist()) == (expected.paths, expected.offsets.tolist())
+    assert (got.paths, got.content.tolist(), got.offsets.tolist()) == (
+        expected.paths,
+        expected.content.tolist(),
+        expected.offsets.tolist(),
+    )
     np.testing.assert_array_equal(got.spans, expected.spans)
     np.testing.assert_allclose(got.vectors, expected.vectors, atol=1e-3)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fake_retriever import FakeRetriever, write_tone
 
+from diffatr_cli.corpus import examine, snapshot
 from diffatr_cli.corpus import index as module
 from diffatr_cli.corpus.index import FolderIndex
 
@@ -48,8 +49,7 @@ def no_tables(monkeypatch):
         raise AssertionError("the tables were used")
 
     def forbid():
-        for name in ("make", "find"):
-            monkeypatch.setattr(f"diffatr_cli.corpus.store.Tables.{name}", refuse)
+        monkeypatch.setattr("diffatr_cli.corpus.store._Table.__init__", refuse)
 
     return forbid
 
@@ -87,7 +87,7 @@ def test_it_follows_every_change(corpus, monkeypatch):
         elif change == "rename":
             rng.choice(files).rename(corpus / f"b/moved{step}.wav")
         with monkeypatch.context() as patch:
-            patch.setattr(FolderIndex, "_snapshot", lambda *_: None)
+            patch.setattr(module, "read_snapshot", lambda *_: None)
             expected = other.update(model)
             recordings = other.read("model-a")
         assert index.update(model) == expected
@@ -101,7 +101,7 @@ def test_what_changed_the_tables_alone_is_seen(corpus, tmp_path, monkeypatch, no
     shutil.copytree(corpus, tmp_path / "before")
     (corpus / "a/0.wav").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(FolderIndex, "_save_snapshot", lambda *_: None)
+        patch.setattr(module, "write_snapshot", lambda *_: None)
         index.update(model)
     assert "a/0.wav" not in index.read("model-a").paths
     shutil.copy2(tmp_path / "before/a/0.wav", corpus / "a/0.wav")  # the folder is again as the snapshot has it
@@ -147,7 +147,7 @@ def test_a_file_that_could_not_be_read_for_now_is_tried_again(corpus, monkeypatc
         def refuse(*_):
             raise PermissionError(13, "Permission denied")
 
-        patch.setattr(module.hashlib, "file_digest", refuse)
+        patch.setattr(examine.hashlib, "file_digest", refuse)
         assert index.update(model).newly_skipped == 8
     assert index.read("model-a").paths == []
     assert index.update(model).embedded == 7
@@ -162,7 +162,7 @@ def test_leftovers_of_a_kill_are_removed_and_a_disk_that_is_full_does_no_harm(co
         def full(*_args, **_kwargs):
             raise OSError(28, "No space left on device")
 
-        patch.setattr(module.np, "savez", full)
+        patch.setattr(snapshot.np, "savez", full)
         assert index.update(model).embedded == 7
     assert not list(index.folder.glob("*snapshot*"))
     assert not list(index.folder.glob(".snapshot*"))

@@ -24,8 +24,9 @@ from diffatr_cli.evaluation.embedded_split import Captions
 from diffatr_cli.progress import silent
 from diffatr_cli.recipe_schema import PretrainSection, Recipe
 from diffatr_cli.runs import BEST, LAST
-from diffatr_cli.training import pretrain as module
-from diffatr_cli.training.pretrain import PhaseOne, _overlapped_batches, epoch_batches, learning_rate, pretrain
+from diffatr_cli.training.batches import epoch_batches, overlapped_batches
+from diffatr_cli.training.phase_folder import PhaseFolder
+from diffatr_cli.training.pretrain import PhaseOne, learning_rate, pretrain
 from diffatr_cli.training.refit_heads import PooledViews, refit_heads
 
 
@@ -45,7 +46,7 @@ def test_learns_and_keeps_a_record(workshop: Workshop, trained: Path) -> None:
     assert max(row["score"] for row in log) > 200  # chance is about 150 here: R@1 12, R@5 60, R@10 100 both ways, less siblings
     record = json.loads((folder / "run.json").read_text())
     assert record["seed"] == 0
-    assert {"torch", "diffatr", "python"} <= set(record["versions"])
+    assert {"torch", "diffatr", "python"} <= set(record["starts"][0]["versions"])
     assert record["resume"].startswith("diffatr pretrain tiny")
     assert record["recipe"] == workshop.recipe().model_dump(mode="json")
     assert len((folder / "metrics.csv").read_text().splitlines()) == 5
@@ -73,8 +74,9 @@ def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, tmp_path: P
     one, other = load_file(whole / "best.safetensors"), load_file(resumed / "best.safetensors")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[k], other[k]) for k in one)
-    last, again = (torch.load(f / "last.pt", weights_only=True) for f in (whole, resumed))
-    assert all(torch.equal(last["model"][k], again["model"][k]) for k in last["model"])
+    last, again = (load_file(f / LAST) for f in (whole, resumed))
+    assert last.keys() == again.keys()
+    assert all(torch.equal(last[k], again[k]) for k in last)
     assert run(tmp_path / "b") == resumed  # a finished run finishes at once
     assert rows(whole) == rows(resumed)
 
@@ -145,9 +147,10 @@ def test_batches_by_length_hold_clips_of_about_one_length() -> None:
 
 def test_short_batches_are_padded_to_their_longest_clip(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = workshop.recipe("data.seconds=30")
-    phase = PhaseOne(recipe, torch.device("cpu"))
-    train = phase.read(load_dataset(workshop.data, "tones"), "train", silent)
-    shapes = {logmels.shape[1] for _, _, logmels in _overlapped_batches(train, recipe, 0, 3, 0)}
+    phase = PhaseOne(recipe, 0, torch.device("cpu"))
+    train = phase.read(load_dataset(workshop.data, "tones"), silent)
+    assert phase.frames == 1501
+    shapes = {logmels.shape[1] for _, _, logmels in overlapped_batches(train, recipe.pretrain, phase.frames, 0, 3, 0)}
     assert shapes == {64}  # of clips of up to 50 frames, where 30 s would be 1501
 
 
@@ -179,8 +182,8 @@ def test_the_heads_are_refitted_after_the_last_epoch(workshop: Workshop, tmp_pat
     assert after.best["epoch"] == 5
     assert rows[4]["loss"] != rows[3]["loss"]
     old, new = (load_file(result.folder / BEST) for result in (before, after))
-    last = torch.load(after.folder / LAST, weights_only=True)["model"]
-    changed = {name for name in new if not torch.equal(new[name], last[name])}
+    old_last = {k.removeprefix("model."): v for k, v in load_file(before.folder / LAST).items() if k.startswith("model.")}
+    changed = {name for name in new if not torch.equal(new[name], old_last[name])}
     assert changed == {name for name in new if name.startswith(("towers.audio_head", "towers.text_head"))}
     assert old.keys() == new.keys()
     again = pretrain("r", recipe, data=workshop.data, runs=tmp_path / "after", seed=0, device="cpu")
@@ -200,18 +203,19 @@ def test_killed_around_keeping_the_refitted_heads(
         return pretrain("r", recipe, data=workshop.data, runs=runs, seed=0, device="cpu").folder
 
     calm = run(tmp_path / "calm")
-    name = "save_weights" if moment == "before" else "save_state"
-    plain = getattr(module, name)
+    name = "keep_best" if moment == "before" else "save"
+    plain = getattr(PhaseFolder, name)
 
-    def killing(path: Path, state: dict[str, object], *rest: object) -> None:
-        if state.get("refitted") or (rest and rest[0]["best"]["epoch"] == 5):  # type: ignore[index]
+    def killing(folder: PhaseFolder, *arguments: Any) -> None:
+        facts = arguments[-1]
+        if facts.get("refitted") or (name == "keep_best" and facts["best"]["epoch"] == 5):
             raise KeyboardInterrupt
-        plain(path, state, *rest)
+        plain(folder, *arguments)
 
-    monkeypatch.setattr(module, name, killing)
+    monkeypatch.setattr(PhaseFolder, name, killing)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed")
-    monkeypatch.setattr(module, name, plain)
+    monkeypatch.setattr(PhaseFolder, name, plain)
     killed = run(tmp_path / "killed", validated=4)
     assert (killed / "metrics.jsonl").read_text() == (calm / "metrics.jsonl").read_text()
     expected = load_file(calm / BEST)
@@ -221,7 +225,7 @@ def test_killed_around_keeping_the_refitted_heads(
 def climbing(validate: Callable[..., dict[str, Any]], start: int = 0) -> Callable[..., dict[str, Any]]:
     """Validation whose score rises from call to call, so that whatever comes last is kept."""
     calls = itertools.count(start)
-    return lambda phase, val, seed: validate(phase, val, seed) | {"score": float(next(calls))}
+    return lambda phase, dataset: validate(phase, dataset) | {"score": float(next(calls))}
 
 
 def test_refitting_learns_from_jittered_captions() -> None:
@@ -235,7 +239,7 @@ def test_refitting_learns_from_jittered_captions() -> None:
     towers = TwoTowers(SmallCnn((8, 12)), None, 10, 8)
     captions = Captions.of([Clip(str(i), "train", "", 1.0, (f"kind {int(kind)}",)) for i, kind in enumerate(kinds)])
     views = PooledViews(audio[None].repeat(2, 1, 1), text, captions, captions.positive_groups("positives"))
-    loss = refit_heads(towers, views, recipe, 0, torch.device("cpu"))
+    loss = refit_heads(towers, views, recipe.pretrain, recipe.model.temperature, 0)
     towers.eval()
     cosine = towers.embed_pooled_text(text + 0.2 * torch.randn(40, 10, generator=generator)) @ towers.embed_pooled_audio(audio).T
     same = kinds[:, None] == kinds[None]

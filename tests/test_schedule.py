@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from other_device import OtherDevice
 
 from diffatr_cli.core.schedule import NoiseSchedule
 
@@ -68,3 +69,11 @@ def test_what_is_refused():
             NoiseSchedule(torch.tensor(betas))
     with pytest.raises(ValueError, match="steps=0"):
         NoiseSchedule.cosine(0)
+
+
+def test_noise_is_added_on_devices_without_float64():
+    schedule, level = NoiseSchedule.cosine(10), torch.tensor([0, 9])
+    with OtherDevice():
+        x, noise = torch.empty(2, 3, device="meta"), torch.empty(2, 3, device="meta")
+        for noisy in (schedule.q_step(x, level, noise), schedule.q_sample(x, level, noise)):
+            assert (noisy.shape, noisy.dtype, noisy.device) == (x.shape, x.dtype, x.device)

@@ -1,14 +1,18 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
-from fake_retriever import DIM, RATE, FakeRetriever, tone, write_tone
+from fake_retriever import DIM, RATE, FakeRetriever, make_reranker, tone, write_tone
 
 from diffatr_cli.core.calibration import Calibration, Logistic, presence_features
 from diffatr_cli.core.sampler import ddim_sample
+from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.corpus.index import FolderIndex, Recordings
 from diffatr_cli.corpus.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
 from diffatr_cli.errors import UsageError
+from diffatr_cli.model import sampling_of
 
 
 def unit(rng, *shape):
@@ -24,6 +28,7 @@ def recordings():
     starts = np.concatenate([np.arange(n) * 5.0 for n in counts])
     return Recordings(
         [f"f{i:02d}.wav" for i in range(40)],
+        np.arange(40),
         np.cumsum([0, *counts]),
         np.stack([starts, starts + 10], 1),
         unit(rng, int(counts.sum())),
@@ -34,7 +39,7 @@ def best_windows(recordings, query, unwanted=None):
     """For each file (score, path, row) of its best window, by plain loops, best first."""
     found = []
     for i, path in enumerate(recordings.paths):
-        rows = range(recordings.offsets[i], recordings.offsets[i + 1])
+        rows = range(len(recordings.vectors))[recordings.rows_of(i)]
         scores = {row: float(recordings.vectors[row].astype(np.float64) @ query) for row in rows}
         if unwanted is not None:
             scores = {
@@ -67,13 +72,17 @@ def test_being_unlike_the_unwanted_is_no_merit():
     query, unwanted = np.eye(DIM, dtype=np.float32)[:2]
     spans = np.array([[0.0, 1.0]] * 3)
     hits = search(
-        FakeRetriever(), Recordings(["like", "opposite", "plain"], np.arange(4), spans, vectors), query[None], unwanted=unwanted
+        FakeRetriever(),
+        Recordings(["like", "opposite", "plain"], np.arange(3), np.arange(4), spans, vectors),
+        query[None],
+        unwanted=unwanted,
     )[0].hits
     assert [(hit.path, round(hit.score, 6)) for hit in hits] == [("opposite", 0.6), ("plain", 0.5), ("like", -0.2)]
 
 
 def test_equal_scores_come_in_order_of_paths(recordings):
-    same = Recordings(recordings.paths, np.arange(41), recordings.spans[:40], np.tile(unit(np.random.default_rng(2)), (40, 1)))
+    vectors = np.tile(unit(np.random.default_rng(2)), (40, 1))
+    same = Recordings(recordings.paths, np.arange(40), np.arange(41), recordings.spans[:40], vectors)
     hits = search(FakeRetriever(), same, unit(np.random.default_rng(3), 1), top=5)[0].hits
     assert [hit.path for hit in hits] == recordings.paths[:5]
 
@@ -85,23 +94,31 @@ def test_diffusion_refines_the_best_windows_of_the_shortlist(recordings, steps):
     vectors = torch.from_numpy(recordings.vectors[[row for *_, row in ranked[:12]]])
     noise = query_noise(5, [0], 12)
     x0_hat = ddim_sample(
-        retriever.denoisers["t2a"], torch.from_numpy(query[None]), vectors, retriever.schedule, steps=steps, eta=0.5, noise=noise
+        retriever.reranker.denoisers["t2a"],
+        torch.from_numpy(query[None]),
+        vectors,
+        retriever.reranker.schedule,
+        steps=steps,
+        eta=0.5,
+        noise=noise,
     )[0]
     refined = [(cosine + 0.7 * float(x), path, row) for (cosine, path, row), x in zip(ranked, x0_hat, strict=False)]
     expected = sorted([*refined, *ranked[12:]], key=lambda each: -each[0])[:20]
-    hits = search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=5)[0].hits
+    sampling = Sampling(steps, eta=0.5, shortlist=12, seed=5)
+    hits = search(retriever, recordings, query[None], sampling, top=20)[0].hits
     assert_hits(hits, expected, recordings)
-    other = search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=6)[0].hits
+    other = search(retriever, recordings, query[None], sampling.but(seed=6), top=20)[0].hits
     assert [hit.score for hit in hits] != [hit.score for hit in other]
-    assert hits == search(retriever, recordings, query[None], top=20, shortlist=12, steps=steps, seed=5)[0].hits
+    assert hits == search(retriever, recordings, query[None], sampling, top=20)[0].hits
 
 
 def test_without_a_fusion_weight_the_shortlist_is_ranked_by_x0_hat(recordings):
     retriever, query = FakeRetriever(phase_two=True), unit(np.random.default_rng(4), 1)
-    cosine = {hit.path: hit.score for hit in search(retriever, recordings, query, top=40, shortlist=12, refine=False)[0].hits}
-    fused = {hit.path: hit.score for hit in search(retriever, recordings, query, top=40, shortlist=12)[0].hits}
-    del retriever.fusion_weights["t2a"]
-    alone = search(retriever, recordings, query, top=40, shortlist=12)[0].hits
+    sampling = Sampling(eta=0.5, shortlist=12)
+    cosine = {hit.path: hit.score for hit in search(retriever, recordings, query, sampling, top=40, refine=False)[0].hits}
+    fused = {hit.path: hit.score for hit in search(retriever, recordings, query, sampling, top=40)[0].hits}
+    retriever.reranker = make_reranker(weight=None)
+    alone = search(retriever, recordings, query, sampling, top=40)[0].hits
     assert len(alone) == 12
     np.testing.assert_allclose(
         [hit.score for hit in alone], [(fused[hit.path] - cosine[hit.path]) / 0.7 for hit in alone], atol=1e-5
@@ -122,11 +139,12 @@ def test_min_score_and_wrong_numbers(recordings):
     retriever, query = FakeRetriever(phase_two=True), unit(np.random.default_rng(7), 1)
     everything = search(retriever, recordings, query, top=40)[0].hits
     assert search(retriever, recordings, query, top=40, min_score=0.2)[0].hits == [hit for hit in everything if hit.score >= 0.2]
-    for wrong in ({"top": 0}, {"shortlist": 0}, {"steps": 11}, {"steps": 0}):
+    with pytest.raises(UsageError, match="top"):
+        search(retriever, recordings, query, top=0)
+    for wrong in ({"shortlist": 0}, {"steps": 11}, {"steps": 0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
-            search(retriever, recordings, query, **wrong)
-    empty = Recordings([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, 1), np.float32))
-    assert search(retriever, empty, query) == [Found([], None)]
+            sampling_of(retriever, folder=True, **wrong)
+    assert search(retriever, Recordings.none(), query) == [Found([], None)]
 
 
 def test_sounds_and_texts_find_their_like(tmp_path):
@@ -171,7 +189,7 @@ CALIBRATION = Calibration(
 def calibrated(draws=3):
     retriever = FakeRetriever(phase_two=True)
     retriever.calibration = CALIBRATION
-    retriever.recipe.evaluation.draws = draws
+    retriever.reranker = make_reranker(draws=draws)
     return retriever
 
 
@@ -182,7 +200,7 @@ def sigmoid(x):
 def test_calibrated_scores_are_probabilities_in_the_same_order(recordings):
     query = unit(np.random.default_rng(12), 1)
     plain, sure = FakeRetriever(phase_two=True), calibrated(draws=1)
-    raw, worth = (search(model, recordings, query, top=40, shortlist=12)[0].hits for model in (plain, sure))
+    raw, worth = (search(model, recordings, query, Sampling(eta=0.5, shortlist=12), top=40)[0].hits for model in (plain, sure))
     assert [hit.path for hit in raw] == [hit.path for hit in worth]
     np.testing.assert_allclose([hit.score for hit in worth], [sigmoid(3 * hit.score - 1) for hit in raw], atol=1e-9)
     raw, worth = (search(model, recordings, query, top=40, refine=False)[0] for model in (plain, sure))
@@ -196,10 +214,10 @@ def test_presence_comes_from_all_draws_over_the_shortlist(recordings):
     vectors = torch.from_numpy(recordings.vectors[[row for *_, row in ranked]])
     draws = [
         ddim_sample(
-            retriever.denoisers["t2a"],
+            retriever.reranker.denoisers["t2a"],
             torch.from_numpy(query[None]),
             vectors,
-            retriever.schedule,
+            retriever.reranker.schedule,
             eta=0.5,
             noise=query_noise(5, [0], 12, draw),
         )[0].numpy()
@@ -207,7 +225,7 @@ def test_presence_comes_from_all_draws_over_the_shortlist(recordings):
     ]
     features = presence_features(np.array([score for score, *_ in ranked]), np.stack(draws))
     expected = sigmoid(features @ CALIBRATION.presence.weights + CALIBRATION.presence.bias)
-    found = search(retriever, recordings, query[None], shortlist=12, seed=5)[0]
+    found = search(retriever, recordings, query[None], retriever.reranker.sampling.but(shortlist=12, seed=5))[0]
     assert found.present == pytest.approx(expected, abs=1e-5)
     fused = [s + 0.7 * float(np.mean([draw[i] for draw in draws])) for i, (s, *_) in enumerate(ranked)]
     assert found.hits[0].score == pytest.approx(sigmoid(3 * max(fused) - 1), abs=1e-5)
@@ -216,8 +234,6 @@ def test_presence_comes_from_all_draws_over_the_shortlist(recordings):
 @pytest.mark.parametrize("phase_two", [False, True])
 def test_captions_for_a_sound(phase_two):
     retriever = FakeRetriever(phase_two=phase_two)
-    if phase_two:
-        retriever.denoisers["a2t"], retriever.fusion_weights["a2t"] = retriever.denoisers["t2a"], 0.3
     captions = ["200 Hz", "900 Hz", "4000 Hz", "950 Hz"]
     sound = embed_sound(retriever, tone(900, 2))
     cosine = embed_texts(retriever, captions).astype(np.float64) @ sound
@@ -225,24 +241,100 @@ def test_captions_for_a_sound(phase_two):
     scores = cosine[order]
     if phase_two:
         scores[:3] += (
-            0.3
+            0.7
             * ddim_sample(
-                retriever.denoisers["a2t"],
+                retriever.reranker.denoisers["a2t"],
                 torch.from_numpy(sound[None]),
                 torch.from_numpy(embed_texts(retriever, [captions[i] for i in order[:3]])),
-                retriever.schedule,
+                retriever.reranker.schedule,
                 eta=0.5,
                 noise=query_noise(0, [0], 3),
             )[0].numpy()
         )
     expected = sorted(zip(scores, order, strict=True), reverse=True)
-    hits = best_captions(retriever, sound, captions, shortlist=3)
+    sampling = Sampling(eta=0.5, shortlist=3)
+    hits = best_captions(retriever, sound, captions, sampling)
     assert [hit.caption for hit in hits] == [captions[i] for _, i in expected]
     np.testing.assert_allclose([hit.score for hit in hits], [score for score, _ in expected], atol=1e-5)
-    assert best_captions(retriever, sound, captions, top=1, shortlist=3) == [CaptionHit(1, hits[0].caption, hits[0].score)]
+    assert best_captions(retriever, sound, captions, sampling, top=1) == [CaptionHit(1, hits[0].caption, hits[0].score)]
     retriever.calibration = CALIBRATION
-    worth = best_captions(retriever, sound, captions, shortlist=3)
+    worth = best_captions(retriever, sound, captions, sampling)
     np.testing.assert_allclose([hit.score for hit in worth], [sigmoid(2 * hit.score + 0.5) for hit in hits], atol=1e-9)
     assert best_captions(retriever, sound, []) == []
     with pytest.raises(UsageError, match="top"):
         best_captions(retriever, sound, captions, top=0)
+
+
+def test_with_something_unwanted_the_probability_is_still_that_of_the_query(recordings):
+    """Ranked by the score with the penalty taken off, shown with the probability of the score without it."""
+    query, unwanted = unit(np.random.default_rng(20)), unit(np.random.default_rng(21))
+    sampling, model = Sampling(eta=0.5, shortlist=40), calibrated(draws=1)
+    plain = FakeRetriever(phase_two=True)
+    ranked = search(plain, recordings, query[None], sampling, unwanted=unwanted, top=40)[0]
+    found = search(model, recordings, query[None], sampling, unwanted=unwanted, top=40)[0]
+    assert found.present is None
+    assert [hit.path for hit in found.hits] == [hit.path for hit in ranked.hits]
+    penalty = {
+        path: max(0.0, float(recordings.vectors[row] @ unwanted)) for _, path, row in best_windows(recordings, query, unwanted)
+    }
+    assert max(penalty.values()) > 0.1
+    expected = [sigmoid(3 * (hit.score + penalty[hit.path]) - 1) for hit in ranked.hits]
+    np.testing.assert_allclose([hit.score for hit in found.hits], expected, atol=1e-5)
+
+
+def test_a_kind_of_search_without_a_calibration_says_so(recordings):
+    query, model = unit(np.random.default_rng(22), 1), calibrated()
+    model.calibration = dataclasses.replace(CALIBRATION, audio_to_audio=None, presence=None)
+    texts, sounds = (search(model, recordings, query, refine=refine)[0] for refine in (True, False))
+    assert (texts.calibrated, sounds.calibrated) == (True, False)
+    assert texts.present is None
+    np.testing.assert_allclose(
+        [hit.score for hit in sounds.hits], [hit.score for hit in search(FakeRetriever(), recordings, query)[0].hits]
+    )
+
+
+def test_equal_content_gets_an_equal_score_and_costs_nobody_else(recordings):
+    """Copies of the best recording, under names all over the folder: the others score as they do beside one of it."""
+    query, model, sampling = unit(np.random.default_rng(30)), calibrated(), Sampling(eta=0.5, draws=3, shortlist=10)
+    alone = search(model, recordings, query[None], sampling, top=40)[0]
+    copied = recordings.paths.index(alone.hits[0].path)
+    names = [*recordings.paths, *(f"{'afz'[i % 3]}-copy-{i:02d}.wav" for i in range(12))]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    of_file = [*range(40), *[copied] * 12]
+    number = {content: i for i, content in enumerate(dict.fromkeys(of_file[i] for i in order))}
+    rows = [np.arange(len(recordings.vectors))[recordings.rows_of(content)] for content in number]
+    with_copies = Recordings(
+        [names[i] for i in order],
+        np.array([number[of_file[i]] for i in order]),
+        np.cumsum([0, *map(len, rows)]),
+        recordings.spans[np.concatenate(rows)],
+        recordings.vectors[np.concatenate(rows)],
+    )
+    found = search(model, with_copies, query[None], sampling, top=60)[0]
+    assert found.present == pytest.approx(alone.present, abs=1e-5)
+    best = [hit for hit in found.hits if hit.path == alone.hits[0].path or "copy" in hit.path]
+    assert best == found.hits[:13]
+    assert [hit.path for hit in best] == sorted(hit.path for hit in best)
+    assert {hit.score for hit in best} == {best[0].score}
+    assert [hit.path for hit in found.hits[13:]] == [hit.path for hit in alone.hits[1:]]
+    np.testing.assert_allclose([hit.score for hit in found.hits[12:]], [hit.score for hit in alone.hits], atol=1e-5)
+    assert [hit.path for hit in search(model, with_copies, query[None], sampling, top=5)[0].hits] == [
+        hit.path for hit in best[:5]
+    ]
+
+
+def test_copies_in_a_folder_share_their_content(tmp_path):
+    for hz in (200, 900, 4000):
+        write_tone(tmp_path / f"{hz}.wav", hz, 12)
+    for copy in ("a.wav", "deep/z.wav"):
+        (tmp_path / copy).parent.mkdir(exist_ok=True)
+        (tmp_path / copy).write_bytes((tmp_path / "900.wav").read_bytes())
+    retriever, index = FakeRetriever(phase_two=True), FolderIndex(tmp_path)
+    index.update(retriever)
+    for recordings in (index.read(retriever.model_id), index._read_tables(retriever.model_id)):
+        assert recordings.paths == ["200.wav", "4000.wav", "900.wav", "a.wav", "deep/z.wav"]
+        assert recordings.content.tolist() == [0, 1, 2, 2, 2]
+        assert len(recordings.vectors) == 6  # two windows of each content
+        hits = search(retriever, recordings, embed_texts(retriever, ["900 Hz"]), top=3)[0].hits
+        assert [hit.path for hit in hits] == ["900.wav", "a.wav", "deep/z.wav"]
+        assert len({hit.score for hit in hits}) == 1

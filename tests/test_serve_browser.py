@@ -1,11 +1,9 @@
 """The page of `diffatr serve` in a real browser, against a real server."""
 
 import base64
-import io
 import os
 import re
 import shutil
-import threading
 import time
 from pathlib import Path
 
@@ -20,32 +18,21 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 if BROWSER is None:
     pytest.skip("no Chromium to open the page in (Debian's package: chromium)", allow_module_level=True)
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
-uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 
 
-class Server:
-    """A library on a free port of this machine, in a thread."""
+def serve(session, token=None):
+    from serving import Running
 
-    def __init__(self, library, token=None):
-        from diffatr_cli.web.app import make_app
-        from diffatr_cli.web.server import listen
+    from diffatr_cli.web.app import make_app
 
-        listener = listen("127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        app = make_app(library, hosts=frozenset(("127.0.0.1",)), token=token)
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]})
-        self._thread.start()
-
-    def stop(self):
-        self._server.should_exit = True
-        self._thread.join()
+    return Running(make_app(session, hosts=frozenset(("127.0.0.1",)), token=token))
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
+def session(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     for i, hz in enumerate(range(300, 4200, 300)):
         write_tone(folder / "tones" / f"{hz}.wav", hz, 2, seed=i)
@@ -58,8 +45,8 @@ def library(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(library):
-    made = Server(library)
+def server(session):
+    made = serve(session)
     yield made
     made.stop()
 
@@ -148,7 +135,7 @@ def test_type_and_see(opened):
     assert page.locator("#q").input_value() == "900 Hz"
 
 
-def test_by_keyboard_alone(opened, library):
+def test_by_keyboard_alone(opened, session):
     page = opened()
     press = page.keyboard.press
     press("?")  # is only a letter while one writes
@@ -177,7 +164,7 @@ def test_by_keyboard_alone(opened, library):
     path = page.evaluate("hits[1].path")
     assert page.evaluate("navigator.clipboard.readText()") == path
     assert Path(path).is_file()
-    assert Path(path).is_relative_to(library.corpus)
+    assert Path(path).is_relative_to(session.corpus)
     assert "Copied" in page.locator("#said").text_content()
     liked = names(page)[1]
     page.evaluate("before = hits")
@@ -239,16 +226,19 @@ def drop(page, name, content):
 
 
 def test_drop_a_sound(opened):
+    from serving import wav_bytes
+
     page = opened()
-    out = io.BytesIO()
-    soundfile.write(out, tone(2100, 1), RATE, format="FLAC")
-    drop(page, "heard.flac", out.getvalue())
+    drop(page, "heard.flac", wav_bytes(tone(2100, 1), "FLAC"))
     page.wait_for_selector(".hit.chosen")
     assert page.evaluate("invited")
     assert page.locator("#drop").is_hidden()
     assert names(page)[0] == "2100.wav"
     assert page.locator("#verdict").text_content() == "What sounds like heard.flac"
     assert page.locator("#way").is_hidden()
+    drop(page, "cut.wav", wav_bytes(tone(900, 1))[:30_000])
+    until(page, "document.querySelector('#verdict').textContent.includes('cut.wav: truncated; what there is')")
+    assert names(page)[0] == "900.wav"
     drop(page, "letter.wav", b"Dear all, this is no sound.")
     page.wait_for_selector("#trouble:not([hidden])")
     assert page.locator("#trouble").text_content() == "letter.wav: not audio"
@@ -376,10 +366,10 @@ def test_at_a_telephones_width(opened):
     assert fits()
 
 
-def test_a_refresh_shows_what_is_new(opened, library):
+def test_a_refresh_shows_what_is_new(opened, session):
     page = opened("?q=900+Hz")
     page.wait_for_selector(".hit.chosen")
-    path = library.corpus / "new.wav"
+    path = session.corpus / "new.wav"
     write_tone(path, 901, 2)
     try:
         page.locator("#state").click()  # out of the search box
@@ -391,12 +381,12 @@ def test_a_refresh_shows_what_is_new(opened, library):
         assert "new.wav" in names(page)
     finally:
         path.unlink()
-        library._thread.join()
-        library.update()
+        session._thread.join()
+        session.update()
 
 
-def test_the_key_stays_out_of_the_address(opened, library):
-    guarded = Server(library, token="k3y")
+def test_the_key_stays_out_of_the_address(opened, session):
+    guarded = serve(session, token="k3y")
     try:
         page = opened(address=guarded.url, query="?token=k3y")
         ask(page, "900 Hz")

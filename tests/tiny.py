@@ -15,14 +15,20 @@ TONES = {"low": 150.0, "middle": 900.0, "high": 5000.0, "hiss": 0.0}  # Hz; 0 is
 WORDS = ("a", "tone", "sound", "plays", "first", "second", *TONES)
 
 
-def make_data(folder: Path, name: str = "tones", sizes: tuple[int, int, int] = (24, 8, 8), seed: int = 0) -> None:
+def make_data(
+    folder: Path,
+    name: str = "tones",
+    sizes: tuple[int, int, int] = (24, 8, 8),
+    seed: int = 0,
+    seconds: tuple[float, float] = (0.6, 1.0),
+) -> None:
     """Write `folder/name`: clips of 0.6 to 1 s, one of four kinds each, two captions a clip."""
     rng = np.random.default_rng(seed)
     records = []
     for split, size in zip(("train", "val", "test"), sizes, strict=True):
         for i in range(size):
             kind = list(TONES)[i % len(TONES)]
-            frames = int(rng.integers(6, 11)) * SAMPLE_RATE // 10
+            frames = int(rng.integers(round(10 * seconds[0]), round(10 * seconds[1]) + 1)) * SAMPLE_RATE // 10
             wave = rng.normal(0, 0.01 if TONES[kind] else 0.3, frames)
             if TONES[kind]:
                 wave += 0.5 * np.sin(2 * np.pi * TONES[kind] * rng.uniform(0.9, 1.1) * np.arange(frames) / SAMPLE_RATE)

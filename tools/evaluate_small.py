@@ -76,10 +76,16 @@ def families(composer: ModuleType) -> dict[str, int]:
 def without(recordings: Recordings, left_out: Sequence[bool]) -> Recordings:
     """The recordings that are not left out."""
     kept = [i for i, out in enumerate(left_out) if not out]
-    rows = [np.arange(recordings.offsets[i], recordings.offsets[i + 1]) for i in kept]
+    number = {content: i for i, content in enumerate(dict.fromkeys(recordings.content[kept].tolist()))}
+    rows = [np.arange(recordings.offsets[content], recordings.offsets[content + 1]) for content in number]
     picked = np.concatenate(rows)
-    offsets = np.cumsum([0, *map(len, rows)])
-    return Recordings([recordings.paths[i] for i in kept], offsets, recordings.spans[picked], recordings.vectors[picked])
+    return Recordings(
+        [recordings.paths[i] for i in kept],
+        np.array([number[content] for content in recordings.content[kept].tolist()]),
+        np.cumsum([0, *map(len, rows)]),
+        recordings.spans[picked],
+        recordings.vectors[picked],
+    )
 
 
 def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Recordings, refine: bool = True) -> dict[str, Any]:

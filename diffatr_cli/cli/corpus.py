@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +20,10 @@ Corpus = Annotated[Path, typer.Option("--corpus", metavar="DIR", help="Folder of
 Steps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Diffusion steps; the number of the model's recipe if not given.")
 ]
-Shortlist = Annotated[int, typer.Option("--shortlist", min=1, help="Files, the best by cosine, that diffusion re-ranks.")]
+Shortlist = Annotated[
+    int | None,
+    typer.Option("--shortlist", min=1, help="Files, the best by cosine, that diffusion re-ranks; the recipe's number, or 100."),
+]
 Run = Annotated[
     Path | None,
     typer.Option(
@@ -44,17 +44,6 @@ IndexFolder = Annotated[
 ]
 
 
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Collect no garbage while modules load: there is next to none, and to look for it takes a tenth of a query's start."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()  # or the first collection would look through all that was loaded
-        gc.enable()
-
-
 def open_folder(corpus: Path, index_folder: Path | None) -> FolderIndex:
     from ..corpus.index import FolderIndex
 
@@ -65,9 +54,8 @@ def load_model(run: Path | None, runs: Path | None, device: str) -> Retriever:
     """The model of `run`, of the newest run below `runs`, or, without either, the one that ships with the package."""
     if run is not None and runs is not None:
         raise UsageError("--run and --runs exclude each other: one names the run, the other asks for the newest.")
-    with no_collection():
-        from ..model import load_retriever, shipped_model
-        from ..runs import newest_run
+    from ..model import load_retriever, shipped_model
+    from ..runs import newest_run
 
     if runs is not None:
         run = newest_run(runs)
@@ -76,7 +64,7 @@ def load_model(run: Path | None, runs: Path | None, device: str) -> Retriever:
 
 def update_index(folder: FolderIndex, model: Retriever) -> IndexReport:
     with progress_bar() as progress:
-        return folder.update(model, progress)
+        return folder.update(model, progress, wait=say)
 
 
 def tell_update(report: IndexReport) -> None:
@@ -85,18 +73,21 @@ def tell_update(report: IndexReport) -> None:
         (report.embedded, "indexed"),
         (report.reused, "known by content"),
         (report.removed, "removed"),
+        (report.newly_partial, "only in part"),
+        (report.repaired, "repaired"),
         (report.newly_skipped, "skipped"),
     )
     if not any(count for count, _ in counts):
         return
     text = "files: " + ", ".join(f"{count} {what}" for count, what in counts if count)
-    if report.newly_skipped:
-        text += ": " + "; ".join(f"{printable(each.path)} ({each.reason})" for each in report.skipped[:3])
-        text += " ..." if len(report.skipped) > 3 else ""
+    told = [*(report.skipped if report.newly_skipped else ()), *(report.partial if report.newly_partial else ())]
+    if told:
+        text += ": " + "; ".join(f"{each.path} ({each.reason})" for each in told[:3])
+        text += " ..." if len(told) > 3 else ""
     say(text)
 
 
-def place(hit: Hit) -> str:
+def clock_span(hit: Hit) -> str:
     """Where in its file a hit is, mm:ss-mm:ss or h:mm:ss, rounded outwards to whole seconds."""
     return "-".join(_clock(seconds) for seconds in (math.floor(hit.start), math.ceil(hit.end)))
 
@@ -105,8 +96,3 @@ def _clock(seconds: int) -> str:
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"
-
-
-def printable(text: str) -> str:
-    """Text without what a terminal would obey or cannot show."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

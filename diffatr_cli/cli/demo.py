@@ -24,7 +24,7 @@ def demo(
     from ..corpus.search import embed_texts, search
     from ..data.synthetic import prepare_synthetic
     from ..evaluation.evaluate import evaluate
-    from ..model import load_retriever
+    from ..model import load_retriever, sampling_of
     from ..recipe import load_recipe
     from ..report.tables import evaluation_table
     from ..runs import run_folder
@@ -62,9 +62,10 @@ def demo(
     folder = FolderIndex(corpus)
     with progress_bar() as progress:
         folder.update(model, progress)
-    found = search(model, folder.read(model.model_id), embed_texts(model, [QUERY]), top=5, seed=seed)[0]
+    recordings, sampling = folder.read(model.model_id), sampling_of(model, folder=True, seed=seed)
+    found = search(model, recordings, embed_texts(model, [QUERY]), sampling, top=5)[0]
     command = f'diffatr query "{QUERY}" --corpus {corpus} --top 5 --run {run}'
-    step("query", command, found_document(QUERY, found, corpus), found_table(QUERY, found, corpus, model))
+    step("query", command, found_document(QUERY, found, corpus), found_table(QUERY, found, corpus))
     if as_json:
         show(document, as_json=True)
 

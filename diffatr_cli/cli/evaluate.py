@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import UsageError
-from .console import Data, Device, Json, Runs, progress_bar, show
+from .console import Data, Device, Json, Runs, progress_bar, say, show
 
 Model = Annotated[str | None, typer.Option("--model", help="Audio encoder of the runs: resnet38, cnn14 or small.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Recipe of the runs, where several learnt from one data set.")]
@@ -19,7 +20,7 @@ Steps = Annotated[
 Shortlist = Annotated[
     int | None, typer.Option("--shortlist", min=2, help="Re-rank only this many best by cosine; all if left out.")
 ]
-NoiseSeed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of the diffusion noise.")]
+NoiseSeed = Annotated[int, typer.Option("--noise-seed", min=0, max=2**31 - 1, help="Seed of the diffusion noise.")]
 
 
 def evaluate(
@@ -31,7 +32,7 @@ def evaluate(
     steps: Steps = None,
     shortlist: Shortlist = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
-    seed: NoiseSeed = 0,
+    noise_seed: NoiseSeed = 0,
     data: Data = Path("data"),
     runs: Runs = Path("runs"),
     device: Device = "auto",
@@ -59,10 +60,11 @@ def evaluate(
             steps=steps,
             shortlist=shortlist,
             split=split,
-            noise_seed=seed,
+            noise_seed=noise_seed,
             device=device,
             progress=progress,
         )
+    _tell(result.notes)
     show(result.to_json(), evaluation_table(result), as_json=as_json)
 
 
@@ -71,10 +73,14 @@ def cross_domain(
         list[str] | None, typer.Argument(metavar="[NAME NAME]", help="Two data sets; clotho and audiocaps if left out.")
     ] = None,
     models: Annotated[list[str] | None, typer.Option("--model", help="Audio encoder of the runs; may be repeated.")] = None,
+    recipes: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--recipe", metavar="A B", help="Recipes of the runs, of the first data set and of the second."),
+    ] = None,
     seeds: Seeds = None,
     steps: Steps = None,
     shortlist: Shortlist = None,
-    seed: NoiseSeed = 0,
+    noise_seed: NoiseSeed = 0,
     data: Data = Path("data"),
     runs: Runs = Path("runs"),
     device: Device = "auto",
@@ -94,16 +100,23 @@ def cross_domain(
         results = job(
             (pair[0], pair[1]),
             models or (None,),
+            recipes=recipes,
             data=data,
             runs=runs,
             seeds=parse_seeds(seeds),
             steps=steps,
             shortlist=shortlist,
-            noise_seed=seed,
+            noise_seed=noise_seed,
             device=device,
             progress=progress,
         )
+    _tell(list(dict.fromkeys(note for result in results for note in result.notes)))
     show([result.to_json() for result in results], *cross_domain_tables(results), as_json=as_json)
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        say(f"note: {note}")
 
 
 def parse_seeds(text: str | None) -> tuple[int, ...] | None:

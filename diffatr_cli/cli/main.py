@@ -5,16 +5,19 @@ Commands import what they run inside themselves, so that `diffatr --help` waits 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
-from ..errors import INTERRUPTED, DiffATRError
-from . import demo, evaluate, prepare, query, serve, train
-from .console import say
+from ..errors import DiffATRError
+from ..files import reason
+from . import demo, evaluate, prepare, query, serve, signals, train
+from .console import ReaderGone, prepare_streams, say, show_line
 
 app = typer.Typer(
     help="Find sounds by words and words by sounds: audio-text retrieval with a diffusion model that re-ranks.",
@@ -28,7 +31,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"diffatr {__version__}")
+        show_line(f"diffatr {__version__}")
         raise typer.Exit
 
 
@@ -52,35 +55,57 @@ serve.register(app)
 demo.register(app)
 
 
+# What typer raises for wrong use; not all of its versions have a name for it.
+_WrongUse: Any = typer.BadParameter.__base__
+_BY_SIGPIPE = 141  # what shells show for a program that ends because nobody reads what it writes
+
+
 def main() -> None:
-    """Run the command line; exit with 0, with 1 for a failure, with 2 for wrong use."""
+    """Run the command line; exit with 0, with 1 for a failure, with 2 for wrong use, with 130 after Ctrl-C."""
+    prepare_streams()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
-        app(args=[a for a in arguments if a != "--debug"], prog_name="diffatr")
-    except DiffATRError as error:
-        if debug:
-            raise
-        say(f"diffatr: {error}")
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, SystemExit) as end:
-        if not _is_interrupt(end):
-            raise
-        say(INTERRUPTED)
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        if debug:
-            raise
-        say(
-            f"diffatr: unexpected {type(error).__name__}: {error}. Run it again with --debug for the place, and please report it."
-        )
-        sys.exit(1)
+        code = app(args=[a for a in arguments if a != "--debug"], prog_name="diffatr", standalone_mode=False) or 0
+        interrupted = code == 130  # so typer passes KeyboardInterrupt on
+    except BaseException as error:
+        interrupted = isinstance(error, (KeyboardInterrupt, typer.Abort))
+        code = 0 if interrupted or signals.arrived() else _tell(error, debug)
+    if interrupted or signals.arrived():
+        code = signals.exit_code()
+        if line := signals.farewell():
+            say(line)
+    signals.finished(code)
+    sys.exit(code)
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether an exception is Ctrl-C, or the exit that typer makes of it."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
+def _tell(error: BaseException, debug: bool) -> int:
+    """Tell of a failure in a line (or one for each mistake in a recipe); the exit code."""
+    if isinstance(error, SystemExit):  # rich ends so where nobody reads the help, and typer where any other pipe breaks
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        error = ReaderGone() if frame.f_globals["__name__"].startswith("rich.") else error.__context__ or error
+    if isinstance(error, ReaderGone):
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BY_SIGPIPE
+    if isinstance(error, _WrongUse):
+        if message := " ".join(error.format_message().split()):  # there is none where the help was shown instead
+            command = error.ctx.command_path if error.ctx else "diffatr"
+            say(f"{command}: {message.removesuffix('.')}. See {command} --help.")
+        return int(error.exit_code)
+    if debug:
+        for part in traceback.format_exception(error):
+            # A newline in the message may be one in a name.
+            say(*part.splitlines() if part.startswith((" ", "\n", "Traceback")) else [part.rstrip("\n")])
+    if isinstance(error, DiffATRError):
+        first, *more = map(str, error.args)
+        say(f"diffatr: {first}", *more)
+        return error.exit_code
+    if isinstance(error, OSError):
+        say(f"diffatr: {error.filename}: {reason(error)}" if error.filename is not None else f"diffatr: {reason(error)}")
+    elif isinstance(error, MemoryError):
+        say("diffatr: there is not enough memory for this.")
+    else:
+        kind, text = type(error).__name__, " ".join(str(error).split())
+        say(f"diffatr: unexpected {kind}: {text}. Run it again with --debug for the place, and please report it.")
+    return 1

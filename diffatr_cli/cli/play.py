@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DiffATRError
+from . import signals
 from .console import say
-from .corpus import place, printable
+from .corpus import clock_span
 
 if TYPE_CHECKING:
     from ..corpus.search import Hit
@@ -27,14 +27,17 @@ def play_hit(path: Path, hit: Hit) -> None:
     if program is None:
         say("--play: there is no player here. Install ffmpeg (with its ffplay), mpv or sox.")
         return
-    say(f"playing {place(hit)} of {printable(str(path))}")
+    say(f"playing {clock_span(hit)} of {path}")
     try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):  # which ends the sound alone
+        with signals.unwinding(), tempfile.TemporaryDirectory() as folder:
             command = [program, *_play_arguments(Path(program).stem, path.absolute(), hit, Path(folder))]
             # What a player prints is no result of ours, and the keys are not its own.
             code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode
             if code:
                 say(f"--play: {program} failed (exit code {code}).")
+    except KeyboardInterrupt:
+        if not signals.dealt_with():  # Ctrl-C ends the sound alone
+            raise
     except OSError as error:
         say(f"--play: {program}: {error.strerror}")
     except DiffATRError as error:
@@ -49,8 +52,8 @@ def _play_arguments(player: str, path: Path, hit: Hit, folder: Path) -> list[str
     if player == "mpv":
         return ["--no-video", "--really-quiet", f"--start={hit.start:.3f}", f"--end={hit.end:.3f}", "--", os.fspath(path)]
     # The others cannot seek or know few formats, and sox takes brackets in a name for a pattern: they get the window as a WAV.
-    from ..data.audio import to_pcm16, write_wav
     from ..data.excerpt import read_excerpt
+    from ..data.write_wav import to_pcm16, write_wav
 
     write_wav(folder / "hit.wav", to_pcm16(read_excerpt(path, hit.start, hit.end)))
     return [*(("-q",) if player == "play" else ()), os.fspath(folder / "hit.wav")]

@@ -24,8 +24,12 @@ app = typer.Typer(
 Name = Annotated[str, typer.Option("--name", help="Keep the data set under this name.", metavar="NAME")]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes at work; all cores by default.", min=1, metavar="N")]
 Resampling = Annotated[
-    Literal["auto", "polyphase", "soxr", "resampy"],
-    typer.Option("--resampler", help="auto is the fastest, polyphase, which needs no package; all lose less than 0.01 dB."),
+    Literal["soxr", "resampy"],
+    typer.Option("--resampler", help="How sample rates become 32 kHz. Both lose less than 0.01 dB; resampy is slower."),
+]
+Cut = Annotated[
+    Literal["keep", "skip"],
+    typer.Option("--partial", help="Recordings of which a part is missing: keep what is there, or skip them."),
 ]
 Source = Annotated[Path, typer.Option("--from", help="Folder with what you have.", metavar="DIR", file_okay=False)]
 Size = Annotated[int, typer.Option(help="Number of clips in this split.", min=0, metavar="N")]
@@ -44,7 +48,8 @@ def clotho(
     mirror: Annotated[
         str | None, typer.Option("--mirror", help="Download from this address instead of Zenodo.", metavar="URL")
     ] = None,
-    resampler: Resampling = "auto",
+    resampler: Resampling = "soxr",
+    partial: Cut = "skip",
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -59,7 +64,7 @@ def clotho(
 
     root = _root(data, name)
     with progress_bar() as progress:
-        report = prepare_clotho(root, source, resampler, workers, progress, base=(mirror or HOME).rstrip("/"))
+        report = prepare_clotho(root, source, resampler, workers, progress, base=(mirror or HOME).rstrip("/"), partial=partial)
     _finish(report, as_json)
 
 
@@ -71,7 +76,8 @@ def audiocaps(
     ] = None,
     data: Data = Path("data"),
     name: Name = "audiocaps",
-    resampler: Resampling = "auto",
+    resampler: Resampling = "soxr",
+    partial: Cut = "skip",
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -87,7 +93,7 @@ def audiocaps(
 
     root = _root(data, name)
     with progress_bar() as progress:
-        report = prepare_audiocaps(root, source, audio, resampler, workers, progress)
+        report = prepare_audiocaps(root, source, audio, resampler, workers, progress, partial)
     _finish(report, as_json)
 
 
@@ -102,7 +108,8 @@ def folder(
     name: Annotated[
         str | None, typer.Option("--name", help="Keep the data set under this name; by default the folder's.")
     ] = None,
-    resampler: Resampling = "auto",
+    resampler: Resampling = "soxr",
+    partial: Cut = "skip",
     workers: Workers = None,
     as_json: Json = False,
 ) -> None:
@@ -118,7 +125,7 @@ def folder(
 
     root = _root(data, name or source.resolve().name)
     with progress_bar() as progress:
-        report = prepare_folder(root, source, captions, resampler, workers, progress)
+        report = prepare_folder(root, source, captions, resampler, workers, progress, partial)
     _finish(report, as_json)
 
 
@@ -208,7 +215,6 @@ def _skips(report: Report) -> Table:
     for split, reasons in report.reasons().items():
         for reason, number in list(reasons.items())[:most]:
             some = examples[split, reason]
-            # As plain text: names may hold brackets, which rich would take for styles.
             table.add_row(split, Text(reason), str(number), Text(", ".join(some) + (", ..." if number > len(some) else "")))
         if rest := list(reasons.values())[most:]:
             table.add_row(split, f"{len(rest)} more reasons; --json lists all", str(sum(rest)), "")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import filecmp
-import io
-import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -15,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DiffATRError, UsageError
-from .console import Device, Json, Seed, say, show
+from ..files import reason, replacing
+from . import signals
+from .console import Device, Json, Seed, say, show, show_csv
 from .corpus import (
     Corpus,
     IndexFolder,
@@ -23,20 +23,20 @@ from .corpus import (
     Run,
     Shortlist,
     Steps,
+    clock_span,
     load_model,
-    no_collection,
     open_folder,
-    place,
-    printable,
     tell_update,
     update_index,
 )
 
 if TYPE_CHECKING:
+    from ..core.sampling import Sampling
     from ..corpus.search import CaptionHit, Found, Hit
     from ..data.audio import Samples
     from ..model import Retriever
 
+_COMPARED = "Scores compare the captions of this list with one another; where none fits, one of them still scores high."
 _PRESENT = 0.5  # a folder that holds what is asked for with less probability than this is said not to
 
 
@@ -61,7 +61,7 @@ def query(
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="Hits to show for each search.")] = 10,
     min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less; 0.5 is 50 %.")] = None,
     steps: Steps = None,
-    shortlist: Shortlist = 100,
+    shortlist: Shortlist = None,
     copy_to: Annotated[
         Path | None, typer.Option("--copy-to", metavar="DIR", help="Copy the found files into this folder too.")
     ] = None,
@@ -79,7 +79,9 @@ def query(
     """Find the recordings in a folder that sound like a text, or like another sound; or the captions that fit a sound.
 
     The folder is indexed first, which takes its time once; afterwards only new and changed files are read. A match in percent
-    is the probability that the file holds what was asked for. Runs without a calibration give scores that only rank.
+    is the probability that the file holds what was asked for. Runs without a calibration give scores that only rank. With
+    --not, files are ranked by both texts, while the match shown is that of the wanted one. Scores of captions compare the
+    captions of the list with one another.
 
     Example: diffatr query "dog barking" --corpus ./clips
 
@@ -95,19 +97,21 @@ def query(
         for option, given in (("--not", unwanted is not None), ("--copy-to", copy_to is not None), ("--play", play)):
             if given:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
+        from ..corpus.search import best_captions, embed_sound
+
         choices, heard = _captions_and_sound(captions, audio)
         model = load_model(run, runs, device)
-        described = _best_captions(model, heard, choices, top, shortlist, steps, min_score, seed)
-        _print_captions(str(audio), described, model, min_score, as_json, as_csv)
+        settings = _sampling(model, steps, shortlist, seed)
+        described = best_captions(model, embed_sound(model, heard), choices, settings, top=top, min_score=min_score)
+        _print_captions(str(audio), described, min_score, as_json, as_csv)
         return
     if copy_to is not None and copy_to.resolve().is_relative_to(corpus.resolve()):
         raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {corpus}, where the copies would be found as well.")
     names = [str(audio)] if audio is not None else _lines(texts or [])
 
-    with no_collection():
-        from ..corpus.index import CannotUpdate, no_sounds
-        from ..corpus.search import embed_sound, embed_texts, search
-        from ..data.audio import load_audio
+    from ..corpus.index import CannotUpdate, no_sounds
+    from ..corpus.search import embed_sound, embed_texts, search
+    from ..data.audio import load_audio
 
     folder = open_folder(corpus, index_folder)
     sound = None if audio is None else load_audio(audio)  # before the model, which takes seconds
@@ -124,43 +128,38 @@ def query(
     recordings = folder.read(model.model_id)
     if not len(recordings):
         raise no_sounds(corpus, unusable)
-    if steps is not None and not model.denoisers:
-        say("This model has no diffusion phase; hits are ranked by cosine, and --steps means nothing.")
     found = search(
         model,
         recordings,
         embed_texts(model, names) if sound is None else embed_sound(model, sound)[None],
-        unwanted=None if unwanted is None else embed_texts(model, [unwanted])[0],
+        _sampling(model, steps, shortlist, seed),
+        unwanted=None if unwanted is None else embed_texts(model, [_decoded(unwanted)])[0],
         refine=sound is None,
         top=top,
-        shortlist=shortlist,
-        steps=steps,
         min_score=min_score,
-        seed=seed,
     )
     results = list(zip(names, found, strict=True))
     if copy_to is not None:
         _copy(results, corpus, copy_to)
-    _tell_without_calibration(model)
+    if not all(each.calibrated for each in found):
+        say("This run has no calibration for this kind of search: its scores rank the hits, and are no probabilities.")
     for name, each in results:
         if _is_absent(each):
-            say(f"{printable(name)}: nothing here sounds like that.")
+            say(f"{name}: nothing here sounds like that.")
     documents = [found_document(name, each, corpus) for name, each in results]
     if as_csv:
         _print_csv(documents, "path", "start", "end", "score")
     elif as_json:
         several = len(documents) > 1 or "-" in (texts or [])
-        # Escaped to ASCII, because names of files need not be valid text.
-        typer.echo(json.dumps(documents if several else documents[0], indent=2))
+        show(documents if several else documents[0], as_json=True)
     else:
-        show(None, *(found_table(name, each, corpus, model) for name, each in results if each.hits), as_json=False)
+        show(None, *(found_table(name, each, corpus) for name, each in results if each.hits), as_json=False)
         for name, each in results:
             if not each.hits:
-                say(f"{printable(name)}: no sound scores {min_score:g} or more.")
+                say(f"{name}: no sound scores {min_score:g} or more.")
     if play:
         from .play import play_hit
 
-        sys.stdout.flush()
         for _, each in results:
             for hit in each.hits[:1]:
                 play_hit(corpus / hit.path, hit)
@@ -184,17 +183,27 @@ def index(
     report = update_index(folder, load_model(run, runs, device))
     if not as_json:
         for each in report.skipped:
-            say(f"skipped {printable(each.path)}: {each.reason}")
+            say(f"skipped {each.path}: {each.reason}")
+        for each in report.partial:
+            say(f"only in part {each.path}: {each.reason}")
     if not report.files:
         raise no_sounds(corpus, report.skipped)
-    counts = {name: getattr(report, name) for name in ("files", "windows", "embedded", "reused", "unchanged", "removed")}
+    counts = {
+        name: getattr(report, name) for name in ("files", "windows", "embedded", "reused", "unchanged", "removed", "repaired")
+    }
     if as_json:
-        skipped = [{"path": str(corpus / each.path), "reason": each.reason} for each in report.skipped]
-        typer.echo(json.dumps({"corpus": str(corpus), "index": str(folder.folder)} | counts | {"skipped": skipped}, indent=2))
+        lists = {
+            name: [{"path": str(corpus / each.path), "reason": each.reason} for each in getattr(report, name)]
+            for name in ("skipped", "partial")
+        }
+        show({"corpus": str(corpus), "index": str(folder.folder)} | counts | lists, as_json=True)
         return
     from ..report.tables import rows_table
 
-    rows = [(name, str(count)) for name, count in (counts | {"skipped": len(report.skipped)}).items()]
+    rows = [
+        (name, str(count))
+        for name, count in (counts | {"only in part": len(report.partial), "skipped": len(report.skipped)}).items()
+    ]
     show(None, rows_table("Index", ("", ""), rows, caption=str(folder.folder)), as_json=False)
 
 
@@ -209,12 +218,21 @@ def _lines(texts: Sequence[str]) -> list[str]:
     lines = [
         line
         for text in texts
-        for line in (sys.stdin.read().splitlines() if text == "-" else [text])
+        for line in (sys.stdin.read().splitlines() if text == "-" else [_decoded(text)])
         if text != "-" or line.strip()
     ]
     if not lines:
         raise UsageError("-: stdin holds no line to search for.")
     return [line.strip() for line in lines]
+
+
+def _decoded(argument: str) -> str:
+    """An argument as text: under a locale without UTF-8, or with letters of another one, its bytes come in disguise."""
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode("utf-8", "replace")
+    return argument
 
 
 def _captions_and_sound(captions: Path, audio: Path) -> tuple[list[str], Samples]:
@@ -223,47 +241,36 @@ def _captions_and_sound(captions: Path, audio: Path) -> tuple[list[str], Samples
 
     choices, notes = read_captions(captions)
     if notes:
-        say(printable("; ".join(notes[:3])) + ("; ..." if len(notes) > 3 else ""))
+        say("; ".join(notes[:3]) + ("; ..." if len(notes) > 3 else ""))
     return choices, load_audio(audio)
 
 
-def _best_captions(
-    model: Retriever,
-    sound: Samples,
-    captions: Sequence[str],
-    top: int,
-    shortlist: int,
-    steps: int | None,
-    min_score: float | None,
-    seed: int,
-) -> list[CaptionHit]:
-    from ..corpus.search import best_captions, embed_sound
+def _sampling(model: Retriever, steps: int | None, shortlist: int | None, seed: int) -> Sampling:
+    from ..model import sampling_of
 
-    if steps is not None and not model.denoisers:
-        say("This model has no diffusion phase; captions are ranked by cosine, and --steps means nothing.")
-    query = embed_sound(model, sound)
-    return best_captions(model, query, captions, top=top, shortlist=shortlist, steps=steps, min_score=min_score, seed=seed)
+    if steps is not None and model.reranker is None:
+        say("This model has no diffusion phase; it ranks by cosine, and --steps means nothing.")
+    return sampling_of(model, folder=True, steps=steps, shortlist=shortlist, seed=seed)
 
 
-def _print_captions(
-    name: str, hits: Sequence[CaptionHit], model: Retriever, min_score: float | None, as_json: bool, as_csv: bool
-) -> None:
+def _print_captions(name: str, hits: Sequence[CaptionHit], min_score: float | None, as_json: bool, as_csv: bool) -> None:
     from rich.text import Text
 
-    _tell_without_calibration(model)
+    say(_COMPARED)
     document = {
         "query": name,
+        "note": _COMPARED,
         "results": [{"rank": hit.rank, "caption": hit.caption, "score": round(hit.score, 6)} for hit in hits],
     }
     if as_csv:
         _print_csv([document], "caption", "score")
     elif as_json or hits:
-        table = _hits_table(name, _score_heading(model), "caption")
+        table = _hits_table(name, "score", "caption")
         for hit in hits:
-            table.add_row(str(hit.rank), _score(hit.score, model), Text(printable(hit.caption)))
+            table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(hit.caption))
         show(document, table, as_json=as_json)
     else:
-        say(f"{printable(name)}: no caption scores {min_score:g} or more.")
+        say(f"{name}: no caption scores {min_score:g} or more.")
 
 
 def _is_absent(found: Found) -> bool:
@@ -286,30 +293,21 @@ def _row(hit: Hit, corpus: Path) -> dict[str, Any]:
     }
 
 
-def found_table(name: str, found: Found, corpus: Path, model: Retriever) -> Any:
+def found_table(name: str, found: Found, corpus: Path) -> Any:
     """The rich table of one search's hits."""
     from rich.text import Text
 
     title = f"{name} (nothing here sounds like that; these are the nearest)" if _is_absent(found) else name
-    table = _hits_table(title, _score_heading(model), "place", "file")
+    table = _hits_table(title, "match" if found.calibrated else "score", "place", "file")
     for hit in found.hits:
-        table.add_row(str(hit.rank), _score(hit.score, model), place(hit), Text(printable(str(corpus / hit.path))))
+        table.add_row(str(hit.rank), _score(hit.score, found.calibrated), clock_span(hit), Text(str(corpus / hit.path)))
     return table
 
 
-def _score_heading(model: Retriever) -> str:
-    return "score" if model.calibration is None else "match"
-
-
-def _score(score: float, model: Retriever) -> str:
-    if model.calibration is None:
+def _score(score: float, calibrated: bool) -> str:
+    if not calibrated:
         return f"{score:.3f}"
     return f"{100 * score:.0f} %" if score >= 0.01 else "< 1 %"
-
-
-def _tell_without_calibration(model: Retriever) -> None:
-    if model.calibration is None:
-        say("This run has no calibration: its scores rank the hits of a search, and are no probabilities.")
 
 
 def _hits_table(title: str, *columns: str) -> Any:
@@ -319,7 +317,7 @@ def _hits_table(title: str, *columns: str) -> Any:
     from rich.text import Text
 
     # Texts and names go in as Text, because brackets and colons in them are no markup.
-    table = Table(title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("", *columns[:-1]):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(columns[-1], overflow="fold")
@@ -327,30 +325,34 @@ def _hits_table(title: str, *columns: str) -> Any:
 
 
 def _print_csv(documents: Sequence[dict[str, Any]], *columns: str) -> None:
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["query", "rank", *columns])
+    rows: list[list[Any]] = [["query", "rank", *columns]]
     for document in documents:
-        writer.writerows([document["query"], row["rank"], *(row[name] for name in columns)] for row in document["results"])
-    typer.echo(out.getvalue().encode("utf-8", "surrogateescape"), nl=False)  # names that are not UTF-8 come out as they are
+        for row in document["results"]:
+            cells = [Path(row[name]) if name == "path" else row[name] for name in columns]
+            rows.append([document["query"], row["rank"], *cells])
+    show_csv(rows)
 
 
 def _copy(results: Sequence[tuple[str, Found]], corpus: Path, folder: Path) -> None:
     """Copy found files, whole, as RANK-NAME, or QUERY-RANK-NAME with several queries; never over another file."""
     copied = 0
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, (_, found) in enumerate(results, 1):
-            for hit in found.hits:
-                source = corpus / hit.path
-                stem = f"{hit.rank:02d}-{source.stem}" if len(results) == 1 else f"{number:02d}-{hit.rank:02d}-{source.stem}"
-                target, again = folder / (stem + source.suffix), 1
-                while target.exists() and not filecmp.cmp(source, target, shallow=False):
-                    again += 1
-                    target = folder / f"{stem} ({again}){source.suffix}"
-                if not target.exists():
-                    shutil.copy2(source, target)
-                copied += 1
+        with signals.unwinding():
+            folder.mkdir(parents=True, exist_ok=True)
+            for number, (_, found) in enumerate(results, 1):
+                for hit in found.hits:
+                    source = corpus / hit.path
+                    stem = f"{hit.rank:02d}-{source.stem}" if len(results) == 1 else f"{number:02d}-{hit.rank:02d}-{source.stem}"
+                    target, again = folder / (stem + source.suffix), 1
+                    while target.exists() and not filecmp.cmp(source, target, shallow=False):
+                        again += 1
+                        target = folder / f"{stem} ({again}){source.suffix}"
+                    if not target.exists():
+                        with replacing(target) as temporary:
+                            shutil.copy2(source, temporary)
+                    copied += 1
     except OSError as error:
-        raise DiffATRError(f"--copy-to {folder}: {error.strerror} ({error.filename}); {copied} files were copied.") from error
+        raise DiffATRError(f"--copy-to: {error.filename}: {reason(error)} {copied} files were copied.") from error
+    except DiffATRError as error:
+        raise DiffATRError(f"--copy-to: {error} {copied} files were copied.") from error
     say(f"{copied} files copied to {folder}")

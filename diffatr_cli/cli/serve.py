@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import DiffATRError, UsageError
-from .console import Device, Seed, progress_bar, say
+from . import signals
+from .console import Device, Seed, progress_bar, say, show_line
 from .corpus import Corpus, IndexFolder, NewestOf, Run, Shortlist, Steps, load_model, open_folder, tell_update
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def serve(
         typer.Option("--open/--no-open", help="Open the page in the browser; done if this is a terminal, if not given."),
     ] = None,
     steps: Steps = None,
-    shortlist: Shortlist = 100,
+    shortlist: Shortlist = None,
     run: Run = None,
     runs: NewestOf = None,
     index_folder: IndexFolder = None,
@@ -53,6 +54,7 @@ def serve(
     import webbrowser
 
     from ..corpus.session import SearchSession
+    from ..model import sampling_of
     from ..web import server
     from ..web.app import make_app
 
@@ -60,25 +62,28 @@ def serve(
     listener = server.listen(host, port)
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    library = SearchSession(load_model(run, runs, device), folder, shortlist=shortlist, steps=steps, seed=seed)
+    model = load_model(run, runs, device)
+    session = SearchSession(model, folder, sampling_of(model, folder=True, shortlist=shortlist, steps=steps, seed=seed))
     token = None if loopback else secrets.token_urlsafe(24)
     hosts = frozenset((_bracketed(host).lower(), "localhost", "127.0.0.1", "[::1]")) if loopback else None
     url = f"http://{_bracketed(_reachable(host))}:{number}/" + (f"?token={token}" if token else "")
-    app = make_app(library, hosts=hosts, token=token, refresh=lambda: library.start(told=_report))
-    library.start(progress_bar, _report)
-    typer.echo(url)
-    sys.stdout.flush()
+    app = make_app(session, hosts=hosts, token=token, refresh=lambda: session.start(told=_report))
+    session.start(progress_bar, _report)
+    show_line(url)
     say(f"{corpus}: open the address above in a browser. Ctrl-C ends this.")
     if token:
         say("Whoever has the whole address can search and hear this folder, and the connection is not encrypted.")
     if _can_open() if open_browser is None else open_browser:
         webbrowser.open(url)
     try:
-        server.run(app, listener)
+        with signals.unwinding():
+            server.run(app, listener)
     except KeyboardInterrupt:
+        if not signals.dealt_with():
+            raise
         say("diffatr: stopped.")
     finally:
-        library.stop()
+        session.stop()
 
 
 def register(app: typer.Typer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,7 +64,8 @@ def train_diffusion(
     """
     from ..training.train_diffusion import train_diffusion as job
 
-    _train(job, recipe, overrides, data, runs, name, seed, device, as_json)
+    stated = [override.partition("=")[0].strip() for override in overrides or ()]
+    _train(partial(job, stated=stated), recipe, overrides, data, runs, name, seed, device, as_json)
 
 
 def _train(
@@ -86,6 +88,8 @@ def _train(
         result: TrainingResult = job(
             name or Path(recipe).stem, loaded, data=data, runs=runs, seed=seed, device=device, resume=resume, progress=progress
         )
+    for note in result.notes:
+        say(f"note: {note}")
     say(f"kept in {result.folder}")
     show(result.to_json(), training_table(result), as_json=as_json)
 

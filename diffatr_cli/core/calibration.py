@@ -96,7 +96,7 @@ def presence_features(cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a model's scores are worth, fitted on its validation split.
+    """What a model's scores are worth, fitted on its validation split; None for what could not be fitted there.
 
     Attributes:
         text_to_audio: P(clip matches the text | cosine + weight * x0_hat).
@@ -105,10 +105,10 @@ class Calibration:
         presence: P(any candidate matches the text | `presence_features`).
     """
 
-    text_to_audio: Logistic
-    audio_to_text: Logistic
-    audio_to_audio: Logistic
-    presence: Logistic
+    text_to_audio: Logistic | None
+    audio_to_text: Logistic | None
+    audio_to_audio: Logistic | None
+    presence: Logistic | None
 
     def to_json(self) -> dict[str, Any]:
         """As a document of plain numbers."""
@@ -117,4 +117,4 @@ class Calibration:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
         """The reverse of `to_json`."""
-        return cls(**{name: Logistic(tuple(each["weights"]), each["bias"]) for name, each in document.items()})
+        return cls(**{name: each and Logistic(tuple(each["weights"]), each["bias"]) for name, each in document.items()})

@@ -7,23 +7,42 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .pairwise import pairwise_decode
+from .algebra import Factors, LinearMap, Output
 
 Init = Literal["similarity", "random"]
 AttentionScale = Literal["none", "sqrt_dim"]
 InputScale = Literal["sqrt_dim", "none"]
-Output = Literal["decoder", "add_weight", "add_logit"]
+
+
+class DenoiserOptions(TypedDict, total=False):
+    """The types of `DenoiserConfig`'s options, so that a type checker sees those passed by keyword."""
+
+    temperature: float
+    init: Init
+    attention_scale: AttentionScale
+    output: Output
+    input_scale: InputScale
 
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """The arguments an `AttentionDenoiser` was built with; `AttentionDenoiser(**asdict(config))` builds its equal."""
+    """What an `AttentionDenoiser` is made of; `AttentionDenoiser(**asdict(config))` makes one.
+
+    Attributes:
+        dim: D of the embeddings.
+        hidden: H of the decoder.
+        temperature: tau of phase one, where the `similarity` start puts the attention.
+        init: `similarity` starts W_Q = W_K as the multiple of I that makes Q K^T the cosine / temperature; or `random`.
+        attention_scale: `sqrt_dim` divides Q K^T by sqrt(D); the paper prints no division.
+        output: `add_weight` adds the attention weights, `add_logit` what they are the softmax of, to the decoder's output.
+        input_scale: `sqrt_dim` multiplies the unit embeddings by sqrt(D), so that their entries are of order one.
+    """
 
     dim: int
     hidden: int
@@ -57,31 +76,17 @@ class AttentionDenoiser(nn.Module):
     """f_phi: predicts x_0 from x_k, a query and its candidates. Text queries audio or audio queries text, in the same way.
 
     Args:
-        dim: D of the embeddings.
-        hidden: H of the decoder.
-        temperature: tau of phase one, where the `similarity` start puts the attention.
-        init: `similarity` starts W_Q = W_K as the multiple of I that makes Q K^T the cosine / temperature; or `random`.
-        attention_scale: `sqrt_dim` divides Q K^T by sqrt(D); the paper prints no division.
-        output: `add_weight` adds the attention weights, `add_logit` what they are the softmax of, to the decoder's output.
-        input_scale: `sqrt_dim` multiplies the unit embeddings by sqrt(D), so that their entries are of order one.
+        dim, hidden, options: the fields of a `DenoiserConfig`.
         generator: source of the initial weights; None takes torch's global one.
     """
 
     def __init__(
-        self,
-        dim: int,
-        hidden: int,
-        temperature: float = 0.07,
-        init: Init = "similarity",
-        attention_scale: AttentionScale = "none",
-        output: Output = "decoder",
-        input_scale: InputScale = "sqrt_dim",
-        generator: torch.Generator | None = None,
+        self, dim: int, hidden: int, *, generator: torch.Generator | None = None, **options: Unpack[DenoiserOptions]
     ) -> None:
         super().__init__()
-        self.config = DenoiserConfig(dim, hidden, temperature, init, attention_scale, output, input_scale)
-        self.input_scale = math.sqrt(dim) if input_scale == "sqrt_dim" else 1.0
-        self.attention_scale = 1 / math.sqrt(dim) if attention_scale == "sqrt_dim" else 1.0
+        self.config = DenoiserConfig(dim, hidden, **options)
+        self.input_scale = math.sqrt(dim) if self.config.input_scale == "sqrt_dim" else 1.0
+        self.attention_scale = 1 / math.sqrt(dim) if self.config.attention_scale == "sqrt_dim" else 1.0
         self.level = LevelEmbedding(dim)
         self.w_q = nn.Linear(dim, dim, bias=False)
         self.w_k = nn.Linear(dim, dim, bias=False)
@@ -106,7 +111,7 @@ class AttentionDenoiser(nn.Module):
                 nn.init.eye_(projection.weight).mul_(gain)
 
     def forward(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor) -> Tensor:
-        """Logits of x0_hat. Written as the paper prints it; `sampler.fast_ddim_sample` computes the same with less work.
+        """Logits of x0_hat. Written as the paper prints it: what `factored_forward` and `sampler.fast_ddim_sample` must equal.
 
         Q = W_Q (q + pj(k)), K = W_K (c + pj(k)), V = W_V (c + pj(k)), E = Softmax(Q K^T + x_k) V, logits = MLP([c, E]).
 
@@ -135,31 +140,31 @@ class AttentionDenoiser(nn.Module):
             return logits + attention
         return logits
 
-    def factored_forward(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor) -> Tensor:
-        """`forward` with its linear layers applied to the terms of their sums: the same logits and gradients, for training.
-
-        W_K (c + e) . Q = (W_K^T Q) . c + Q . W_K e; E = W_V (sum_i w_i c_i + e), since the weights w sum to one; and
-        W1 [c, E] = W1_c c + W1_e E. So the D x D and D x H products are taken once a candidate or once a query, where
-        `forward` takes them for every pair.
-        """
-        query, candidates = query * self.input_scale, candidates * self.input_scale
-        embedding = self.level(level)
-        q: Tensor = self.w_q(query + embedding)
-        shared = candidates.ndim == 2
-        to_candidates = q @ self.w_k.weight  # (B, D)
-        similarity = to_candidates @ candidates.T if shared else (candidates @ to_candidates[..., None]).squeeze(2)
-        of_level = (to_candidates * embedding).sum(1, keepdim=True)
-        attention: Tensor = (similarity + of_level) * self.attention_scale + x_k
-        weights = attention.softmax(1)
-        mean = weights @ candidates if shared else (weights[:, None] @ candidates).squeeze(1)
+    def factors(self) -> Factors:
+        """The layers as the algebra takes them, to be gone through in turn: gradients flow, nothing is multiplied together."""
         first, last = cast(nn.Linear, self.decoder[0]), cast(nn.Linear, self.decoder[2])
         w_candidate, w_context = first.weight.chunk(2, 1)
-        of_context = functional.linear(self.w_v(mean + embedding), w_context, first.bias)  # (B, H)
-        table = functional.linear(candidates, w_candidate)  # (N, H) or (B, N, H)
-        grouped = (table[None], of_context[None]) if shared else (table, of_context[:, None])
-        logits = pairwise_decode(*grouped, last.weight[0]).reshape(x_k.shape) + last.bias
-        if self.config.output == "add_weight":
-            return logits + weights
-        if self.config.output == "add_logit":
-            return logits + attention
-        return logits
+        return Factors(
+            attend=LinearMap((self.w_q.weight, self.w_k.weight.T), self.attention_scale * self.input_scale**2),
+            tabulate=LinearMap((w_candidate,), self.input_scale, first.bias),
+            context=LinearMap((self.w_v.weight, w_context), self.input_scale),
+            weight=last.weight[0],
+            bias=last.bias,
+            level_embedding=self.level,
+            input_scale=self.input_scale,
+            output=self.config.output,
+        )
+
+    def factored_forward(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor) -> Tensor:
+        """`forward` by the algebra of `Factors`: the same logits and gradients with less work, for training.
+
+        Arguments and result are those of `forward`.
+        """
+        factors = self.factors()
+        prepared = factors.prepare(candidates)
+        axis = 0 if candidates.ndim == 2 else 1  # all rows are one group, or each is a group of its own
+        query, embedding, x_k = (rows.unsqueeze(axis) for rows in (query, factors.embed_level(level), x_k))
+        attended = factors.attend(query + embedding)
+        attention = attended @ prepared.candidates.mT + x_k
+        logits = prepared.logits(attention, (attended * embedding).sum(2), embedding)
+        return logits.squeeze(axis)

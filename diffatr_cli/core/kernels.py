@@ -1,7 +1,7 @@
-"""What `factored` does for every pair of query and candidate at every step, on the CPU, in numba.
+"""`fused` on the CPU, in numba.
 
-The decoder's term, sum_h weight[h] max(table[i, h], negative_hidden[t, h]), and the attention's mean, softmax(attention) @
-values; and for training the gradients of sum_h weight[h] relu(table[i, h] + hidden[t, h]), which `pairwise` takes of the term.
+The decoder's sum of maxima, sum_h weight[h] max(candidate_hidden[i, h], negative_hidden[t, h]); for training the gradients of
+the decoder, sum_h weight[h] relu(candidate_hidden[i, h] + hidden[t, h]); and the attention's mean, softmax(attention) @ values.
 G groups of queries that share candidates, T queries of a group, N candidates of a group, H hidden width.
 """
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .threads import parallel_for
 
-CACHED_BYTES = 2**18  # of table rows that stay in a core's second-level cache while every query passes over them
+CACHED_BYTES = 2**18  # of rows of candidate_hidden that stay in a core's second-level cache while every query passes over them
 QUERIES = 256  # a block
 SMALL = 2**22  # maxima below which starting threads costs more than it saves
 MANY = 2**18  # the same of attention logits
@@ -29,27 +29,31 @@ TILE = 64  # queries, and candidates, that are gone through together
 LANES = 16  # logits whose maximum is taken together
 
 
-def decode_numba(table: Tensor, negative_hidden: Tensor, weight: Tensor) -> Tensor:
-    """The term for table (G, N, H), negative_hidden (G, T, H) and weight (H,) -> (G, T, N), on as many threads as torch uses.
+def sum_of_maxima_numba(candidate_hidden: Tensor, negative_hidden: Tensor, weight: Tensor) -> Tensor:
+    """sum_h weight[h] max(candidate_hidden[g, i, h], negative_hidden[g, t, h]) -> (G, T, N), on as many threads as torch uses.
 
-    All float32 or all float64.
+    candidate_hidden (G, N, H), negative_hidden (G, T, H) and weight (H,), all float32 or all float64.
     """
-    (groups, n, hidden), queries = table.shape, negative_hidden.shape[1]
-    out = torch.empty(groups, queries, n, dtype=table.dtype)
-    arrays = table.contiguous().numpy(), negative_hidden.contiguous().numpy(), weight.contiguous().numpy(), out.numpy()
-    rows = max(4, CACHED_BYTES // (hidden * table.element_size()) // 4 * 4)
+    (groups, n, hidden), queries = candidate_hidden.shape, negative_hidden.shape[1]
+    out = torch.empty(groups, queries, n, dtype=candidate_hidden.dtype)
+    arrays = candidate_hidden.contiguous().numpy(), negative_hidden.contiguous().numpy(), weight.contiguous().numpy(), out.numpy()
+    rows = max(4, CACHED_BYTES // (hidden * candidate_hidden.element_size()) // 4 * 4)
     blocks = groups * -(-n // rows) * -(-queries // QUERIES)
     _share_out(lambda start, stop: _decode(*arrays, rows, start, stop), blocks, out.numel() * hidden > SMALL)
     return out
 
 
-def decode_gradients_numba(table: Tensor, hidden: Tensor, weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of sum_h weight[h] relu(table[g, i, h] + hidden[g, t, h]) for its three inputs, from the sum's (G, T, N).
+def decode_gradients_numba(
+    candidate_hidden: Tensor, hidden: Tensor, weight: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of sum_h weight[h] relu(candidate_hidden[g, i, h] + hidden[g, t, h]) for its inputs, from the sum's (G, T, N).
 
     All float32 or all float64; shapes as the inputs'.
     """
-    outs = torch.zeros_like(table), torch.zeros_like(hidden), torch.zeros_like(weight)
-    arrays = [tensor.contiguous().numpy() for tensor in (table, hidden, weight, gradient)] + [out.numpy() for out in outs]
+    outs = torch.zeros_like(candidate_hidden), torch.zeros_like(hidden), torch.zeros_like(weight)
+    arrays = [tensor.contiguous().numpy() for tensor in (candidate_hidden, hidden, weight, gradient)] + [
+        out.numpy() for out in outs
+    ]
     # Each thread takes some of the H, whose gradients nothing else adds to.
     _share_out(lambda start, stop: _gradients(*arrays, start, stop), len(weight), gradient.numel() * len(weight) > SMALL)
     return outs
@@ -179,28 +183,41 @@ def _row(a: Any, b: Any, weight: Any, out: Any) -> None:
 
 
 @jit
-def _decode(table: Any, negative_hidden: Any, weight: Any, out: Any, rows: int, start: int, stop: int) -> None:
-    """The blocks start..stop, of `rows` table rows by QUERIES queries each, counted through all groups."""
-    down, across = -(-table.shape[1] // rows), -(-negative_hidden.shape[1] // QUERIES)
+def _decode(candidate_hidden: Any, negative_hidden: Any, weight: Any, out: Any, rows: int, start: int, stop: int) -> None:
+    """The blocks start..stop, of `rows` rows of candidate_hidden by QUERIES queries each, counted through all groups."""
+    down, across = -(-candidate_hidden.shape[1] // rows), -(-negative_hidden.shape[1] // QUERIES)
     for block in range(start, stop):
         g, i, t = block // (down * across), block // across % down * rows, block % across * QUERIES
         if negative_hidden.shape[1] == 1:
-            _row(table[g, i : i + rows], negative_hidden[g, 0], weight, out[g, 0, i : i + rows])
+            _row(candidate_hidden[g, i : i + rows], negative_hidden[g, 0], weight, out[g, 0, i : i + rows])
         else:
-            _block(table[g, i : i + rows], negative_hidden[g, t : t + QUERIES], weight, out[g, t : t + QUERIES, i : i + rows])
+            _block(
+                candidate_hidden[g, i : i + rows],
+                negative_hidden[g, t : t + QUERIES],
+                weight,
+                out[g, t : t + QUERIES, i : i + rows],
+            )
 
 
 @jit
 def _gradients(
-    table: Any, hidden: Any, weight: Any, gradient: Any, d_table: Any, d_hidden: Any, d_weight: Any, start: int, stop: int
+    candidate_hidden: Any,
+    hidden: Any,
+    weight: Any,
+    gradient: Any,
+    d_candidate_hidden: Any,
+    d_hidden: Any,
+    d_weight: Any,
+    start: int,
+    stop: int,
 ) -> None:
     """`decode_gradients_numba` for start..stop of the H, added to zeros."""
     w, d_w, zero = weight[start:stop], d_weight[start:stop], weight.dtype.type(0)
-    for g in range(len(table)):
+    for g in range(len(candidate_hidden)):
         for t in range(hidden.shape[1]):
             b, d_b = hidden[g, t, start:stop], d_hidden[g, t, start:stop]
-            for i in range(table.shape[1]):
-                a, d_a, slope = table[g, i, start:stop], d_table[g, i, start:stop], gradient[g, t, i]
+            for i in range(candidate_hidden.shape[1]):
+                a, d_a, slope = candidate_hidden[g, i, start:stop], d_candidate_hidden[g, i, start:stop], gradient[g, t, i]
                 for h in range(len(w)):
                     value = a[h] + b[h]
                     passed = slope * w[h] if value > zero else zero

@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .algebra import Factors, PreparedCandidates
 from .denoiser import AttentionDenoiser
-from .factored import FactoredDenoiser, PreparedCandidates, attended_mean
+from .factored import FactoredDenoiser
+from .sampling import X0
 from .schedule import NoiseSchedule
 from .threads import parallel_for
 
 Denoise = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (x_k, level, query, candidates) -> logits
 Noise = Tensor | Callable[[int], Tensor]
 OnStep = Callable[[int, Tensor, Tensor], None]
-X0 = Literal["softmax", "clip"]
 
 
 def ddim_levels(chain: int, steps: int | None) -> list[int]:
@@ -34,7 +34,7 @@ def ddim_levels(chain: int, steps: int | None) -> list[int]:
     """
     steps = chain if steps is None else steps
     if not 1 <= steps <= chain:
-        raise ValueError(f"steps must lie between 1 and the chain's length, {chain}; got {steps}")
+        raise ValueError(f"steps must lie between 1 and the chain's length, {chain}, got {steps}")
     return [chain - 1 - i * (chain - 1) // max(steps - 1, 1) for i in range(steps)]
 
 
@@ -131,8 +131,6 @@ def ddim_sample(
 BLOCK_ENTRIES = 2**18  # of a (queries, candidates) array of the fast sampler: small enough for the caches
 BLOCK_QUERIES = 32  # at least, however many candidates: fewer make matrix products slow
 OWN_ENTRIES = 2**20  # of the (queries, candidates, D) embeddings held at a time where queries have candidates of their own
-ALONE_QUERIES = 4  # at most these are sampled one by one
-ALONE_ENTRIES = 2**22  # and only against tables of at least this many entries, too large for most caches
 
 
 @dataclass(frozen=True)
@@ -144,14 +142,10 @@ class Chain:
     x0: X0
     on_step: OnStep | None
 
-    def suits_alone(self, factors: FactoredDenoiser) -> bool:
-        """Whether `_sample_alone` covers this case."""
-        return factors.output == "decoder" and self.x0 == "softmax" and self.on_step is None
-
 
 @torch.no_grad()
 def fast_ddim_sample(
-    denoiser: AttentionDenoiser | FactoredDenoiser,
+    denoiser: AttentionDenoiser | Factors,
     query: Tensor,
     candidates: Tensor | PreparedCandidates,
     schedule: NoiseSchedule,
@@ -162,11 +156,10 @@ def fast_ddim_sample(
     x0: X0 = "softmax",
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """`ddim_sample` of an `AttentionDenoiser` by the algebra of `FactoredDenoiser`: the same result up to rounding.
+    """`ddim_sample` of an `AttentionDenoiser` by the algebra of `Factors`: the same result up to rounding.
 
     Queries go through in blocks, so that working memory beside the (B, N) result stays bounded; with eta > 0 or `on_step`
-    all go in one block, since noise is drawn and steps are shown for all of them at once. A few queries against very many
-    candidates go one by one through `_sample_alone`.
+    all go in one block, since noise is drawn and steps are shown for all of them at once.
 
     Args:
         denoiser: plain, or multiplied out once for many calls.
@@ -179,7 +172,7 @@ def fast_ddim_sample(
     if isinstance(candidates, PreparedCandidates):
         shared, factors, embeddings = candidates, candidates.factors, candidates.candidates
     else:
-        factors = denoiser if isinstance(denoiser, FactoredDenoiser) else FactoredDenoiser(denoiser)
+        factors = denoiser if isinstance(denoiser, Factors) else FactoredDenoiser(denoiser)
         embeddings = candidates
         if candidates.ndim == 2:
             shared = factors.prepare(candidates)
@@ -188,10 +181,6 @@ def fast_ddim_sample(
     chain = Chain(levels, [ddim_coefficients(schedule, *pair, eta) for pair in pairwise(levels)], x0, on_step)
     query = query.to(factors.dtype)
     draw = _noise_source(noise, generator, query, n)
-
-    if shared and len(query) <= ALONE_QUERIES and n * query.shape[1] >= ALONE_ENTRIES and chain.suits_alone(factors):
-        drawn = [draw(i) for i in range(len(levels) if eta > 0 else 1)]
-        return torch.stack([_sample_alone(shared, row, [d[i] for d in drawn], chain) for i, row in enumerate(query)])
 
     start = draw(0)
     if eta > 0 or on_step is not None:
@@ -209,35 +198,29 @@ def fast_ddim_sample(
             out[part] = _sample_block(own, query[part, None], start[part, None], chain, draw)[:, 0]
 
     blocks = range(0, len(query), rows)
-    if query.is_cuda:
+    if query.device.type == "cpu":
+        parallel_for(sample, blocks)
+    else:
         for first in blocks:
             sample(first)
-    else:
-        parallel_for(sample, blocks)
     return out
 
 
 def _sample_block(part: PreparedCandidates, query: Tensor, x: Tensor, chain: Chain, draw: Callable[[int], Tensor]) -> Tensor:
     """The loop of `ddim_sample`, factored: queries (G, T, D) and start noise (G, T, N) -> x0_hat (G, T, N)."""
     factors, candidates = part.factors, part.candidates
-    embeddings = factors.embed_level(torch.tensor(chain.levels, device=x.device)).to(factors.dtype)
-    query = factors.input_scale * query
-    base = factors.attend(query) @ candidates.mT
-    shifts = factors.attend(embeddings) @ candidates.mT  # (G, S, N)
-    of_level = factors.context_of_level(embeddings)  # (S, H)
-    # The context is linear in the candidates: project them once, or their weighted mean at each step, whichever is less work.
-    visits, dim, hidden = len(chain.levels) * x.shape[1], candidates.shape[2], of_level.shape[1]
-    early = visits * x.shape[2] * hidden + x.shape[2] * dim * hidden < visits * dim * (x.shape[2] + hidden)
-    values = part.contexts if early else candidates
+    embeddings = factors.embed_level(torch.tensor(chain.levels, device=x.device))  # (S, D)
+    of_query, of_level = factors.attend(query), factors.attend(embeddings)
+    similarity, shifts = of_query @ candidates.mT, of_level @ candidates.mT  # (G, T, N), (G, S, N)
+    dropped = of_query @ embeddings.mT + (of_level * embeddings).sum(1)  # (G, T, S)
+    # Candidates go through the context once each, or their mean at each step, whichever is less work.
+    visits, dim, hidden = len(chain.levels) * x.shape[1], candidates.shape[2], part.candidate_hidden.shape[2]
+    projected = visits * x.shape[2] * hidden + x.shape[2] * dim * hidden < visits * dim * (x.shape[2] + hidden)
+    if projected:
+        embeddings = factors.context(embeddings)
     for i, level in enumerate(chain.levels):
-        attention = (base + x).add_(shifts[:, i, None])
-        mean = attended_mean(attention, values)
-        logits = factors.decode(part.table, (mean if early else factors.context(mean)) + of_level[i])
-        if factors.output == "add_weight":
-            logits += attention.softmax(2)
-        elif factors.output == "add_logit":
-            logits += attention + factors.dropped_logit(query + embeddings[i], embeddings[i])[..., None]
-        x0_hat = predicted_x0(logits, chain.x0)
+        attention = (similarity + x).add_(shifts[:, i, None])
+        x0_hat = predicted_x0(part.logits(attention, dropped[..., i], embeddings[i], projected), chain.x0)
         if chain.on_step is not None:
             chain.on_step(level, x.flatten(0, 1), x0_hat.flatten(0, 1))
         if i + 1 < len(chain.levels):
@@ -246,67 +229,3 @@ def _sample_block(part: PreparedCandidates, query: Tensor, x: Tensor, chain: Cha
             if c > 0:
                 x.add_(draw(i + 1).view_as(x), alpha=c)
     return x0_hat
-
-
-WINDOW = 25  # steps that share one pass over the candidates
-SIGNIFICANT = 1e-5  # parts of x_k and of the attention's sum smaller than this are left out
-SETTLED = 1e-5  # a decoded step counts as right if its logits would still move by no more than this
-
-
-def _sample_alone(part: PreparedCandidates, query: Tensor, noise: list[Tensor], chain: Chain) -> Tensor:
-    """One query (D,) against so many candidates that reading them is what takes the time: x0_hat (N,).
-
-    x_k is noise, known beforehand, plus a part learned from earlier x0_hat, nearly all of whose entries are negligible. So
-    the attention's sums over the noise are taken for all S steps in one pass over the candidates, and a step corrects them
-    at the entries that matter. The decoder's passes are shared as well: WINDOW steps are decoded together, each from a guess
-    of the x0_hat before it. A step is accepted once the hidden vector that follows from the accepted steps before it agrees
-    with the one it was decoded with; the others are decoded again. The first step of a window is always right, so there are
-    at most S passes; a handful is usual.
-    """
-    factors, candidates, steps = part.factors, part.candidates[0], len(chain.levels)
-    embeddings = factors.embed_level(torch.tensor(chain.levels, device=query.device)).to(factors.dtype)
-    of_level = factors.context_of_level(embeddings)
-    directions = factors.attend(factors.input_scale * query + embeddings)
-    weights = torch.cat([directions @ block.T for block in torch.split(candidates, 4096)], 1)  # (S, N)
-    x = noise[0]
-    for i in range(steps):
-        weights[i] += x
-        if i + 1 < steps:
-            _, b, c = chain.coefficients[i]
-            x = b * x + c * noise[i + 1] if c > 0 else b * x
-    means = attended_mean(weights[None], candidates[None])[0]
-    weights.sub_(weights.amax(1, keepdim=True)).exp_()
-    totals = weights.sum(1)
-
-    def hidden(i: int, learned: Tensor) -> Tensor:
-        """The decoder's hidden vector (H,) at step i, where x_k is the noise plus `learned` (N,)."""
-        where = (learned > SIGNIFICANT).nonzero()[:, 0]
-        extra = weights[i, where] * learned[where].expm1()
-        total = totals[i] + extra.sum()
-        kept = extra > SIGNIFICANT / len(learned) * total
-        return factors.context((totals[i] * means[i] + extra[kept] @ candidates[where[kept]]) / total) + of_level[i]
-
-    accepted, learned = 0, torch.zeros_like(noise[0])
-    decoded: dict[int, tuple[Tensor, Tensor]] = {}  # step: the hidden vector that went in, the x0_hat that came out
-    while True:
-        pending: dict[int, Tensor] = {}
-        guess, x0_hat = learned, torch.zeros_like(learned)
-        for i in range(accepted, steps):
-            if len(pending) == WINDOW:
-                break
-            vector = hidden(i, guess)
-            if i in decoded:
-                used, x0_hat = decoded[i]
-                if not pending and (vector - used).abs() @ factors.weight.abs() <= SETTLED:
-                    accepted = i + 1
-            if accepted == steps:
-                return x0_hat
-            if i + 1 < steps:
-                a, b, _ = chain.coefficients[i]
-                guess = (b * guess).add_(x0_hat, alpha=a)
-            if accepted == i + 1:
-                learned = guess
-            else:
-                pending[i] = vector
-        logits = factors.decode(part.table, torch.stack([*pending.values()])[None])[0]
-        decoded = {i: (used, x0_hat) for (i, used), x0_hat in zip(pending.items(), logits.softmax(1), strict=True)}

@@ -65,8 +65,8 @@ class NoiseSchedule:
             level: (B,) integer indices k - 1 in [0, K).
             noise: (B, N) standard normal.
         """
-        beta = self._rows(self.betas, level, x_previous)
-        return (1 - beta).sqrt().to(x_previous.dtype) * x_previous + beta.sqrt().to(x_previous.dtype) * noise
+        kept, added = self._roots(1 - self.betas, level, x_previous), self._roots(self.betas, level, x_previous)
+        return kept * x_previous + added * noise
 
     def q_sample(self, x0: Tensor, level: Tensor, noise: Tensor) -> Tensor:
         """Eq. 5: x_k = sqrt(alphas_cumprod_k) x_0 + sqrt(1 - alphas_cumprod_k) noise, all of q(x_{1..k} | x_0) at once.
@@ -79,16 +79,18 @@ class NoiseSchedule:
         Raises:
             IndexError: a level outside the chain.
         """
-        kept = self._rows(self.alphas_cumprod, level, x0)
-        return kept.sqrt().to(x0.dtype) * x0 + (1 - kept).sqrt().to(x0.dtype) * noise
+        return self._roots(self.alphas_cumprod, level, x0) * x0 + self._roots(1 - self.alphas_cumprod, level, x0) * noise
 
     @staticmethod
-    def _rows(values: Tensor, level: Tensor, like: Tensor) -> Tensor:
-        """values[level] as a float64 column (B, 1) on the device of `like`."""
+    def _roots(values: Tensor, level: Tensor, like: Tensor) -> Tensor:
+        """sqrt(values[level]) as a column (B, 1) of the type and on the device of `like`.
+
+        They are taken in float64 on the CPU: not every device has that type.
+        """
         level = level.cpu()
         if level.numel() and not 0 <= int(level.min()) <= int(level.max()) < len(values):
             raise IndexError(f"noise level indices run from 0 to {len(values) - 1}, got {int(level.min())}..{int(level.max())}")
-        return values[level].to(like.device)[:, None]
+        return values[level].sqrt().to(like)[:, None]
 
 
 def _check_steps(steps: int) -> None:

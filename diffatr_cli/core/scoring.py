@@ -1,20 +1,23 @@
 """Scores of queries against candidates by diffusion, in blocks of queries, and their sum with the cosine.
 
-Q queries, N candidates, D embedding size. Cosines are `losses.cosine_similarity` (Eq. 7).
+Q queries, N candidates, D embedding size, S noise draws. Cosines are `losses.cosine_similarity` (Eq. 7).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..types import Direction
+from .algebra import Factors
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser, PreparedCandidates
 from .losses import cosine_similarity
-from .sampler import X0, OnStep, fast_ddim_sample
+from .sampler import OnStep, ddim_levels, fast_ddim_sample
+from .sampling import Sampling
 from .schedule import NoiseSchedule
 
 BLOCK_ENTRIES = 2**24  # of the largest array that a block of queries needs, 64 MB in float32
@@ -49,57 +52,41 @@ def query_noise(seed: int, query_ids: Sequence[int], n: int, draw: int = 0) -> C
 
 @torch.no_grad()
 def diffusion_score_blocks(
-    denoiser: AttentionDenoiser,
     queries: Tensor,
-    candidates: Tensor | PreparedCandidates,
+    prepared: PreparedCandidates,
     schedule: NoiseSchedule,
+    sampling: Sampling,
     *,
-    steps: int | None = None,
-    eta: float = 0.0,
-    seed: int = 0,
     query_ids: Sequence[int] | None = None,
-    shortlist: int | None = None,
-    draws: int = 1,
-    x0: X0 = "softmax",
     chunk: int | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """x0_hat of every query over the candidates, a block of queries at a time, so that (Q, N) is never held.
 
     A query's result does not depend on its block, up to rounding: its noise follows from (seed, its id, the candidate's
-    place, draw and step), with a shortlist or without.
+    place, draw and step), with a shortlist or without. With a shortlist a query is sampled over its candidates as if there were
+    no others.
 
     Args:
-        denoiser: of the direction that the queries ask in.
         queries: (Q, D) unit embeddings.
-        candidates: (N, D) unit embeddings, or what `FactoredDenoiser(denoiser).prepare` made of them.
+        prepared: N candidates that all queries share, by the denoiser of the direction that the queries ask in.
         schedule: of K levels.
-        steps, eta, x0: as in `ddim_sample`.
-        seed: of the noise.
+        sampling: steps, noise, draws and shortlist.
         query_ids: an integer a query that its noise follows; None takes the row numbers.
-        shortlist: sample over this many best candidates by cosine a query, as if there were no others; None takes all.
-        draws: independent noise draws whose x0_hat are averaged.
         chunk: queries a block; None chooses by memory.
 
     Yields:
         The rows, and their x0_hat (rows, N), zero outside the shortlist, on the device of the queries; the work is done on
-        that of the denoiser.
+        that of the candidates.
 
     Raises:
-        ValueError: steps, eta, shortlist or draws out of range, or query_ids of another length.
+        ValueError: more steps than the chain has, or query_ids of another length.
     """
     ids = range(len(queries)) if query_ids is None else query_ids
     if len(ids) != len(queries):
         raise ValueError(f"{len(queries)} queries need as many query_ids, got {len(ids)}")
-    if draws < 1 or (shortlist is not None and shortlist < 1):
-        raise ValueError(f"draws and shortlist must be at least 1, got {draws} and {shortlist}")
-    if isinstance(candidates, PreparedCandidates):
-        prepared = candidates
-    else:
-        prepared = FactoredDenoiser(denoiser).prepare(candidates.to(denoiser.w_q.weight.device))
     embeddings = prepared.candidates[0]
     n, dim = embeddings.shape
-    if shortlist is not None and shortlist >= n:
-        shortlist = None
+    shortlist = sampling.shortlist if sampling.shortlist is not None and sampling.shortlist < n else None
     if chunk is None:
         chunk = max(1, BLOCK_ENTRIES // max(n, (shortlist or 0) * dim))
     for start in range(0, len(queries), chunk):
@@ -107,51 +94,29 @@ def diffusion_score_blocks(
         query = queries[rows].to(embeddings)
         listed = None if shortlist is None else cosine_similarity(query, embeddings).topk(shortlist, dim=1).indices
         x0_hat = torch.zeros(len(query), n, dtype=embeddings.dtype, device=embeddings.device)
-        for draw in range(draws):
-            noise = query_noise(seed, ids[rows], n, draw)
+        for draw in range(sampling.draws):
+            noise = query_noise(sampling.seed, ids[rows], n, draw)
             if listed is None:
-                x0_hat += fast_ddim_sample(denoiser, query, prepared, schedule, steps, eta, noise, x0=x0)
+                x0_hat += _sample(prepared.factors, query, prepared, schedule, sampling, noise)
             else:
-                own_noise = _noise_of(noise, listed)
-                own = fast_ddim_sample(denoiser, query, embeddings[listed], schedule, steps, eta, own_noise, x0=x0)
+                own = _sample(prepared.factors, query, embeddings[listed], schedule, sampling, _noise_of(noise, listed))
                 x0_hat.scatter_add_(1, listed, own)
-        yield rows, x0_hat.div_(draws).to(queries.device)
+        yield rows, x0_hat.div_(sampling.draws).to(queries.device)
 
 
 def diffusion_scores(
-    denoiser: AttentionDenoiser,
     queries: Tensor,
-    candidates: Tensor | PreparedCandidates,
+    prepared: PreparedCandidates,
     schedule: NoiseSchedule,
+    sampling: Sampling,
     *,
-    steps: int | None = None,
-    eta: float = 0.0,
-    seed: int = 0,
     query_ids: Sequence[int] | None = None,
-    shortlist: int | None = None,
-    draws: int = 1,
-    x0: X0 = "softmax",
     chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """All blocks of `diffusion_score_blocks` as one matrix (Q, N); `progress` is called with (queries done, Q)."""
-    blocks = diffusion_score_blocks(
-        denoiser,
-        queries,
-        candidates,
-        schedule,
-        steps=steps,
-        eta=eta,
-        seed=seed,
-        query_ids=query_ids,
-        shortlist=shortlist,
-        draws=draws,
-        x0=x0,
-        chunk=chunk,
-    )
-    n = len(candidates) if isinstance(candidates, Tensor) else candidates.candidates.shape[1]
-    parts = [queries.new_zeros(0, n)]
-    for rows, x0_hat in blocks:
+    parts = [queries.new_zeros(0, prepared.candidates.shape[1])]
+    for rows, x0_hat in diffusion_score_blocks(queries, prepared, schedule, sampling, query_ids=query_ids, chunk=chunk):
         parts.append(x0_hat)
         if progress is not None:
             progress(rows.stop, len(queries))
@@ -163,50 +128,103 @@ def diffusion_draws(
     query: Tensor,
     prepared: PreparedCandidates,
     schedule: NoiseSchedule,
+    sampling: Sampling,
     *,
-    steps: int | None = None,
-    eta: float = 0.0,
-    seed: int = 0,
     query_id: int = 0,
-    draws: int = 1,
-    x0: X0 = "softmax",
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """What one query's distribution becomes from each of several noises: (S, N), whose mean is `diffusion_scores`' row.
+    """What one query's distribution becomes from each noise draw: (S, N), whose mean is `diffusion_scores`' row.
 
     Args:
         query: (D,) unit vector.
-        prepared: N candidates that all draws share.
+        prepared: N candidates that all draws share, all of which are sampled over: they are a shortlist already.
         query_id: of the noise.
-        draws: S.
         on_step: as in `ddim_sample`, with all draws as its rows.
 
     Raises:
-        ValueError: steps, eta or draws out of range.
+        ValueError: more steps than the chain has.
     """
-    if draws < 1:
-        raise ValueError(f"draws must be at least 1, got {draws}")
     n = prepared.candidates.shape[1]
-    of_draw = [query_noise(seed, [query_id], n, draw) for draw in range(draws)]
-    queries = query.to(prepared.candidates).expand(draws, -1)
+    of_draw = [query_noise(sampling.seed, [query_id], n, draw) for draw in range(sampling.draws)]
+    queries = query.to(prepared.candidates).expand(sampling.draws, -1)
+
+    def noise(step: int) -> Tensor:
+        return torch.cat([draw(step) for draw in of_draw])
+
+    return _sample(prepared.factors, queries, prepared, schedule, sampling, noise, on_step)
+
+
+def _sample(
+    factors: Factors,
+    queries: Tensor,
+    candidates: Tensor | PreparedCandidates,
+    schedule: NoiseSchedule,
+    sampling: Sampling,
+    noise: Callable[[int], Tensor],
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """`fast_ddim_sample` by these settings."""
     return fast_ddim_sample(
-        prepared.factors,
-        queries,
-        prepared,
-        schedule,
-        steps,
-        eta,
-        lambda i: torch.cat([noise(i) for noise in of_draw]),
-        x0=x0,
-        on_step=on_step,
+        factors, queries, candidates, schedule, sampling.steps, sampling.eta, noise, x0=sampling.x0, on_step=on_step
     )
 
 
-def fuse(cosine: Tensor, x0_hat: Tensor, weight: float) -> Tensor:
-    """The final score, cosine + weight * x0_hat, (Q, N)."""
-    return cosine + weight * x0_hat
+def fuse(cosine: Tensor, x0_hat: Tensor, weight: float | None) -> Tensor:
+    """The final score, cosine + weight * x0_hat, (Q, N); x0_hat alone where there is no weight (strategy `gen`)."""
+    return x0_hat if weight is None else cosine + weight * x0_hat
 
 
 def _noise_of(noise: Callable[[int], Tensor], listed: Tensor) -> Callable[[int], Tensor]:
     """The noise of the listed candidates, (Q, shortlist), out of that of all."""
     return lambda step: noise(step).to(listed.device).gather(1, listed)
+
+
+class Reranker:
+    """The denoisers of both directions with all that scoring by them takes.
+
+    Args:
+        denoisers: in evaluation mode, on the device that does the work. Later changes to their weights do not reach what was
+            prepared before.
+        schedule: of K levels.
+        sampling: how x_0 is sampled, where a call does not say otherwise.
+        fusion_weights: of x0_hat beside the cosine, by direction; none for a model that ranks by x0_hat alone (strategy `gen`).
+
+    Raises:
+        ValueError: the settings visit more steps than the chain has.
+    """
+
+    def __init__(
+        self,
+        denoisers: Mapping[Direction, AttentionDenoiser],
+        schedule: NoiseSchedule,
+        sampling: Sampling,
+        fusion_weights: Mapping[Direction, float],
+    ) -> None:
+        ddim_levels(len(schedule), sampling.steps)
+        self.denoisers = denoisers
+        self.schedule = schedule
+        self.sampling = sampling
+        self.fusion_weights = fusion_weights
+        self._factors: dict[Direction, FactoredDenoiser] = {}
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the final score is the cosine with x0_hat added, and not x0_hat alone."""
+        return bool(self.fusion_weights)
+
+    def prepare(self, direction: Direction, candidates: Tensor) -> PreparedCandidates:
+        """What any number of queries of a direction need of their candidates (N, D)."""
+        if direction not in self._factors:  # multiplied out once, not at every search, where it would take most of the time
+            self._factors[direction] = FactoredDenoiser(self.denoisers[direction])
+        factors = self._factors[direction]
+        return factors.prepare(candidates.to(factors.weight.device))
+
+    def draws(
+        self, direction: Direction, query: Tensor, candidates: Tensor, sampling: Sampling, on_step: OnStep | None = None
+    ) -> Tensor:
+        """`diffusion_draws` of one query (D,) over a shortlist (N, D): (S, N)."""
+        return diffusion_draws(query, self.prepare(direction, candidates), self.schedule, sampling, on_step=on_step)
+
+    def final_score(self, direction: Direction, cosine: Tensor, x0_hat: Tensor) -> Tensor:
+        """What candidates are ranked by, from their cosines and x0_hat of one shape."""
+        return fuse(cosine, x0_hat, self.fusion_weights.get(direction))

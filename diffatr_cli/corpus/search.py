@@ -5,23 +5,23 @@ Q queries, F files, W windows, S files of the shortlist, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..core.calibration import presence_features
-from ..core.denoiser import AttentionDenoiser
-from ..core.factored import FactoredDenoiser
-from ..core.scoring import diffusion_draws
+from ..core.windows import best_windows, mean_direction, spans
 from ..errors import UsageError
-from .index import Recordings, spans
+from ..model import sampling_of
+from .index import Recordings
 
 if TYPE_CHECKING:
     from ..core.sampler import OnStep
+    from ..core.sampling import Sampling
+    from ..core.scoring import Reranker
     from ..model import Retriever
     from ..types import Direction
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Hit:
     """One found file: `path` below the searched folder, and the window in it that fits best, in seconds.
 
-    `score` is the probability that the window matches, or, of a model without calibration, cosine + weight * x0_hat.
+    `score` is the probability that the file matches, or, of a model without calibration, cosine + weight * x0_hat.
     """
 
     rank: int
@@ -42,15 +42,22 @@ class Hit:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found: hits, best first; `present`: the probability that anything searched matches, None if unknown."""
+    """What a search found.
+
+    Attributes:
+        hits: best first.
+        present: the probability that anything searched matches, None if unknown.
+        calibrated: whether the hits' scores are probabilities.
+    """
 
     hits: list[Hit]
     present: float | None
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)
 class CaptionHit:
-    """One caption that fits a sound; `score` as a `Hit` has it."""
+    """One caption that fits a sound. `score` compares it with the captions beside it (`best_captions`)."""
 
     rank: int
     caption: str
@@ -59,108 +66,93 @@ class CaptionHit:
 
 def embed_sound(retriever: Retriever, waveform: np.ndarray) -> np.ndarray:
     """A sound as a query, (D,) unit vector: the direction of the mean over its windows. `waveform` is 32 kHz mono, not empty."""
-    mean = retriever.embed_audio([waveform[start:end] for start, end in spans(len(waveform))]).mean(0)
-    return np.asarray(mean / np.linalg.norm(mean))
+    return mean_direction(retriever.embed_audio([waveform[start:end] for start, end in spans(len(waveform))]))
 
 
 def search(
     retriever: Retriever,
     recordings: Recordings,
     queries: np.ndarray,
+    sampling: Sampling | None = None,
     *,
     unwanted: np.ndarray | None = None,
     refine: bool = True,
     top: int = 10,
-    shortlist: int = 100,
-    steps: int | None = None,
     min_score: float | None = None,
-    seed: int = 0,
 ) -> list[Found]:
     """The best files for each query, best first, each with its best window; files of equal score in order of their paths.
 
-    Stage one gives each window its cosine to the query, and each file its best window. Stage two runs the reverse chain over
-    the windows of the `shortlist` best files, one a file, since windows of one recording would share out the probability
-    among themselves; the score becomes cosine + weight * x0_hat, with the weight, eta and draws of the model's validation.
-    Files beyond the shortlist keep their cosine. (A model trained by L_G alone has no weight; its shortlist is ranked by
-    x0_hat, and nothing else is found.) Where the model is calibrated, a hit's score is what that sum is worth as a
-    probability, and `present` comes from how far the generated distribution concentrates and how much it moves between draws.
+    Stage one gives each window its cosine to the query, and each file its best window. Stage two runs the reverse chain
+    over the windows of the shortlist, the best contents, one a content, since windows of one recording, or copies of it,
+    would share out the probability among themselves; the score becomes cosine + weight * x0_hat, with the weight of the
+    model's validation. Files beyond the shortlist keep their cosine. (A model trained by L_G alone has no weight; its
+    shortlist is ranked by x0_hat, and nothing else is found.) Where the model is calibrated, a hit's score is what that sum
+    is worth as a probability, and `present` comes from how far the generated distribution concentrates and how much it
+    moves between draws.
 
-    With `unwanted`, max(0, cosine to it) is subtracted in stage one, and so from the final score. Only the positive part:
-    sounding unlike speech is no evidence for a dog, and would lift whatever is farthest from speech above the dogs.
+    With `unwanted`, max(0, cosine to it) is subtracted from what files are ranked by, in both stages. Only the positive part:
+    sounding unlike speech is no evidence for a dog, and would lift whatever is farthest from speech above the dogs. A calibrated
+    hit still shows the probability that it matches the query, which the subtraction says nothing about, and `present` is None.
 
     Args:
         queries: (Q, D) unit vectors, of texts or sounds.
+        sampling: how x_0 is sampled; None is the model's own for folders (`sampling_of`). A query's hits depend on its seed,
+            but, up to rounding, not on the queries beside it.
         unwanted: (D,) unit vector of what the hits should not sound like.
         refine: the queries are texts: run stage two with the text-to-audio denoiser, if the model has it. For queries that
             are sounds there is none.
         top: hits a query at most.
-        steps: noise levels that the sampler visits; None takes the recipe's `evaluation.steps`.
         min_score: leave out hits that score less.
-        seed: of the noise. A query's hits depend on it, but, up to rounding, not on the queries beside it.
 
     Raises:
-        UsageError: top or shortlist below 1, or steps beyond the model's chain.
+        UsageError: top below 1.
     """
-    _check_counts(top, shortlist)
+    _check_top(top)
     calibration = retriever.calibration
     probability = calibration and (calibration.text_to_audio if refine else calibration.audio_to_audio)
-    refine = refine and "t2a" in retriever.denoisers
-    if refine:
-        check_steps(retriever, steps)
+    reranker = retriever.reranker if refine else None
+    sampling = sampling or sampling_of(retriever, folder=True)
     if not len(recordings):
-        return [Found([], None) for _ in queries]
+        return [Found([], None, calibrated=bool(probability)) for _ in queries]
     cosine = recordings.vectors @ queries.T.astype(np.float32)  # (W, Q)
+    penalty = np.zeros(len(recordings.vectors), np.float32)
     if unwanted is not None:
-        cosine -= np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))[:, None]
-    depth = max(top, shortlist) if refine and "t2a" in retriever.fusion_weights else shortlist if refine else top
+        penalty = np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))
+    depth = _depth(reranker, sampling, top)
     results = []
     for query, of_window in zip(queries, cosine.T, strict=True):
-        order, windows = best_windows(recordings, of_window, depth)
+        order, windows = best_windows(of_window - penalty, recordings.offsets, depth)
         scores, present = of_window[windows].astype(np.float64), None
-        if refine:
-            near = slice(shortlist)
-            x0_hat = draws(retriever, "t2a", query, recordings.vectors[windows[near]], steps, seed)
-            if calibration:
+        if reranker:
+            near = slice(sampling.shortlist)
+            x0_hat = sample_x0(retriever, "t2a", query, recordings.vectors[windows[near]], sampling)
+            if calibration and calibration.presence and unwanted is None:
                 present = float(calibration.presence(presence_features(scores[near], x0_hat)))
-            scores[near] = _fused(retriever, "t2a", scores[near], x0_hat.mean(0))
-        if probability:
-            scores = probability(scores[:, None])
-        hits = []
-        for rank, i in _best(scores, order, top, min_score):
-            start, end = recordings.spans[windows[i]].tolist()
-            hits.append(Hit(rank, recordings.paths[order[i]], start, end, float(scores[i])))
-        results.append(Found(hits, present))
+            scores[near] = _final(reranker, "t2a", scores[near], x0_hat.mean(0))
+        ranked_by = scores - penalty[windows]
+        scores = probability(scores[:, None]) if probability else ranked_by
+        hits: list[Hit] = []
+        for file, i in _files(recordings, ranked_by, order, top):
+            if min_score is None or scores[i] >= min_score:
+                start, end = recordings.spans[windows[i]].tolist()
+                hits.append(Hit(len(hits) + 1, recordings.paths[file], start, end, float(scores[i])))
+        results.append(Found(hits, present, calibrated=bool(probability)))
     return results
-
-
-def best_windows(recordings: Recordings, scores: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stage one: the `depth` best files by their best windows, best first, equal ones in order of their paths.
-
-    Args:
-        scores: (W,) of every window.
-
-    Returns:
-        The files' numbers and the rows of their best windows, both (min(depth, F),).
-    """
-    files = np.argsort(-np.maximum.reduceat(scores, recordings.offsets[:-1]), kind="stable")[:depth]
-    bounds = zip(recordings.offsets[files], recordings.offsets[files + 1], strict=True)
-    return files, np.array([a + int(scores[a:b].argmax()) for a, b in bounds])
 
 
 def best_captions(
     retriever: Retriever,
     sound: np.ndarray,
     captions: Sequence[str],
+    sampling: Sampling | None = None,
     *,
     top: int = 10,
-    shortlist: int = 100,
-    steps: int | None = None,
     min_score: float | None = None,
-    seed: int = 0,
 ) -> list[CaptionHit]:
     """The captions that fit a sound best, best first; of equal score in the order given.
 
-    As `search`, with the audio-to-text denoiser over the `shortlist` best by cosine.
+    As `search`, with the audio-to-text denoiser over the shortlist. x0_hat shares out one probability among the captions
+    listed, whether any of them fits or not, so a score compares them with one another and says little of the best one's fit.
 
     Args:
         sound: (D,) unit vector.
@@ -169,83 +161,66 @@ def best_captions(
     Raises:
         UsageError: as `search` and `embed_texts`.
     """
-    _check_counts(top, shortlist)
-    if "a2t" in retriever.denoisers:
-        check_steps(retriever, steps)
+    _check_top(top)
+    sampling = sampling or sampling_of(retriever, folder=True)
     if not captions:
         return []
     vectors = embed_texts(retriever, captions)
     cosine = vectors @ sound.astype(np.float32)
-    order = np.argsort(-cosine, kind="stable")
+    order = np.argsort(-cosine, kind="stable")[: _depth(retriever.reranker, sampling, len(captions))]
     scores = cosine[order].astype(np.float64)
-    if "a2t" in retriever.denoisers:
-        near = slice(shortlist)
-        x0_hat = draws(retriever, "a2t", sound, vectors[order[near]], steps, seed).mean(0)
-        scores[near] = _fused(retriever, "a2t", scores[near], x0_hat)
-        if "a2t" not in retriever.fusion_weights:
-            order, scores = order[near], scores[near]
-    if retriever.calibration:
+    if retriever.reranker:
+        near = slice(sampling.shortlist)
+        x0_hat = sample_x0(retriever, "a2t", sound, vectors[order[near]], sampling).mean(0)
+        scores[near] = _final(retriever.reranker, "a2t", scores[near], x0_hat)
+    ranked_by = scores
+    if retriever.calibration and retriever.calibration.audio_to_text:
         scores = retriever.calibration.audio_to_text(scores[:, None])
-    best = _best(scores, order, top, min_score)
-    return [CaptionHit(rank, captions[order[i]], float(scores[i])) for rank, i in best]
+    best = [i for i in _first(ranked_by, order, top) if min_score is None or scores[i] >= min_score]
+    return [CaptionHit(rank, captions[order[i]], float(scores[i])) for rank, i in enumerate(best, 1)]
 
 
-def _best(scores: np.ndarray, order: np.ndarray, top: int, min_score: float | None) -> Iterator[tuple[int, int]]:
-    """Ranks from 1 and the places in `scores` that have them; of equal scores that of the smaller `order` comes first."""
-    for rank, i in enumerate(sorted(range(len(order)), key=lambda i: (-scores[i], order[i]))[:top], 1):
-        if min_score is None or scores[i] >= min_score:
-            yield rank, i
+def _files(recordings: Recordings, ranked_by: np.ndarray, order: np.ndarray, top: int) -> list[tuple[int, int]]:
+    """The `top` best files, best first, of equal ones the earlier path, each with the place of its content in `order`."""
+    best = _first(ranked_by, order, top)
+    files = [(-float(ranked_by[i]), int(file), i) for i in best for file in recordings.files_of(order[i])]
+    return [(file, i) for _, file, i in sorted(files)[:top]]
 
 
-def _check_counts(top: int, shortlist: int) -> None:
-    if top < 1 or shortlist < 1:
-        raise UsageError(f"top and shortlist must be at least 1, got {top} and {shortlist}")
+def _first(ranked_by: np.ndarray, order: np.ndarray, top: int) -> list[int]:
+    """The places of the `top` highest, highest first; of equal ones that of the smaller `order` comes first."""
+    return sorted(range(len(order)), key=lambda i: (-ranked_by[i], order[i]))[:top]
 
 
-def check_steps(retriever: Retriever, steps: int | None) -> None:
-    """Raise UsageError for more noise levels than the model's chain has, or none."""
-    if steps is not None and not 1 <= steps <= len(retriever.schedule):
-        raise UsageError(f"steps must lie between 1 and this model's {len(retriever.schedule)}, got {steps}")
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise UsageError(f"top must be at least 1, got {top}")
 
 
-def draws(
+def _depth(reranker: Reranker | None, sampling: Sampling, top: int) -> int:
+    """How many candidates stage one hands on: those to re-rank, and, where their scores compare with cosines, those to show."""
+    if reranker is None or sampling.shortlist is None:
+        return top
+    return max(top, sampling.shortlist) if reranker.fuses else sampling.shortlist
+
+
+def sample_x0(
     retriever: Retriever,
     direction: Direction,
     query: np.ndarray,
     candidates: np.ndarray,
-    steps: int | None,
-    seed: int,
+    sampling: Sampling,
     on_step: OnStep | None = None,
 ) -> np.ndarray:
-    """Stage two for one query (D,) and N candidates (N, D): x0_hat of each of the recipe's noise draws, (S, N)."""
-    settings = retriever.recipe.evaluation
-    return (
-        diffusion_draws(
-            torch.from_numpy(query).to(retriever.device),
-            _factored(retriever.denoisers[direction]).prepare(torch.from_numpy(candidates).to(retriever.device)),
-            retriever.schedule,
-            steps=settings.steps if steps is None else steps,
-            eta=settings.eta,
-            draws=settings.draws,
-            seed=seed,
-            x0=retriever.x0,
-            on_step=on_step,
-        )
-        .cpu()
-        .numpy()
-    )
+    """Stage two for one query (D,) and N candidates (N, D): x0_hat of each noise draw, (S, N)."""
+    assert retriever.reranker is not None
+    of_draws = retriever.reranker.draws(direction, torch.from_numpy(query), torch.from_numpy(candidates), sampling, on_step)
+    return of_draws.cpu().numpy()
 
 
-def _fused(retriever: Retriever, direction: Direction, cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
-    """The final score, cosine + weight * x0_hat; of a model without a weight, x0_hat alone."""
-    weight = retriever.fusion_weights.get(direction)
-    return x0_hat.astype(np.float64) if weight is None else cosine + weight * x0_hat
-
-
-@lru_cache(maxsize=2)  # both directions of one model
-def _factored(denoiser: AttentionDenoiser) -> FactoredDenoiser:
-    """A loaded model's denoiser multiplied out once, not at every search, where it would take most of the time."""
-    return FactoredDenoiser(denoiser)
+def _final(reranker: Reranker, direction: Direction, cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
+    scores = reranker.final_score(direction, torch.from_numpy(cosine), torch.from_numpy(x0_hat.astype(np.float64)))
+    return np.asarray(scores.numpy())
 
 
 def embed_texts(retriever: Retriever, texts: Sequence[str]) -> np.ndarray:

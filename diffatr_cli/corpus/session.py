@@ -23,10 +23,11 @@ from ..errors import DiffATRError
 from ..progress import Progress, silent
 from ..types import SAMPLE_RATE
 from .index import FolderIndex, IndexReport, Recordings
-from .search import Found, check_steps, embed_sound, embed_texts, search
+from .search import Found, embed_sound, embed_texts, search
 from .trajectory import Trajectory, trajectory
 
 if TYPE_CHECKING:
+    from ..core.sampling import Sampling
     from ..model import Retriever
 
 _PIECE = 8  # windows that indexing embeds before it lets a search go first
@@ -50,7 +51,7 @@ class Clip:
     seconds: float
 
 
-class State(NamedTuple):
+class IndexStatus(NamedTuple):
     """How the index stands. `indexing`: (done, total) of files while it is brought up to date; `problem`: why it could not be."""
 
     files: int
@@ -64,7 +65,7 @@ class _IndexState(NamedTuple):
     """One state of the index, only ever replaced as a whole, so that whoever reads it needs no lock."""
 
     recordings: Recordings
-    places: dict[str, int]  # which file a key stands for
+    files: dict[str, int]  # the number in `recordings` of the file that a key stands for
     outside: dict[str, str]  # files that links lead to outside the folder, by path
 
 
@@ -73,7 +74,7 @@ class _Stopped(Exception):
 
 
 class PriorityLock:
-    """One at a time; those who are patient wait until nobody else does."""
+    """A priority lock: one holder at a time; those who take it patiently wait until nobody else waits."""
 
     def __init__(self) -> None:
         self._free = threading.Condition()
@@ -82,7 +83,7 @@ class PriorityLock:
 
     @contextlib.contextmanager
     def take(self, *, patient: bool = False) -> Iterator[None]:
-        """Hold the turn while the block runs."""
+        """Hold the lock while the block runs."""
         with self._free:
             self._waiting += not patient
             try:
@@ -101,8 +102,8 @@ class PriorityLock:
 class _YieldingModel:
     """The model as the indexing sees it: a few windows at a time, after whoever asks for something meanwhile."""
 
-    def __init__(self, model: Retriever, turns: PriorityLock) -> None:
-        self._model, self._turns = model, turns
+    def __init__(self, model: Retriever, lock: PriorityLock) -> None:
+        self._model, self._lock = model, lock
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -110,7 +111,7 @@ class _YieldingModel:
     def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         parts = []
         for first in range(0, len(waveforms), _PIECE):
-            with self._turns.take(patient=True):
+            with self._lock.take(patient=True):
                 parts.append(self._model.embed_audio(waveforms[first : first + _PIECE]))
         return np.concatenate(parts)
 
@@ -122,24 +123,16 @@ class SearchSession:
     no request can spell a path.
 
     Args:
-        shortlist, steps, seed: as in `search`.
-
-    Raises:
-        UsageError: steps beyond the model's chain.
+        sampling: as in `search`.
     """
 
-    def __init__(
-        self, model: Retriever, folder: FolderIndex, *, shortlist: int = 100, steps: int | None = None, seed: int = 0
-    ) -> None:
-        if "t2a" in model.denoisers:
-            check_steps(model, steps)
+    def __init__(self, model: Retriever, folder: FolderIndex, sampling: Sampling | None = None) -> None:
         self.model, self.folder = model, folder
         self.corpus = Path(os.path.abspath(folder.corpus))
-        self._settings: dict[str, Any] = {"shortlist": shortlist, "steps": steps, "seed": seed}
-        self._turns = PriorityLock()
+        self._sampling = sampling
+        self._lock = PriorityLock()
         self._root = os.path.realpath(folder.corpus)
-        nothing = Recordings([], np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, model.dim), np.float32))
-        self._shelf = _IndexState(nothing, {}, {})
+        self._state = _IndexState(Recordings.none(), {}, {})
         self._updating, self._starting = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -150,50 +143,50 @@ class SearchSession:
     @property
     def diffuses(self) -> bool:
         """Whether answers to texts come out of noise, so that there is a trajectory to show."""
-        return "t2a" in self.model.denoisers
+        return self.model.reranker is not None
 
     @property
-    def state(self) -> State:
+    def status(self) -> IndexStatus:
         """How the index stands now."""
-        recordings = self._shelf.recordings
-        return State(len(recordings), len(recordings.spans), self._skipped, self._indexing, self._problem)
+        recordings = self._state.recordings
+        return IndexStatus(len(recordings), len(recordings.spans), self._skipped, self._indexing, self._problem)
 
     def by_text(self, text: str, top: int) -> Found:
         """The best files for a text. Raises UsageError for a text without a letter or digit."""
-        with self._turns.take():
+        with self._lock.take():
             query = embed_texts(self.model, [text])
-            return search(self.model, self._shelf.recordings, query, top=top, **self._settings)[0]
+            return search(self.model, self._state.recordings, query, self._sampling, top=top)[0]
 
     def by_sound(self, waveform: Samples, top: int) -> Found:
         """The best files for a sound, 32 kHz mono, not empty."""
-        with self._turns.take():
+        with self._lock.take():
             query = embed_sound(self.model, waveform)[None]
-            return search(self.model, self._shelf.recordings, query, refine=False, top=top, **self._settings)[0]
+            return search(self.model, self._state.recordings, query, self._sampling, refine=False, top=top)[0]
 
     def like(self, key: str, start: float, top: int) -> Found:
         """The best other files for the window of a clip that begins nearest to `start` seconds. Raises NotServed."""
-        shelf = self._shelf
-        place = _place(shelf, key)
-        recordings = shelf.recordings
-        rows = slice(recordings.offsets[place], recordings.offsets[place + 1])
+        state = self._state
+        file = _file_of(state, key)
+        recordings = state.recordings
+        rows = recordings.rows_of(file)
         row = rows.start + int(np.abs(recordings.spans[rows, 0] - start).argmin())
-        with self._turns.take():
+        with self._lock.take():
             query = recordings.vectors[row : row + 1]
-            found = search(self.model, recordings, query, refine=False, top=top + 1, **self._settings)[0]
-        others = [hit for hit in found.hits if hit.path != recordings.paths[place]][:top]
-        return Found([replace(hit, rank=rank) for rank, hit in enumerate(others, 1)], None)
+            found = search(self.model, recordings, query, self._sampling, refine=False, top=top + 1)[0]
+        others = [hit for hit in found.hits if hit.path != recordings.paths[file]][:top]
+        return replace(found, hits=[replace(hit, rank=rank) for rank, hit in enumerate(others, 1)])
 
     def trajectory(self, text: str) -> Trajectory:
         """How the answer to a text comes out of noise. Raises UsageError for a text without words, or without a denoiser."""
-        with self._turns.take():
+        with self._lock.take():
             query = embed_texts(self.model, [text])[0]
-            return trajectory(self.model, self._shelf.recordings, query, **self._settings)
+            return trajectory(self.model, self._state.recordings, query, self._sampling)
 
     def seconds(self, path: str) -> float:
         """How long a found file is: where its last window ends; 0 for one that the index has forgotten meanwhile."""
-        shelf = self._shelf
-        place = shelf.places.get(key_of(path))
-        return 0.0 if place is None else _seconds(shelf, place)
+        state = self._state
+        file = state.files.get(key_of(path))
+        return 0.0 if file is None else _seconds(state, file)
 
     def clip(self, key: str) -> Clip:
         """The clip of a key, if its file may be given out.
@@ -205,16 +198,16 @@ class SearchSession:
         Raises:
             NotServed: no such clip, its file is gone, or a link leads elsewhere.
         """
-        shelf = self._shelf
-        place = _place(shelf, key)
-        path = shelf.recordings.paths[place]
+        state = self._state
+        file = _file_of(state, key)
+        path = state.recordings.paths[file]
         full = self.corpus / path
         real = os.path.realpath(full)
-        if not _inside(real, self._root) and real != shelf.outside.get(path):
+        if not _inside(real, self._root) and real != state.outside.get(path):
             raise NotServed(f"{path}: a link leads out of the folder, to where it did not when it was indexed.", gone=False)
         if not os.path.isfile(real):
             raise NotServed(f"{path}: the file is gone. Refresh the index.", gone=True)
-        return Clip(full, Path(real), _seconds(shelf, place))
+        return Clip(full, Path(real), _seconds(state, file))
 
     def update(self, progress: Progress = silent) -> IndexReport | None:
         """Bring the index up to date, while searches go on in what it held, and in what it holds by and by.
@@ -229,7 +222,7 @@ class SearchSession:
             return None
         try:
             self._indexing, self._problem = (0, 0), None
-            report = self.folder.update(cast("Retriever", _YieldingModel(self.model, self._turns)), self._reading_along(progress))
+            report = self.folder.update(cast("Retriever", _YieldingModel(self.model, self._lock)), self._reading_along(progress))
             self._skipped = len(report.skipped)
             if not report.files:
                 self._problem = f"No sound in {self.corpus} can be searched; {len(report.skipped)} files were skipped."
@@ -297,7 +290,7 @@ class SearchSession:
         self.by_text("1 kHz tone", 1)
         if self.diffuses:
             self.trajectory("1 kHz tone")
-        with self._turns.take(patient=True):
+        with self._lock.take(patient=True):
             self.model.embed_audio([np.zeros(SAMPLE_RATE, np.float32)])
 
     def _reading_along(self, progress: Progress) -> Progress:
@@ -320,7 +313,7 @@ class SearchSession:
         """Take up what the index holds. Links out of the folder are trusted only where an update has just seen every file."""
         recordings = self.folder.read(self.model.model_id)
         outside = _outside(self._root, recordings.paths) if settled else {}
-        self._shelf = _IndexState(recordings, {key_of(path): place for place, path in enumerate(recordings.paths)}, outside)
+        self._state = _IndexState(recordings, {key_of(path): number for number, path in enumerate(recordings.paths)}, outside)
 
 
 def key_of(path: str) -> str:
@@ -328,14 +321,14 @@ def key_of(path: str) -> str:
     return hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
 
 
-def _place(shelf: _IndexState, key: str) -> int:
-    if (place := shelf.places.get(key)) is None:
+def _file_of(state: _IndexState, key: str) -> int:
+    if (file := state.files.get(key)) is None:
         raise NotServed("There is no such clip in the index.", gone=True)
-    return place
+    return file
 
 
-def _seconds(shelf: _IndexState, place: int) -> float:
-    return float(shelf.recordings.spans[shelf.recordings.offsets[place + 1] - 1, 1])
+def _seconds(state: _IndexState, file: int) -> float:
+    return float(state.recordings.spans[state.recordings.rows_of(file).stop - 1, 1])
 
 
 def _inside(real: str, root: str) -> bool:

@@ -1,138 +1,349 @@
-"""The LanceDB tables of an index. `index` loads this module only where tables must be read or changed: LanceDB takes a second.
+"""The LanceDB tables of an index. They are loaded only where they must be read or changed: LanceDB takes a second.
 
 `files` says which file of one corpus holds which content (by hash) or why it cannot be used. `windows` holds the vectors of
 contents, one table a model. Every call below that writes is one commit, atomic by itself.
-Methods raise OSError, RuntimeError, ValueError or pyarrow.ArrowException, whatever LanceDB makes of a trouble.
+
+Disks and memory flip bits, and LanceDB has no checksums. So each row of `files` carries one of itself, and each row of
+`windows` one of all windows of its content: what does not fit is never used. `FileTable.mend` and `WindowTable.mend` throw it
+out, so that an update makes it again; of a table that cannot be read at all they begin a new one.
+
+W windows, D embedding size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import shutil
+import zlib
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import lancedb
 import numpy as np
 import pyarrow as pa
 
+from . import checksums
+from .report import Damaged
+from .salvage import salvage
+from .scan import Stamp
+from .troubles import troubles
+
 if TYPE_CHECKING:
-    from lancedb.db import DBConnection
     from lancedb.table import Table
 
-FileRow = tuple[int, int, str, str]
-"""size in bytes, time of change in ns, hash of the content, reason why it cannot be used (empty when it can)"""
-
 _KEEP_VERSIONS = timedelta(minutes=10)  # so that a search which began before an update's tidying can end
-_FILES = pa.schema(
-    [
-        ("path", pa.binary()),  # below the folder, as the system's bytes, since names need not be valid text
-        ("size", pa.int64()),
-        ("mtime_ns", pa.int64()),
-        ("hash", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
+_NEVER = Stamp(0, 0, 0, 0)  # fits no file
 
 
-class Tables:
-    """The tables named `files` and `windows` in a folder."""
+class FileRow(NamedTuple):
+    """What is remembered of a file.
 
-    def __init__(self, db: DBConnection, files: Table, windows: Table) -> None:
-        self._db, self._files, self._windows = db, files, windows
+    Attributes:
+        stamp: what the system said of it when it was looked into.
+        content: hash of its content.
+        reason: why it cannot be used; empty when it can.
+        missing: which part of the recording is missing; empty where none is.
+        reader: the reader that gave the reason; another one may do better.
+    """
 
-    @classmethod
-    def make(cls, folder: Path, files: str, windows: str, dim: int) -> Tables:
-        """Open the tables, with vectors of `dim` values; make those that are missing."""
-        db = lancedb.connect(folder)
-        columns = [("hash", pa.string()), ("start", pa.float64()), ("end", pa.float64()), ("vector", pa.list_(pa.float16(), dim))]
-        return cls(
-            db,
-            db.create_table(files, schema=_FILES, exist_ok=True),
-            db.create_table(windows, schema=pa.schema(columns), exist_ok=True),
-        )
+    stamp: Stamp
+    content: str
+    reason: str
+    missing: str
+    reader: str
 
-    @classmethod
-    def find(cls, folder: Path, files: str, windows: str) -> Tables | None:
-        """Open the tables if both are there."""
-        if not folder.is_dir() or not {files, windows} <= _names(db := lancedb.connect(folder)):
-            return None
-        return cls(db, db.open_table(files), db.open_table(windows))
 
-    def files(self) -> dict[bytes, FileRow]:
-        """The rows of `files` by path."""
-        columns = self._files.to_arrow().to_pydict()
-        values = zip(*(columns[name] for name in _FILES.names[1:]), strict=True)
-        return dict(zip(columns["path"], values, strict=True))
+class ContentWindows(NamedTuple):
+    """The windows of one content in the order of time: `spans` (W, 2), seconds, and `vectors` (W, D), float16."""
 
-    def contents(self) -> set[str]:
-        """The hashes of the contents whose windows are there."""
-        return set(_hashes(self._windows))
+    spans: np.ndarray
+    vectors: np.ndarray
 
-    def windows(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """The rows of each content's windows from its start to its end; their spans (W, 2), seconds; vectors (W, D) float16."""
-        table = self._windows.to_arrow().combine_chunks()
-        start = table["start"].to_numpy()
-        contents = table["hash"].combine_chunks().dictionary_encode()
-        codes = contents.indices.to_numpy()
-        order = np.lexsort((start, codes))
-        bounds = np.searchsorted(codes[order], np.arange(len(contents.dictionary) + 1))
-        rows_of = {
-            content: order[a:b] for content, a, b in zip(contents.dictionary.to_pylist(), bounds, bounds[1:], strict=False)
-        }
-        vectors = table["vector"].combine_chunks()
-        spans = np.stack([start, table["end"].to_numpy()], 1)
-        return rows_of, spans, vectors.flatten().to_numpy().reshape(len(vectors), vectors.type.list_size)
 
-    def count_windows(self) -> int:
-        """Windows of all contents."""
-        return int(self._windows.count_rows())
+class Contents(NamedTuple):
+    """The windows of contents.
 
-    def add_windows(self, spans: Sequence[tuple[str, float, float]], vectors: np.ndarray) -> None:
-        """Append windows: hash of the content, start and end in seconds, and (W, D) float16."""
-        values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        self._windows.add(pa.table([*zip(*spans, strict=True), values], schema=self._windows.schema))
+    Attributes:
+        rows_of: the rows of each content that is whole, in the order of time.
+        spans: (W, 2) start and end, seconds.
+        vectors: (W, D) float16.
+        damaged: contents whose windows do not fit their checksum; they are not in `rows_of`.
+    """
 
-    def put_files(self, rows: Mapping[bytes, FileRow]) -> None:
-        """Add or replace these rows of `files`."""
-        merge = self._files.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
-        merge.execute(_files_table(rows))
+    rows_of: dict[str, slice]
+    spans: np.ndarray
+    vectors: np.ndarray
+    damaged: set[str]
 
-    def keep_files(self, rows: Mapping[bytes, FileRow]) -> None:
-        """Delete all other rows of `files`."""
-        self._files.merge_insert("path").when_not_matched_by_source_delete().execute(_files_table(rows))
+    def by_hash(self) -> dict[str, ContentWindows]:
+        """Those that are whole."""
+        return {content: ContentWindows(self.spans[rows], self.vectors[rows]) for content, rows in self.rows_of.items()}
 
-    def used_contents(self) -> set[str]:
-        """The hashes that files of any corpus of this folder have."""
-        tables = [self._db.open_table(name) for name in _names(self._db) if name.startswith("files-")]
-        return {content for table in tables for content in _hashes(table)}
 
-    def keep_contents(self, contents: set[str]) -> None:
-        """Delete the windows of all other contents."""
-        merge = self._windows.merge_insert("hash").when_not_matched_by_source_delete()
-        merge.execute(pa.table([sorted(contents)], schema=pa.schema([("hash", pa.string())])))
+class _Table:
+    """One table of LanceDB.
+
+    Args:
+        folder: of the index.
+        name: of the table.
+        schema: what it holds.
+        added: the last columns of `schema`, which tables of the last version lack.
+
+    Attributes:
+        unreadable: whether `mend` could read nothing of it.
+    """
+
+    def __init__(self, folder: Path, name: str, schema: pa.Schema, added: int) -> None:
+        self.unreadable = False
+        self._path = folder / f"{name}.lance"
+        self._folder, self._name = folder, name
+        self._schema, self._forms = schema, (schema.names, schema.names[:-added])
+        self._opened: Table | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is such a table; the remains of one that was being made are none."""
+        return any(self._path.glob("_versions/*.manifest"))
+
+    @property
+    def _table(self) -> Table:
+        if self._opened is None:
+            self._opened = lancedb.connect(self._folder).open_table(self._name)
+        return self._opened
+
+    def _fits(self) -> bool:
+        with troubles(self._folder):
+            return checksums.fit(self._path)
+
+    def _read(self, *, careful: bool) -> tuple[pa.Table, bool]:
+        """All rows, and whether they have checksums; those of the last version have none.
+
+        Args:
+            careful: the table is known to be damaged.
+
+        Raises:
+            Damaged: it cannot be read.
+        """
+        table = salvage(self._folder, self._name) if careful else self._table.to_arrow()
+        if table is None or table.schema.names not in self._forms or any(column.null_count for column in table.columns):
+            raise Damaged(self._folder)
+        return table.combine_chunks(), table.schema.names == self._forms[0]
+
+    def _write_all(self, rows: pa.Table, *, anew: bool) -> None:
+        """Make `rows` the content of the table; `anew`: what is there now is of no use, not even to go on from."""
+        if not anew:
+            with contextlib.suppress(Damaged), troubles(self._folder):  # one commit, so that a kill loses nothing
+                self._opened = lancedb.connect(self._folder).create_table(self._name, rows, mode="overwrite")
+                return
+        with troubles(self._folder):
+            checksums.forget(self._path)
+            shutil.rmtree(self._path, ignore_errors=True)
+            self._opened = lancedb.connect(self._folder).create_table(self._name, rows)
 
     def tidy(self) -> None:
         """Join small pieces, and drop versions that nobody reads any more."""
-        for table in (self._files, self._windows):
-            table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+        with troubles(self._folder):
+            self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+
+    def seal(self) -> None:
+        """Record the checksums of its files, so that damage will show."""
+        checksums.record(self._path)
 
 
-def _names(db: DBConnection) -> set[str]:
-    names: set[str] = set()
-    token = None
-    while True:
-        page: Any = db.list_tables(page_token=token)
-        names.update(page.tables)
-        token = page.page_token
-        if not token:
-            return names
+class FileTable(_Table):
+    """The files of one corpus. Names of such tables begin with `files-`; the rest tells the corpora of one index apart."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        columns = [
+            ("path", pa.binary()),  # below the corpus, as the system's bytes, since names need not be valid text
+            ("size", pa.int64()),
+            ("mtime_ns", pa.int64()),
+            ("hash", pa.string()),
+            ("reason", pa.string()),
+            ("ctime_ns", pa.int64()),
+            ("inode", pa.uint64()),
+            ("missing", pa.string()),
+            ("reader", pa.string()),
+            ("checksum", pa.int64()),
+        ]
+        super().__init__(folder, name, pa.schema(columns), added=5)
+
+    def rows(self) -> dict[bytes, FileRow]:
+        """What is remembered of each file, by path. Raises Damaged where any row is."""
+        if self._fits():
+            rows, damaged, _ = self._rows()
+            if not damaged:
+                return rows
+        raise Damaged(self._folder)
+
+    def mend(self, *, anew: bool = False) -> tuple[dict[bytes, FileRow], int]:
+        """The rows that are whole, and how many others there were: the table is rid of these, or made where there is none.
+
+        Args:
+            anew: write all of the table anew, since changing it failed.
+        """
+        rows: dict[bytes, FileRow] = {}
+        damaged, present = 0, False
+        if self.exists:
+            anew = anew or not self._fits()
+            checksums.prune(self._path)
+            try:
+                rows, damaged, present = self._rows(careful=anew)
+            except Damaged:
+                self.unreadable = True
+        if anew or damaged or not present:
+            self._write_all(self._to_arrow(rows), anew=anew or self.unreadable or not self.exists)
+        return rows, damaged
+
+    def put(self, rows: Mapping[bytes, FileRow]) -> None:
+        """Add or replace these rows."""
+        with troubles(self._folder):
+            merge = self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(self._to_arrow(rows))
+
+    def keep(self, rows: Mapping[bytes, FileRow]) -> None:
+        """Delete all other rows."""
+        with troubles(self._folder):
+            self._table.merge_insert("path").when_not_matched_by_source_delete().execute(self._to_arrow(rows))
+
+    def contents_of_others(self) -> set[str] | None:
+        """The hashes that the files of the other corpora of this index have; None where that cannot be found out."""
+        found: set[str] = set()
+        for path in self._folder.glob("files-*.lance"):
+            other = FileTable(self._folder, path.stem)
+            try:
+                if path != self._path and other.exists:
+                    found.update(row.content for row in other.rows().values())
+            except Damaged:
+                return None
+        return found
+
+    def _rows(self, *, careful: bool = False) -> tuple[dict[bytes, FileRow], int, bool]:
+        """The rows that are whole; how many others there are; whether the table has its present form. Raises Damaged."""
+        with troubles(self._folder):
+            table, checked = self._read(careful=careful)
+            columns = table.to_pydict()
+            if not checked:  # each file is to be looked into once
+                rows = {
+                    path: FileRow(_NEVER, each, "", "", "") for path, each in zip(columns["path"], columns["hash"], strict=True)
+                }
+                return rows, 0, False
+            stamps = map(Stamp, *(columns[name] for name in ("size", "mtime_ns", "ctime_ns", "inode")))
+            values = map(FileRow, stamps, *(columns[name] for name in ("hash", "reason", "missing", "reader")))
+            triples = zip(columns["path"], values, columns["checksum"], strict=True)
+            rows = {path: row for path, row, checksum in triples if _file_checksum(path, row) == checksum}
+            return rows, len(table) - len(rows), True
+
+    def _to_arrow(self, rows: Mapping[bytes, FileRow]) -> pa.Table:
+        columns: dict[str, list[object]] = {name: [] for name in self._schema.names}
+        for path, row in rows.items():
+            stamp = row.stamp
+            values = (path, stamp.size, stamp.mtime_ns, row.content, row.reason, stamp.ctime_ns, stamp.inode)
+            added = (row.missing, row.reader, _file_checksum(path, row))
+            for column, value in zip(columns.values(), (*values, *added), strict=True):
+                column.append(value)
+        return pa.table(columns, schema=self._schema)
 
 
-def _files_table(rows: Mapping[bytes, FileRow]) -> pa.Table:
-    return pa.table([list(rows), *([row[i] for row in rows.values()] for i in range(4))], schema=_FILES)
+class WindowTable(_Table):
+    """The windows of contents, embedded by one model with `dim` values each; to read them, `dim` is not needed."""
+
+    def __init__(self, folder: Path, name: str, dim: int = 0) -> None:
+        columns = [
+            ("hash", pa.string()),
+            ("start", pa.float64()),
+            ("end", pa.float64()),
+            ("vector", pa.list_(pa.float16(), dim)),
+            ("checksum", pa.int64()),
+        ]
+        super().__init__(folder, name, pa.schema(columns), added=1)
+        self._dim = dim
+
+    def read(self) -> Contents:
+        """All windows. Raises Damaged where nothing can be read, or not without danger."""
+        if not self._fits():
+            raise Damaged(self._folder)
+        return self._contents()[0]
+
+    def mend(self, *, anew: bool = False) -> tuple[set[str], set[str]]:
+        """The contents that are whole, and those that were not: the table is rid of these, or made where there is none.
+
+        Args:
+            anew: write all of the table anew, since changing it failed.
+        """
+        contents, present = Contents({}, np.zeros((0, 2)), np.zeros((0, self._dim), np.float16), set()), False
+        if self.exists:
+            anew = anew or not self._fits()
+            checksums.prune(self._path)
+            try:
+                read, present = self._contents(careful=anew)
+                if read.vectors.shape[1] != self._dim:
+                    raise Damaged(self._folder)
+                contents = read
+            except Damaged:
+                self.unreadable = True
+        if anew or contents.damaged or not present or self.unreadable:
+            self._write_all(self._to_arrow(contents.by_hash()), anew=anew or self.unreadable or not self.exists)
+        return set(contents.rows_of), contents.damaged
+
+    def count(self) -> int:
+        """Windows of all contents."""
+        with troubles(self._folder):
+            return int(self._table.count_rows())
+
+    def add(self, contents: Mapping[str, ContentWindows]) -> None:
+        """Append contents, by hash, that are not there."""
+        with troubles(self._folder):
+            self._table.add(self._to_arrow(contents))
+
+    def keep(self, contents: set[str]) -> None:
+        """Delete the windows of all other contents."""
+        with troubles(self._folder):
+            merge = self._table.merge_insert("hash").when_not_matched_by_source_delete()
+            merge.execute(pa.table([sorted(contents)], schema=pa.schema([("hash", pa.string())])))
+
+    def _contents(self, *, careful: bool = False) -> tuple[Contents, bool]:
+        """All windows, and whether the table has its present form. Raises Damaged."""
+        with troubles(self._folder):
+            table, checked = self._read(careful=careful)
+            names, vectors = table["hash"].combine_chunks().dictionary_encode(), table["vector"].combine_chunks()
+            codes, spans = names.indices.to_numpy(), np.stack([table["start"].to_numpy(), table["end"].to_numpy()], 1)
+            order = np.lexsort((spans[:, 0], codes))
+            codes, spans = codes[order], spans[order]
+            values = vectors.flatten().to_numpy().reshape(len(vectors), vectors.type.list_size)[order]
+            bounds = np.searchsorted(codes, np.arange(len(names.dictionary) + 1)).tolist()
+            rows_of = dict(zip(names.dictionary.to_pylist(), map(slice, bounds, bounds[1:]), strict=True))
+            damaged: set[str] = set()
+            if checked:
+                kept = table["checksum"].to_numpy()[order]
+                for content, rows in rows_of.items():
+                    if (kept[rows] != row_checksum(content, spans[rows], values[rows])).any():
+                        damaged.add(content)
+            whole = {content: rows for content, rows in rows_of.items() if content not in damaged}
+            return Contents(whole, spans, values, damaged), checked
+
+    def _to_arrow(self, contents: Mapping[str, ContentWindows]) -> pa.Table:
+        counts = [len(each.spans) for each in contents.values()]
+        sums = [row_checksum(content, *each) for content, each in contents.items()]
+        spans = np.concatenate([np.zeros((0, 2)), *(each.spans for each in contents.values())])
+        vectors = np.concatenate([np.zeros((0, self._dim), np.float16), *(each.vectors for each in contents.values())])
+        columns = [
+            pa.array(np.repeat(list(contents), counts) if contents else [], pa.string()),
+            pa.array(spans[:, 0]),
+            pa.array(spans[:, 1]),
+            pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self._dim),
+            pa.array(np.repeat(np.array(sums, np.int64), counts)),
+        ]
+        return pa.table(columns, schema=self._schema)
 
 
-def _hashes(table: Table) -> list[str]:
-    values: list[str] = table.search().select(["hash"]).to_arrow()["hash"].to_pylist()
-    return values
+def row_checksum(content: str, spans: np.ndarray, vectors: np.ndarray) -> int:
+    """What each row of a content carries: of all its windows."""
+    return zlib.crc32(vectors.tobytes(), zlib.crc32(spans.tobytes(), zlib.crc32(content.encode())))
+
+
+def _file_checksum(path: bytes, row: FileRow) -> int:
+    rest = "\0".join((*map(str, row.stamp), *row[1:]))
+    return zlib.crc32(rest.encode(), zlib.crc32(path))

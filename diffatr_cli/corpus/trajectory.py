@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.windows import best_windows
 from ..errors import UsageError
+from ..model import sampling_of
 from .index import Recordings
-from .search import best_windows, check_steps, draws
+from .search import sample_x0
 
 if TYPE_CHECKING:
+    from ..core.sampling import Sampling
     from ..model import Retriever
 
 
@@ -25,7 +28,7 @@ class Trajectory:
     """What the sampler held at every level, from noise to answer.
 
     Attributes:
-        paths: S paths below the folder, best cosine first, which is the sampler's own order.
+        paths: S paths below the folder, best cosine first, which is the sampler's own order; of equal contents the first.
         windows: (S,) the row in `Recordings` of each file's best window.
         levels: L indices of noise levels, falling; 0 is the last.
         x: (L, S) float32, x_k of the first noise draw.
@@ -40,33 +43,23 @@ class Trajectory:
     x0_hat: np.ndarray
 
 
-def trajectory(
-    retriever: Retriever,
-    recordings: Recordings,
-    query: np.ndarray,
-    *,
-    shortlist: int = 100,
-    steps: int | None = None,
-    seed: int = 0,
-) -> Trajectory:
+def trajectory(retriever: Retriever, recordings: Recordings, query: np.ndarray, sampling: Sampling | None = None) -> Trajectory:
     """Run stage two of `search.search` once more for one text, with the same candidates and the same noise, and keep each step.
 
     Args:
         query: (D,) unit vector of a text.
-        shortlist, steps, seed: as in `search`.
+        sampling: as in `search`.
 
     Raises:
-        UsageError: the model has no text-to-audio denoiser, shortlist is below 1, or steps lie beyond the model's chain.
+        UsageError: the model has no denoisers.
     """
-    if "t2a" not in retriever.denoisers:
+    if retriever.reranker is None:
         raise UsageError("this model has no diffusion phase, so there is no way from noise to an answer to show")
-    if shortlist < 1:
-        raise UsageError(f"shortlist must be at least 1, got {shortlist}")
-    check_steps(retriever, steps)
+    sampling = sampling or sampling_of(retriever, folder=True)
     if not len(recordings):
         return Trajectory([], np.zeros(0, np.int64), [], np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
     cosine = recordings.vectors @ query.astype(np.float32)  # (W,)
-    order, windows = best_windows(recordings, cosine, shortlist)
+    order, windows = best_windows(cosine, recordings.offsets, sampling.shortlist or len(recordings))
     levels: list[int] = []
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -74,6 +67,7 @@ def trajectory(
         levels.append(level)
         seen.append((x[0].cpu().clone(), x0_hat.mean(0).cpu()))  # the sampler goes on in the same memory
 
-    draws(retriever, "t2a", query, recordings.vectors[windows], steps, seed, keep)
+    sample_x0(retriever, "t2a", query, recordings.vectors[windows], sampling, keep)
     x, x0_hat = (torch.stack(column).float().numpy() for column in zip(*seen, strict=True))
-    return Trajectory([recordings.paths[i] for i in order], windows, levels, x, x0_hat)
+    paths = [recordings.paths[recordings.files_of(content)[0]] for content in order]
+    return Trajectory(paths, windows, levels, x, x0_hat)

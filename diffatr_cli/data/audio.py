@@ -1,317 +1,48 @@
-"""Reading any sound file as mono 32 kHz, and writing and reading back the 16-bit WAV files that prepared data consist of."""
+"""Sound files for the rest of the package: whole ones as mono 32 kHz, and the names that all readers of sound share."""
 
 from __future__ import annotations
 
-import importlib.util
-import math
-import os
-import re
-import wave
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Literal
 
 import numpy as np
-import soundfile
-from numpy.typing import NDArray
 
-from ..errors import DiffATRError, UsageError
-from ..files import replacing
-from ..types import SAMPLE_RATE
+from .audio_error import NO_MEMORY, AudioError, as_audio_error
+from .formats import AUDIO_SUFFIXES, PYAV_SUFFIXES, UNREADABLE_SUFFIXES
+from .resample import DEFAULT, Resampler, Samples, choose_resampler
+from .sound import Sound, open_sound
 
-SOUNDFILE_SUFFIXES = frozenset(
-    (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64")
-)
-PYAV_SUFFIXES = frozenset(
-    (".m4a", ".m4b", ".aac", ".ac3", ".wma", ".amr", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".3gp", ".mpg", ".mpeg")
-)
-AUDIO_SUFFIXES = SOUNDFILE_SUFFIXES | PYAV_SUFFIXES
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "NO_MEMORY",
+    "PYAV_SUFFIXES",
+    "UNREADABLE_SUFFIXES",
+    "AudioError",
+    "Partial",
+    "Resampler",
+    "Samples",
+    "Sound",
+    "choose_resampler",
+    "load_audio",
+    "open_sound",
+]
 
-Samples = NDArray[np.float32]
-Resampler = Literal["auto", "polyphase", "soxr", "resampy"]
-
-_BLOCK = 1 << 20  # frames decoded at a time, so that the channels of a long recording are never in memory together
-BARE_STREAMS = ("aac", "ac3", "eac3", "amr")
-"""Formats without a container: FFmpeg guesses their length, many times too long, and where in them a second is."""
-_WAV_HEADER = 44  # bytes that `wave` writes before the samples
-
-
-class AudioError(DiffATRError):
-    """A sound file cannot be used. `reason` is a few words without the path, for counting."""
-
-    def __init__(self, path: Path | str, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
-        self.path = path
-        self.reason = reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return AudioError, (self.path, self.reason)
+Partial = Literal["keep", "skip"]
+"""What to do with a recording of which a part is missing: use what is there, or leave it out."""
 
 
-def load_audio(path: Path | str, resampler: Resampler = "auto") -> Samples:
+def load_audio(path: Path | str, resampler: Resampler = DEFAULT, partial: Partial = "skip") -> Samples:
     """Decode a whole sound file: channels averaged, 32 kHz, (samples,) float32, full scale +-1, not clipped.
 
-    Raises:
-        AudioError: the file is missing, empty, truncated, no audio, has no samples, or holds NaN or infinity.
-        UsageError: the resampler is unknown or not installed.
-    """
-    samples, rate = decode(path)
-    return resample(samples, rate, resampler)
-
-
-def decode(path: Path | str) -> tuple[Samples, int]:
-    """Decode a whole sound file at its own rate: mono float32 samples and the rate in Hz. Raises as `load_audio`."""
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
-        raise AudioError(path, "missing") from None
-    except OSError as error:
-        raise AudioError(path, f"cannot be read ({error.strerror})") from None
-    if path.is_dir():
-        raise AudioError(path, "a folder, not a sound file")
-    if not os.access(path, os.R_OK):
-        raise AudioError(path, "cannot be read (no permission)")
-    if size == 0:
-        raise AudioError(path, "empty file")
-    samples, rate = (_decode_pyav if path.suffix.lower() in PYAV_SUFFIXES else _decode_soundfile)(path)
-    if len(samples) == 0:
-        raise AudioError(path, "no samples")
-    if not np.isfinite(samples).all():
-        raise AudioError(path, "NaN or infinite samples")
-    return samples, rate
-
-
-def _decode_soundfile(path: Path) -> tuple[Samples, int]:
-    try:
-        # As bytes, so that names which are not UTF-8 work too; on Windows only text does.
-        file = soundfile.SoundFile(os.fspath(path) if os.name == "nt" else os.fsencode(path))
-    except soundfile.LibsndfileError as error:
-        unknown = error.code == 1 or "does not exist" in error.error_string  # so says libsndfile of what is no MP3 after all
-        raise AudioError(path, "not audio" if unknown else _damaged(error)) from None
-    except TypeError:  # a headerless .raw file
-        raise AudioError(path, "not audio (raw samples without a header)") from None
-    with file:
-        blocks: list[Samples] = []
-        try:
-            # libsndfile takes many times as long as numpy to make 16-bit samples floats; the result is the same.
-            kind = "int16" if file.subtype == "PCM_16" else "float32"
-            while len(block := file.read(_BLOCK, dtype=kind, always_2d=True)):
-                blocks.append(_mono(block) if kind == "float32" else _mono(block * np.float32(1 / 32768)))
-        except soundfile.LibsndfileError as error:
-            raise AudioError(path, _damaged(error)) from None
-        samples = _joined(blocks)
-        if _is_short(path, file, len(samples)):
-            raise AudioError(path, "truncated")
-        return samples, int(file.samplerate)
-
-
-def _joined(blocks: list[Samples]) -> Samples:
-    if len(blocks) == 1:
-        return blocks[0]
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-
-
-def _damaged(error: soundfile.LibsndfileError) -> str:
-    return f"truncated or damaged ({error.error_string.strip(' .')})"
-
-
-def _mono(block: Samples) -> Samples:
-    """(frames, channels) -> (frames,), the mean of the channels."""
-    channels = block.shape[1]
-    return block[:, 0] if channels == 1 else block @ np.full(channels, 1 / channels, np.float32)
-
-
-def _is_short(path: Path, file: soundfile.SoundFile, frames: int) -> bool:
-    """Whether fewer frames were decoded than the file announces; libsndfile reads what is there and says nothing.
-
-    Formats of chunks: libsndfile cuts its frame count to what the file holds, but its log keeps the size that the header
-    announces. Ogg: the last page must be whole and carry the end-of-stream bit. MP3: only a Xing, Info or VBRI header
-    counts frames; without one the frame count is an estimate.
-    """
-    if file.format == "OGG":
-        return not _ogg_ends(path)
-    if file.format == "MP3":
-        return _mp3_counts_frames(path) and frames < file.frames - 2 * 1152
-    if frames < file.frames:
-        return True
-    length = path.stat().st_size
-    for found in re.finditer(r"(?mi)^\s*(?:data|ssnd|data size)\s*:\s*(\d+)(?: \(should be (\d+)\))?", file.extra_info):
-        announced, present = int(found[1]), int(found[2] or length)
-        # Writers to a pipe cannot know the size and put the largest one; some count a few bytes of header.
-        if present + 64 < announced < 0x7FFF_0000:
-            return True
-    return False
-
-
-def _ogg_ends(path: Path) -> bool:
-    with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - (1 << 17)))  # a page has at most 65307 bytes
-        tail = stream.read()
-    page = tail.rfind(b"OggS")
-    header = tail[page : page + 27]
-    if page < 0 or len(header) < 27 or not header[5] & 4:
-        return False
-    segments = tail[page + 27 : page + 27 + header[26]]
-    return len(segments) == header[26] and page + 27 + len(segments) + sum(segments) <= len(tail)
-
-
-def _mp3_counts_frames(path: Path) -> bool:
-    with path.open("rb") as stream:
-        head = stream.read(10)
-        if head[:3] == b"ID3":
-            stream.seek(10 + sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True)))
-        else:
-            stream.seek(0)
-        first = stream.read(4096)
-    return any(tag in first for tag in (b"Xing", b"Info", b"VBRI"))
-
-
-def need_pyav(path: Path) -> None:
-    """Raise AudioError where the library that such a file needs is not installed."""
-    if importlib.util.find_spec("av") is None:
-        raise AudioError(path, "needs the extra `audio`: pip install 'diffatr[audio]'")
-
-
-def _decode_pyav(path: Path) -> tuple[Samples, int]:
-    need_pyav(path)
-    import av
-
-    try:
-        # Absolute, because a bare name with a colon would be taken for an address.
-        with av.open(os.fspath(path.absolute())) as container:
-            if not container.streams.audio:
-                raise AudioError(path, "no sound in it")
-            stream = container.streams.audio[0]
-            planar = av.AudioResampler(format="fltp")
-            blocks = [
-                _mono(np.ascontiguousarray(part.to_ndarray().T, dtype=np.float32))
-                for frame in container.decode(stream)
-                for part in planar.resample(frame)
-            ]
-            rate = int(stream.rate)
-            announced = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
-            if container.format.name in BARE_STREAMS:
-                announced = 0.0
-    except av.error.FFmpegError as error:
-        raise AudioError(path, f"not audio, or damaged ({error.strerror})") from None
-    samples = _joined(blocks)
-    if len(samples) / rate < announced - 0.5:
-        raise AudioError(path, "truncated")
-    return samples, rate
-
-
-def choose_resampler(resampler: Resampler = "auto") -> Literal["polyphase", "soxr", "resampy"]:
-    """The resampler that a setting stands for. Raises UsageError when it is unknown or not installed."""
-    if resampler == "auto":
-        return "polyphase"
-    if resampler not in ("polyphase", "soxr", "resampy"):
-        raise UsageError(f"resampler: {resampler!r} is unknown; choose auto, polyphase, soxr or resampy")
-    if resampler != "polyphase" and importlib.util.find_spec(resampler) is None:
-        raise UsageError(f"resampler: {resampler} is not installed: pip install {resampler}, or choose auto")
-    return resampler
-
-
-def resample(samples: Samples, rate: int, resampler: Resampler = "auto") -> Samples:
-    """Bring mono samples from `rate` Hz to 32 kHz; at 32 kHz they come back as they are."""
-    chosen = choose_resampler(resampler)
-    if rate == SAMPLE_RATE:
-        return samples
-    if chosen == "polyphase":
-        return _polyphase(samples, rate)
-    if chosen == "soxr":
-        import soxr
-
-        out = soxr.resample(samples, rate, SAMPLE_RATE, quality="HQ")
-    else:
-        import resampy
-
-        if len(samples) * SAMPLE_RATE < rate:  # less than one sample would remain
-            return samples[:0]
-        out = resampy.resample(samples, rate, SAMPLE_RATE, filter="kaiser_best")
-    return np.ascontiguousarray(out, dtype=np.float32)
-
-
-def _polyphase(samples: Samples, rate: int) -> Samples:
-    """Resample with a windowed sinc, evaluated exactly at the phases that occur, as small matrix products.
-
-    The phases repeat after `outputs` samples, so one set of weights serves every period, and a period's outputs are its input
-    window times a matrix. Beside a gather per sample this runs at the speed of a matrix product: 4 times as fast as soxr and
-    40 times as resampy's `kaiser_best` at 44.1 kHz on one core.
-    """
-    bank, outputs, inputs, reach = _weights(rate)
-    length = len(samples) * SAMPLE_RATE // rate
-    periods = -(-length // outputs)
-    # 16 periods a product stay below the size at which BLAS starts threads, which cost more than they bring here.
-    group = min(16, max(1, periods))
-    groups = -(-periods // group)
-    padded = np.zeros(groups * group * inputs + 2 * reach + inputs, np.float32)
-    padded[reach : reach + len(samples)] = samples[: len(padded) - reach]
-    out = np.empty((groups, group, outputs), np.float32)
-    done = 0
-    for first, weights in bank:
-        window, count = weights.shape
-        shape, strides = (groups, group, window), (4 * group * inputs, 4 * inputs, 4)
-        windows = np.lib.stride_tricks.as_strided(padded[reach + first :], shape, strides, writeable=False)
-        np.matmul(windows, weights, out=out[:, :, done : done + count])
-        done += count
-    return out.reshape(-1)[:length]
-
-
-@lru_cache(maxsize=8)
-def _weights(rate: int) -> tuple[list[tuple[int, Samples]], int, int, int]:
-    """The polyphase filter from `rate` to 32 kHz: (first input, weights (window, count)) for each run of a period's outputs;
-    the period in outputs and in inputs; and how many inputs before the first a window reaches back, at most.
-
-    A sinc under a Kaiser window. Downwards it has 32 zero crossings: the most that any of 64 mel bands between 50 and 14000 Hz
-    loses is 0.0035 dB, and what folds back is 70 dB down from 16.5 kHz on, 100 dB from 17 kHz on. (16 crossings lose 0.006 dB,
-    12 lose 0.018; resampy's `kaiser_best` has 50 and loses 0.005, soxr HQ 0.004, `kaiser_fast` 1.8.) Measured as the mel
-    energies of 8 s of white noise at 44.1, 48, 96 and 192 kHz beside the same noise resampled without error by one FFT. Upwards
-    the last mel bands reach the source's own limit, and the filter has to be steeper: 64 crossings lose 0.013 dB there.
-    """
-    crossings, beta, rolloff = (32, 10.0, 0.94) if rate > SAMPLE_RATE else (64, 8.0, 0.99)
-    divisor = math.gcd(rate, SAMPLE_RATE)
-    repeats = math.ceil(32 * divisor / SAMPLE_RATE)  # short periods are taken several at a time
-    outputs, inputs = repeats * SAMPLE_RATE // divisor, repeats * rate // divisor
-    scale = min(1.0, SAMPLE_RATE / rate)  # zero crossings per input sample
-    reach = math.ceil(crossings / scale)
-    bank = []
-    for run in np.array_split(np.arange(outputs), max(1, outputs // 32)):
-        centres = run * (rate / SAMPLE_RATE)
-        first, last = math.floor(centres[0]) - reach, math.ceil(centres[-1]) + reach
-        u = (np.arange(first, last + 1)[:, None] - centres) * scale
-        taper = np.i0(beta * np.sqrt(np.clip(1 - (u / crossings) ** 2, 0, None))) / np.i0(beta) * (abs(u) <= crossings)
-        bank.append((first, (scale * rolloff * np.sinc(rolloff * u) * taper).astype(np.float32)))
-    return bank, outputs, inputs, reach
-
-
-def to_pcm16(samples: Samples) -> NDArray[np.int16]:
-    """float32 of full scale +-1 -> int16, clipped; what `read_piece` returns survives the way there and back unchanged."""
-    scaled = samples * np.float32(32768)
-    np.clip(np.rint(scaled, out=scaled), -32768, 32767, out=scaled)
-    return scaled.astype(np.int16)
-
-
-def write_wav(path: Path, pcm: NDArray[np.int16]) -> None:
-    """Write mono 16-bit samples as a 32 kHz WAV file, whole or not at all.
+    For what fits into memory; `open_sound` reads anything.
 
     Raises:
-        DiffATRError: the disk is full or the folder cannot be written.
+        AudioError: the file is missing, empty, no audio, has no samples, holds NaN or infinity, is too large for the memory,
+            or a part of it is missing and `partial` is not "keep".
+        UsageError: the resampler is unknown.
     """
-    with replacing(path) as temporary, temporary.open("wb") as stream:
-        stream_wav(stream, pcm)
-
-
-def stream_wav(stream: BinaryIO, pcm: NDArray[np.int16]) -> None:
-    """Write mono 16-bit samples as a 32 kHz WAV file to an open stream."""
-    # Not by libsndfile, which reports a full disk as a short write.
-    with wave.open(stream, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(SAMPLE_RATE)
-        out.writeframes(np.ascontiguousarray(pcm, "<i2").data)
-
-
-def wav_size(frames: int) -> int:
-    """Bytes of a prepared WAV file of so many samples."""
-    return _WAV_HEADER + 2 * frames
+    with as_audio_error(path), open_sound(path, resampler) as sound:
+        blocks = list(sound.blocks())
+        if sound.partial and partial == "skip":
+            raise AudioError(path, sound.partial)
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)

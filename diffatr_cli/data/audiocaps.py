@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import DiffATRError
 from ..progress import Progress, silent
-from .audio import Resampler
+from .audio import Partial, Resampler
 from .caption_rows import caption_problem
 from .listing import file_stem, none_found, walk_sounds
 from .manifest import SPLITS
@@ -30,9 +30,10 @@ def prepare_audiocaps(
     out: Path,
     source: Path,
     audio: Path | None = None,
-    resampler: Resampler = "auto",
+    resampler: Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
+    partial: Partial = "skip",
 ) -> Report:
     """Prepare AudioCaps from `source`, which holds {train,val,test}.csv or audiocaps_{train,val,test}.csv.
 
@@ -63,7 +64,7 @@ def prepare_audiocaps(
                 _read_split(table, split, sounds, plan)
         if plan.items and not any(item.source for item in plan.items):
             plan.notes.insert(0, none_found(f"the clip {plan.items[0].name}", sounds.paths[0].name if sounds.paths else None))
-        return prepare(out, "audiocaps", plan, earlier, None, OFFICIAL, resampler, workers, progress)
+        return prepare(out, "audiocaps", plan, earlier, None, OFFICIAL, resampler, workers, progress, partial=partial)
 
 
 def _caption_file(source: Path, split: str) -> Path | None:

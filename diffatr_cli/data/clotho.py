@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import DiffATRError
 from ..progress import Progress, silent
-from .audio import Resampler
+from .audio import Partial, Resampler
 from .caption_rows import caption_problem
 from .download import download, unpack_7z
 from .listing import has_ending, none_found, walk_files
@@ -39,11 +39,12 @@ FILES: dict[str, tuple[str, int | None]] = {
 def prepare_clotho(
     out: Path,
     source: Path | None = None,
-    resampler: Resampler = "auto",
+    resampler: Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
     base: str = HOME,
     files: Mapping[str, tuple[str, int | None]] = FILES,
+    partial: Partial = "skip",
 ) -> Report:
     """Prepare Clotho from `source`, or from the files at `base`, which are downloaded to `out`/download.
 
@@ -97,7 +98,7 @@ def prepare_clotho(
         if source is not None and plan.items and not any(item.source for item in plan.items):
             other = next((path.name for path in found if has_ending(path.name)), None)
             plan.notes.insert(0, none_found(plan.items[0].name, other))
-        report = prepare(out, "clotho", plan, earlier, None, OFFICIAL, resampler, workers, progress)
+        report = prepare(out, "clotho", plan, earlier, None, OFFICIAL, resampler, workers, progress, partial=partial)
     spare = [str(path) for path in (out / "download", out / "raw") if path.exists()]
     if report.clips and spare:
         report.notes.append(f"{' and '.join(spare)} can be deleted; the prepared clips do not need them")

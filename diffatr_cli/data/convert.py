@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import hashlib
+import itertools
 import multiprocessing
 import multiprocessing.process
 import os
@@ -17,17 +17,17 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import DiffATRError
-from ..files import reason
+from ..files import reason, replacing
 from ..types import SAMPLE_RATE
 from . import audio
 from .interrupts import interrupts_wait
+from .write_wav import MOST_FRAMES, PcmCounter, stream_wav
 
 SHORTEST = 0.1
 """Seconds; anything shorter is no sound to describe."""
 
+_HELD = 4  # blocks of at most 2^20 samples: two minutes
 _PATIENCE = 0.2
 """Seconds from Ctrl-C to the end of the processes, at most."""
 _FEW = 8  # clips a process; fewer are done sooner than it starts
@@ -46,6 +46,12 @@ class Outcome:
     """Of the prepared samples."""
     skipped: str | None = None
     """Why nothing was prepared."""
+    clipped: int = 0
+    """Samples that were louder than 16 bits hold."""
+    partial: str | None = None
+    """Why only a part of the recording was there; None where all of it was."""
+    notes: tuple[str, ...] = ()
+    """What was put right or left out while decoding."""
 
 
 @dataclass(frozen=True)
@@ -54,21 +60,56 @@ class Converter:
 
     produce: Produce | None = None
     """None decodes and resamples a file."""
-    resampler: audio.Resampler = "auto"
+    resampler: audio.Resampler = "soxr"
+    partial: audio.Partial = "skip"
+    """Whether recordings of which a part is missing are used as far as they go."""
 
     def __call__(self, source: str, target: Path) -> Outcome:
-        """Prepare one source, unless it is bad, too short or silent. Raises DiffATRError when the disk is full."""
+        """Prepare one source, unless it is bad, too short or silent. Raises DiffATRError when the disk is full.
+
+        However long it is, only some blocks of it are in memory at a time.
+        """
         try:
-            samples = audio.load_audio(source, self.resampler) if self.produce is None else self.produce(source)
+            if self.produce is not None:
+                return self._write(iter([self.produce(source)]), target, None)
+            with audio.open_sound(source, self.resampler) as sound:
+                return self._write(sound.blocks(), target, sound)
         except audio.AudioError as error:
             return Outcome(skipped=error.reason)
-        if len(samples) < SHORTEST * SAMPLE_RATE:
-            return Outcome(skipped=f"shorter than {SHORTEST} s")
-        pcm = audio.to_pcm16(samples)
-        if np.ptp(pcm) == 0:
-            return Outcome(skipped="silent")
-        audio.write_wav(target, pcm)
-        return Outcome(len(pcm), hashlib.md5(pcm.data).hexdigest())
+        except MemoryError:
+            return Outcome(skipped=audio.NO_MEMORY)
+
+    def _write(self, blocks: Iterator[audio.Samples], target: Path, sound: audio.Sound | None) -> Outcome:
+        counter = PcmCounter()
+        # Of nearly all clips this is the whole, so that nothing is written of those that are skipped.
+        held = [counter(block) for block in itertools.islice(blocks, _HELD)]
+        more = next(blocks, None)
+        if more is None and (reason := self._unfit(counter, sound)):
+            return Outcome(skipped=reason)
+        rest = () if more is None else map(counter, itertools.chain([more], blocks))
+        try:
+            with replacing(target) as temporary, temporary.open("wb") as stream:
+                stream_wav(stream, itertools.chain(held, itertools.takewhile(lambda _: counter.frames <= MOST_FRAMES, rest)))
+                if reason := self._unfit(counter, sound):
+                    raise _Unfit(reason)
+        except _Unfit as unfit:
+            return Outcome(skipped=str(unfit))
+        partial, notes = (sound.partial, tuple(sound.notes)) if sound else (None, ())
+        return Outcome(counter.frames, counter.md5, None, counter.clipped, partial, notes)
+
+    def _unfit(self, counter: PcmCounter, sound: audio.Sound | None) -> str | None:
+        """Why what was decoded is not used."""
+        if sound is not None and sound.partial and self.partial == "skip":
+            return sound.partial
+        if counter.frames < SHORTEST * SAMPLE_RATE:
+            return f"shorter than {SHORTEST} s"
+        if counter.frames > MOST_FRAMES:
+            return f"longer than {MOST_FRAMES // SAMPLE_RATE // 3600} hours, more than a WAV file holds"
+        return "silent" if counter.silent else None
+
+
+class _Unfit(Exception):
+    """A source that turned out, while it was written, not to be used."""
 
 
 def convert_all(

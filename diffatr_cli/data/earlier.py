@@ -19,9 +19,9 @@ import numpy as np
 from ..errors import DiffATRError
 from ..files import reason
 from ..progress import Progress, silent
-from .audio import stream_wav, wav_size
 from .interrupts import interrupts_wait
 from .manifest import MANIFEST, Record, read_manifest
+from .write_wav import stream_wav, wav_size
 
 JOURNAL = "prepare.journal"
 _BLOCK = 1 << 20  # bytes

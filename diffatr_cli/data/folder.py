@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..progress import Progress, silent
-from .audio import Resampler
+from .audio import Partial, Resampler
 from .caption_rows import TABLE_SUFFIXES, CaptionRow, caption_rows
 from .listing import Found, Listing, as_text, file_stem, has_ending, none_found, plain_name, walk_sounds
 from .manifest import SPLITS
@@ -31,9 +31,10 @@ def prepare_folder(
     out: Path,
     source: Path,
     captions: Path | None = None,
-    resampler: Resampler = "auto",
+    resampler: Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
+    partial: Partial = "skip",
 ) -> Report:
     """Prepare the sounds below `source` that a caption file names, relative to `source` or to the caption file.
 
@@ -61,7 +62,7 @@ def prepare_folder(
             # The whole name stays, ending included: a.wav and a.flac are two sounds.
             plan.items.append(Item(f"{split}/{clip.name}", split, tuple(clip.captions), clip.name, clip.source))
         plan.notes.extend(clips.notes())
-        return prepare(out, "folder", plan, earlier, None, None, resampler, workers, progress)
+        return prepare(out, "folder", plan, earlier, None, None, resampler, workers, progress, partial=partial)
 
 
 @dataclass

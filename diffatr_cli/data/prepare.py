@@ -24,7 +24,7 @@ from ..files import reason
 from ..progress import Progress, silent
 from ..types import SAMPLE_RATE
 from . import audio
-from .convert import Converter, Produce, convert_all
+from .convert import Converter, Outcome, Produce, convert_all
 from .earlier import JOURNAL, Earlier, append
 from .listing import as_text
 from .manifest import SPLITS, Record, write_manifest
@@ -57,6 +57,10 @@ class Report:
     """Clips made in this run."""
     kept: int
     """Clips that an earlier run had finished."""
+    clipped: int
+    """Of those made in this run, clips with samples louder than 16 bits hold, which were clipped."""
+    partial: int
+    """Of those made in this run, clips of recordings of which a part was missing."""
     splits: dict[str, SplitCounts]
     skipped: list[Skip]
     notes: list[str]
@@ -128,15 +132,16 @@ def prepare(
     earlier: Earlier,
     produce: Produce | None = None,
     official: Mapping[str, tuple[int, int]] | None = None,
-    resampler: audio.Resampler = "auto",
+    resampler: audio.Resampler = "soxr",
     workers: int | None = None,
     progress: Progress = silent,
     info: Mapping[str, Any] | None = None,
+    partial: audio.Partial = "skip",
 ) -> Report:
     """Convert every item of a plan that is not finished, write the manifest, and report. `earlier` comes with the claim.
 
-    `produce` defaults to decoding and resampling the item's source file; `workers` to the number of cores. When not a single
-    clip comes out, a manifest that is there is left alone.
+    `produce` defaults to decoding and resampling the item's source file; `workers` to the number of cores; `partial` says what
+    becomes of recordings of which a part is missing. When not a single clip comes out, a manifest that is there is left alone.
 
     Raises:
         DiffATRError: the disk is full, or a worker process died; finished clips stay and are not converted again.
@@ -147,13 +152,15 @@ def prepare(
     todo = [index for index, record in enumerate(records) if record.md5 is None and record.skipped is None]
     kept = sum(record.md5 is not None for record in records)
 
+    outcomes: dict[int, Outcome] = {}
     note = "converting" if produce is None else "generating"
     work = [(plan.items[index].source or "", root / records[index].path) for index in todo]
-    conversion = contextlib.closing(convert_all(Converter(produce, chosen), work, workers))
-    with _no_leftovers(root), (root / JOURNAL).open("a", encoding="utf-8") as journal, conversion as outcomes:
+    conversion = contextlib.closing(convert_all(Converter(produce, chosen, partial), work, workers))
+    with _no_leftovers(root), (root / JOURNAL).open("a", encoding="utf-8") as journal, conversion as converted:
         progress(0, len(todo), note)
-        for done, (number, outcome) in enumerate(outcomes, 1):
+        for done, (number, outcome) in enumerate(converted, 1):
             index = todo[number]
+            outcomes[index] = outcome
             records[index] = replace(records[index], frames=outcome.frames, md5=outcome.md5, skipped=outcome.skipped)
             if outcome.skipped is None:
                 append(journal, records[index])
@@ -171,9 +178,16 @@ def prepare(
         resampler=chosen,
         converted=len(ready) - kept,
         kept=kept,
+        clipped=sum(outcome.clipped > 0 for outcome in outcomes.values()),
+        partial=sum(outcome.partial is not None for outcome in outcomes.values()),
         splits={split: _count(split, records, (official or {}).get(split)) for split in SPLITS},
         skipped=[*plan.skipped, *skips],
-        notes=[*earlier.notes, *plan.notes, *_leaks(ready)],
+        notes=[
+            *earlier.notes,
+            *plan.notes,
+            *_changed({records[index].path: outcome for index, outcome in outcomes.items()}),
+            *_leaks(ready),
+        ],
     )
 
 
@@ -248,6 +262,20 @@ def _count(split: str, records: list[Record], official: tuple[int, int] | None) 
     ready = [record for record in mine if record.skipped is None]
     seconds = sum(record.frames for record in ready) / SAMPLE_RATE
     return SplitCounts(len(ready), sum(len(record.captions) for record in ready), seconds / 3600, len(mine), official)
+
+
+def _changed(made: dict[str, Outcome]) -> list[str]:
+    """Notes of clips that are not all that their recordings were, by path."""
+    notes = []
+    if clipped := {path: outcome for path, outcome in made.items() if outcome.clipped}:
+        path, outcome = max(clipped.items(), key=lambda item: item[1].clipped / item[1].frames)
+        share = 100 * outcome.clipped / outcome.frames
+        notes.append(f"{len(clipped)} clips were louder than full scale and are clipped, {path} the most ({share:.2g} % of it)")
+    if partial := [path for path, outcome in made.items() if outcome.partial]:
+        notes.append(f"{len(partial)} clips are what is left of recordings cut short, such as {partial[0]}")
+    if remarks := [f"{path}: {note}" for path, outcome in made.items() if not outcome.partial for note in outcome.notes[:1]]:
+        notes.append(f"{len(remarks)} recordings are not quite as their headers say, such as {remarks[0]}")
+    return notes
 
 
 def _leaks(ready: list[Record]) -> list[str]:

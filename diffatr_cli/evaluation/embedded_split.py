@@ -1,13 +1,13 @@
-"""A split as embeddings: what both phases validate on and what evaluation ranks.
+"""A split as embeddings: what both phases validate on, what calibration is fitted on and what evaluation ranks.
 
-n clips, m captions, D embedding size.
+n clips, m captions, W windows, D embedding size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +15,14 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import load_weights, save_weights
-from ..core.losses import cosine_similarity
-from ..core.metrics import retrieval_metrics
 from ..core.text import normalise_caption
-from ..core.towers import TwoTowers
-from ..data.logmels import LogMels
+from ..core.windows import spans
 from ..data.manifest import Clip, Dataset, read_piece
 from ..model import Retriever
 from ..progress import Progress, silent
-from ..types import DIRECTIONS, Direction
+from ..types import Direction
 
-CLIPS_AT_ONCE = 64  # whose audio is in memory together while a test split is embedded
-MAX_FRAMES = 64_000  # log-mel frames of one batch while embedding: bounds memory for clips of any length
+CLIPS_AT_ONCE = 64  # whose audio is in memory together
 
 
 @dataclass(frozen=True)
@@ -108,56 +104,95 @@ def recall_sum(metrics: dict[str, float]) -> float:
     return metrics["r1"] + metrics["r5"] + metrics["r10"]
 
 
-def cosine_metrics(gallery: EmbeddedSplit) -> dict[Direction, dict[str, float]]:
-    """Metrics of ranking a small gallery by cosine, by direction."""
-    result: dict[Direction, dict[str, float]] = {}
-    for direction in DIRECTIONS:
-        queries, candidates, relevant = gallery.task(direction)
-        result[direction] = retrieval_metrics(cosine_similarity(queries, candidates), relevant)
-    return result
+EmbedAudio = Callable[[Sequence[np.ndarray]], np.ndarray]
+"""32 kHz mono float32 waveforms -> (n, D) unit vectors."""
+EmbedText = Callable[[Sequence[str]], np.ndarray]
+"""Captions -> (m, D) unit vectors."""
 
 
-@torch.inference_mode()
-def embed_logmels(towers: TwoTowers, logmels: LogMels, device: torch.device, bf16: bool = False) -> Tensor:
-    """Every clip of a split, whole, in evaluation mode -> unit vectors (n, D) on the CPU.
-
-    Clips are batched with others of exactly their length, so that no vector depends on padding or on its batch. Those too short
-    for a feature frame are padded with silence up to one.
-    """
-    towers.eval()
-    out: list[Tensor | None] = [None] * len(logmels)
-    by_length = sorted(range(len(logmels)), key=logmels.frames)
-    for frames, group in groupby(by_length, key=logmels.frames):
-        members, size = list(group), max(1, MAX_FRAMES // frames)
-        for start in range(0, len(members), size):
-            part = members[start : start + size]
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                pooled = towers.audio.pooled(logmels.whole(part, towers.audio.reduction).to(device))
-            for index, vector in zip(part, towers.embed_pooled_audio(pooled.float()).cpu(), strict=True):
-                out[index] = vector
-    return torch.stack([vector for vector in out if vector is not None])
-
-
-def embedded_split_of(
-    retriever: Retriever, run: Path, dataset: Dataset, split: str, progress: Progress = silent
+def embed_split(
+    embed_audio: EmbedAudio,
+    embed_text: EmbedText,
+    dataset: Dataset,
+    split: str,
+    same_captions: str = "negatives",
+    progress: Progress = silent,
 ) -> EmbeddedSplit:
-    """A split's embeddings by a run's encoders, from the cache in its folder or computed into it.
+    """A split by some encoders. Clips are embedded whole, a few at a time.
 
-    Clips are embedded whole, a few at a time.
+    `same_captions` is as in `Captions.positive_groups`.
     """
     clips = dataset.split(split)
+    audio = _embed_clips(embed_audio, dataset, clips, f"embedding {dataset.name} {split}", progress, lambda wave: [wave])
     captions = Captions.of(clips)
+    text = torch.from_numpy(embed_text(captions.texts))
+    return EmbeddedSplit(
+        torch.from_numpy(np.concatenate(audio)), text, captions.clip_index, captions.positive_groups(same_captions)
+    )
+
+
+def cached_split(
+    model: Retriever, run: Path, dataset: Dataset, split: str, same_captions: str = "negatives", progress: Progress = silent
+) -> EmbeddedSplit:
+    """`embed_split` by the encoders of a run, from the cache in its folder or computed into it."""
     path = run / "pretrain" / f"embeddings-{dataset.name}-{split}.safetensors"
-    source = {"encoders": retriever.model_id, "data": dataset.fingerprint}
-    if path.is_file():
-        tensors, facts = load_weights(path)
-        if facts == source:
-            return EmbeddedSplit(tensors["audio"], tensors["text"], captions.clip_index)
-    parts = []
+    source = {"encoders": model.model_id, "data": dataset.fingerprint}
+    if (cached := _cached(path, source)) is None:
+        embedded = embed_split(model.embed_audio, model.embed_text, dataset, split, progress=progress)
+        cached = {"audio": embedded.audio, "text": embedded.text}
+        save_weights(path, cached, source)
+    captions = Captions.of(dataset.split(split))
+    return EmbeddedSplit(cached["audio"], cached["text"], captions.clip_index, captions.positive_groups(same_captions))
+
+
+@dataclass(frozen=True)
+class EmbeddedWindows:
+    """The clips of a split as an index holds recordings: vectors (W, D); the windows of clip i are offsets[i]..offsets[i + 1]."""
+
+    vectors: np.ndarray
+    offsets: np.ndarray
+
+
+def cached_windows(model: Retriever, run: Path, dataset: Dataset, split: str, progress: Progress = silent) -> EmbeddedWindows:
+    """The windows of a split's clips by the encoders of a run, from the cache in its folder or computed into it."""
+    path = run / "pretrain" / f"windows-{dataset.name}-{split}.safetensors"
+    source = {"encoders": model.model_id, "data": dataset.fingerprint}
+    if (cached := _cached(path, source)) is None:
+        parts = _embed_clips(
+            model.embed_audio,
+            dataset,
+            dataset.split(split),
+            f"embedding windows of {dataset.name} {split}",
+            progress,
+            lambda wave: [wave[start:end] for start, end in spans(len(wave))],
+        )
+        offsets = np.cumsum([0, *map(len, parts)])
+        cached = {"vectors": torch.from_numpy(np.concatenate(parts)), "offsets": torch.from_numpy(offsets)}
+        save_weights(path, cached, source)
+    return EmbeddedWindows(cached["vectors"].numpy(), cached["offsets"].numpy())
+
+
+def _cached(path: Path, source: dict[str, str]) -> dict[str, Tensor] | None:
+    """The tensors of a cache file if it was made from this source."""
+    if not path.is_file():
+        return None
+    tensors, facts = load_weights(path)
+    return tensors if facts == source else None
+
+
+def _embed_clips(
+    embed: EmbedAudio,
+    dataset: Dataset,
+    clips: Sequence[Clip],
+    note: str,
+    progress: Progress,
+    cut: Callable[[np.ndarray], list[np.ndarray]],
+) -> list[np.ndarray]:
+    """The vectors of each clip's pieces."""
+    parts: list[np.ndarray] = []
     for start in range(0, len(clips), CLIPS_AT_ONCE):
-        part = clips[start : start + CLIPS_AT_ONCE]
-        parts.append(retriever.embed_audio([read_piece(dataset.root / clip.path) for clip in part]))
-        progress(start + len(part), len(clips), f"embedding {dataset.name} {split}")
-    tensors = {"audio": torch.from_numpy(np.concatenate(parts)), "text": torch.from_numpy(retriever.embed_text(captions.texts))}
-    save_weights(path, tensors, source)
-    return EmbeddedSplit(tensors["audio"], tensors["text"], captions.clip_index)
+        pieces = [cut(read_piece(dataset.root / clip.path)) for clip in clips[start : start + CLIPS_AT_ONCE]]
+        vectors = embed([piece for some in pieces for piece in some])
+        parts += np.split(vectors, np.cumsum([len(some) for some in pieces])[:-1])
+        progress(min(start + CLIPS_AT_ONCE, len(clips)), len(clips), note)
+    return parts

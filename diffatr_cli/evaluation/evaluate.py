@@ -9,11 +9,13 @@ from typing import Any
 
 from ..data.manifest import load_dataset
 from ..errors import UsageError
-from ..model import load_retriever
+from ..model import load_retriever, sampling_of
 from ..progress import Progress, silent
-from ..runs import find_runs, run_folder, seeds_of
+from ..recipe import differing_fields
+from ..recipe_schema import Recipe
+from ..runs import find_runs, recipe_of, run_folder, seeds_of
 from ..types import DIRECTIONS, Direction, System
-from .embedded_split import Captions, embedded_split_of
+from .embedded_split import Captions, cached_split
 from .ranking import rank
 from .results import EvaluationResult, SystemResult
 
@@ -45,13 +47,15 @@ def evaluate(
         UsageError: no such run, a seed that was not trained, or more steps than the chain has.
         DiffATRError: the data set is not prepared, or a checkpoint does not fit.
     """
-    folder = find_runs(runs, source, model, recipe)
+    notes: list[str] = []
+    folder = find_runs(runs, source, model, recipe, notes)
     trained = seeds_of(folder)
     chosen = tuple(seeds) if seeds is not None else tuple(trained)
     if missing := sorted(set(chosen) - set(trained)):
         raise UsageError(f"{folder}: seeds {missing} were not trained, only {trained}. Train them with pretrain --seed N.")
     if not chosen:
         raise UsageError(f"{folder}: no seed has finished an epoch of phase one yet. Run pretrain again; it continues.")
+    learnt = _common_recipe([run_folder(runs, folder.name, seed) for seed in chosen])
     dataset = load_dataset(data, target)
     captions = Captions.of(dataset.split(split))
     metrics: dict[tuple[System, Direction], list[dict[str, float]]] = {}
@@ -59,16 +63,14 @@ def evaluate(
     for seed in chosen:
         run = run_folder(runs, folder.name, seed)
         retriever = load_retriever(run, device)
-        if steps is not None and steps > len(retriever.schedule):
-            raise UsageError(f"--steps: {steps} do not fit in this model's chain of {len(retriever.schedule)}")
-        gallery = embedded_split_of(retriever, run, dataset, split, progress)
+        sampling = sampling_of(retriever, steps=steps, shortlist=shortlist, seed=noise_seed)
+        embedded = cached_split(retriever, run, dataset, split, progress=progress)
         for direction in DIRECTIONS:
-            results = rank(retriever, gallery, direction, steps, shortlist, noise_seed, progress)
+            results = rank(embedded, direction, retriever.reranker, sampling, progress)
             for system, result in results.items():
                 metrics.setdefault((system, direction), []).append(result)
-            if "diff" in results and retriever.recipe.model.strategy == "gen-dis":
-                weights.setdefault(direction, []).append(retriever.fusion_weights[direction])
-    learnt = retriever.recipe
+            if retriever.reranker and retriever.reranker.fuses:
+                weights.setdefault(direction, []).append(retriever.reranker.fusion_weights[direction])
     return EvaluationResult(
         source=source,
         target=target,
@@ -76,21 +78,47 @@ def evaluate(
         recipe=folder.name,
         model=learnt.audio.encoder,
         seeds=chosen,
-        clips=len(gallery.audio),
+        clips=len(embedded.audio),
         captions=len(captions.texts),
         systems=tuple(SystemResult(system, direction, tuple(each)) for (system, direction), each in metrics.items()),
         strategy=learnt.model.strategy,
         batch_size=learnt.pretrain.batch_size,
         chain=learnt.diffusion.steps,
-        steps=steps or learnt.evaluation.steps or learnt.diffusion.steps,
-        shortlist=shortlist or learnt.evaluation.shortlist,
+        steps=sampling.steps or learnt.diffusion.steps,
+        shortlist=sampling.shortlist,
         fusion_weights={direction: tuple(each) for direction, each in weights.items()},
+        notes=tuple(notes),
     )
 
 
-def cross_domain(names: tuple[str, str], models: Sequence[str | None] = (None,), **options: Any) -> list[EvaluationResult]:
+def _common_recipe(seed_folders: Sequence[Path]) -> Recipe:
+    """What all these models were trained with. Raises UsageError where they differ: their mean would be of no model."""
+    first, *others = (recipe_of(run) for run in seed_folders)
+    for run, other in zip(seed_folders[1:], others, strict=True):
+        if fields := differing_fields(first, other):
+            raise UsageError(
+                f"{run}: differs from {seed_folders[0]} in {', '.join(fields)}. Evaluate them one by one with --seeds, or keep "
+                "runs of other settings under another --name."
+            )
+    return first
+
+
+def cross_domain(
+    names: tuple[str, str],
+    models: Sequence[str | None] = (None,),
+    recipes: tuple[str, str] | None = None,
+    **options: Any,
+) -> list[EvaluationResult]:
     """Both out-of-domain directions between two data sets, for each audio encoder: what Tables 3 and 4 hold.
+
+    Args:
+        recipes: of the runs that learnt from the first data set and from the second, where several did.
 
     Takes `evaluate`'s other arguments and raises what it raises.
     """
-    return [evaluate(source, target, model=model, **options) for source, target in permutations(names) for model in models]
+    recipe_of_source = dict(zip(names, recipes or (None, None), strict=True))
+    return [
+        evaluate(source, target, model=model, recipe=recipe_of_source[source], **options)
+        for source, target in permutations(names)
+        for model in models
+    ]

@@ -47,7 +47,8 @@ class EvaluationResult:
 
     `clips` and `captions` are counts of that split as it was ranked. `chain` is K, `steps` the DDIM steps taken,
     `shortlist` how many candidates diffusion re-ranked (None: all). `fusion_weights` holds the weight of x0_hat beside the
-    cosine, one a seed, chosen on the validation split of `source`; it is empty where nothing was fused.
+    cosine, one a seed, chosen on the validation split of `source`; it is empty where nothing was fused. `notes`: what is worth
+    knowing beside it.
     """
 
     source: str
@@ -65,6 +66,7 @@ class EvaluationResult:
     steps: int = CHAIN
     shortlist: int | None = None
     fusion_weights: Mapping[Direction, tuple[float, ...]] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         names = [(result.system, result.direction) for result in self.systems]
@@ -119,6 +121,7 @@ class EvaluationResult:
             "steps": self.steps,
             "shortlist": self.shortlist,
             "fusion_weights": {direction: list(weights) for direction, weights in (self.fusion_weights or {}).items()},
+            "notes": list(self.notes),
             "systems": systems,
             "paper": paper,
         }

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ..recipe_schema import DiffusionSection
 from ..types import Direction
+from .streams import numpy_stream
 from .views import TrainingViews
 
 NEIGHBOUR_BLOCK = 1024  # queries whose nearest others are sought at once
@@ -46,10 +47,10 @@ class CandidateBatches:
 
     def __call__(self, epoch: int, inside: int) -> Iterator[tuple[Direction, Tensor, Tensor, Tensor]]:
         """For each direction: its name, query (B, D), candidates (N, D) or (B, N, D), and x_0 (B, N)."""
-        rng = np.random.default_rng([self.seed, epoch, inside, 3])
+        rng = numpy_stream(self.seed, "candidates", epoch, inside)
         size = self.section.batch_size
         if self._order[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch, 4]).permutation(len(self.views.text))
+            order = numpy_stream(self.seed, "pair order", epoch).permutation(len(self.views.text))
             self._order = epoch, torch.from_numpy(order)
         rows = self._order[1][inside * size : (inside + 1) * size]
         clips = self.views.clip_index[rows]

@@ -1,87 +1,116 @@
-"""Fitting what scores are worth on a validation gallery: phase two's last step.
+"""Fitting what scores are worth on a validation split: phase two's last step (Platt scaling).
 
-T distinct captions, n clips, N candidates.
+What is fitted is what a search shows: a recording scores by its best window, and a sound that asks is the mean of its windows.
+
+T distinct captions, n clips, W windows, N candidates, D embedding size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from ..core.calibration import Calibration, Logistic, presence_features
-from ..core.denoiser import AttentionDenoiser
-from ..core.factored import FactoredDenoiser
-from ..core.losses import cosine_similarity
-from ..core.schedule import NoiseSchedule
-from ..core.scoring import diffusion_draws, diffusion_scores, fuse
+from ..core.scoring import Reranker
 from ..core.text import normalise_caption
-from ..evaluation.embedded_split import Captions, EmbeddedSplit
-from ..recipe_schema import Recipe
+from ..core.windows import best_windows, mean_direction
+from ..evaluation.embedded_split import Captions, EmbeddedWindows
 from ..types import Direction
+from .streams import numpy_stream
 
-SHORTLIST = 100  # candidates that a search re-ranks, so what scores and distributions are fitted for
 QUERIES = 400  # at most, drawn from the captions and from the clips
 FOLDERS = (16, 50, 150, 10**9)
 """Sizes of the made-up folders in which a query's sound is there or is not: distributions look different over few clips."""
 
 
-def calibrate(
-    gallery: EmbeddedSplit,
-    captions: Captions,
-    denoisers: Mapping[Direction, AttentionDenoiser],
-    fusion_weights: Mapping[Direction, float],
-    schedule: NoiseSchedule,
-    recipe: Recipe,
-    seed: int,
-) -> Calibration | None:
-    """Fit a model's calibration on a validation gallery; None where the gallery has no two sounds to tell apart.
+def fit_calibration(windows: EmbeddedWindows, text: np.ndarray, captions: Captions, reranker: Reranker, seed: int) -> Calibration:
+    """Fit each of a model's probabilities on a validation split; None for one whose examples are all of one label.
 
     Which captions and clips match is `matching`'s. Two clips match if they share a caption. Whether a sound is there at all is
     fitted on folders made of some of the clips, with those that match a query left out of half of them.
+
+    Args:
+        windows: of the n clips.
+        text: (m, D) unit vectors of `captions`.
+        seed: of the queries and folders drawn, and of the noise.
     """
-    rng = np.random.default_rng([seed, 5])
-    texts, matches = matching(captions)
-    audio = gallery.audio
-    first = {normalise_caption(text): row for row, text in reversed(list(enumerate(captions.texts)))}
-    text = gallery.text[[first[each] for each in texts]]
-    if len(texts) < 2 or len(audio) < 2 or matches.all():
-        return None
-    asked = np.sort(rng.permutation(len(texts))[:QUERIES])
-    heard = np.sort(rng.permutation(len(audio))[:QUERIES])
-    group = captions.positive_groups("positives")
-    same, itself = group[heard][:, None] == group[None], heard[:, None] == np.arange(len(group))
+    rng = numpy_stream(seed, "calibration")
+    sampling = reranker.sampling.for_folder(seed=seed)
+    distinct, matches = matching(captions)
+    first = {normalise_caption(caption): row for row, caption in reversed(list(enumerate(captions.texts)))}
+    text = text[[first[caption] for caption in distinct]]
+    bounds = list(pairwise(windows.offsets))
+    sounds = np.stack([mean_direction(windows.vectors[a:b]) for a, b in bounds])  # (n, D)
+    asked = np.sort(rng.permutation(len(distinct))[:QUERIES])
+    heard = np.sort(rng.permutation(len(sounds))[:QUERIES])
 
-    def scores(direction: Direction, queries: torch.Tensor, candidates: torch.Tensor) -> np.ndarray:
-        x0_hat = diffusion_scores(
-            denoisers[direction],
-            queries,
-            candidates,
-            schedule,
-            steps=recipe.evaluation.steps,
-            eta=recipe.evaluation.eta,
-            draws=recipe.evaluation.draws,
-            seed=seed,
-            shortlist=SHORTLIST,
-            x0=recipe.diffusion.x0,
-        )
-        return fuse(cosine_similarity(queries, candidates), x0_hat, fusion_weights[direction]).numpy()
+    def draws(direction: Direction, query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        of_draws = reranker.draws(direction, torch.from_numpy(query), torch.from_numpy(candidates), sampling)
+        return of_draws.double().cpu().numpy()
 
-    folders = list(_folders(text[asked], matches[asked], audio, FactoredDenoiser(denoisers["t2a"]), schedule, recipe, seed, rng))
-    fits = (
-        (scores("t2a", text[asked], audio).ravel(), matches[asked].ravel()),
-        (scores("a2t", audio[heard], text).ravel(), matches.T[heard].ravel()),
-        (cosine_similarity(audio[heard], audio).numpy()[~itself], same[~itself]),
+    def final(direction: Direction, cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
+        near = len(x0_hat)
+        of_near = reranker.final_score(direction, torch.from_numpy(cosine[:near]), torch.from_numpy(x0_hat))
+        return np.concatenate([of_near.numpy(), cosine[near:]])
+
+    def found(query: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Some clips, best first, the cosines of their best windows, and those windows' vectors."""
+        rows = np.concatenate([np.arange(*bounds[clip]) for clip in clips])
+        offsets = np.cumsum([0, *(bounds[clip][1] - bounds[clip][0] for clip in clips)])
+        cosine = (windows.vectors[rows] @ query).astype(np.float64)
+        order, best = best_windows(cosine, offsets, len(clips))
+        return clips[order], cosine[best], windows.vectors[rows[best]]
+
+    near, everything = slice(sampling.shortlist), np.arange(len(sounds))
+
+    def text_to_audio() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for row in asked:
+            order, cosine, vectors = found(text[row], everything)
+            yield final("t2a", cosine, draws("t2a", text[row], vectors[near]).mean(0)), matches[row, order]
+
+    def audio_to_text() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for clip in heard:
+            cosine = (text @ sounds[clip]).astype(np.float64)
+            order = np.argsort(-cosine, kind="stable")
+            x0_hat = draws("a2t", sounds[clip], text[order[near]]).mean(0)
+            yield final("a2t", cosine[order], x0_hat), matches[order, clip]
+
+    def audio_to_audio() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        group = captions.positive_groups("positives")
+        for clip in heard:
+            if len(others := everything[everything != clip]):
+                order, cosine, _ = found(sounds[clip], others)
+                yield cosine, group[order] == group[clip]
+
+    def presence() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for row in asked:
+            for there, clips in _folders(matches[row], rng):
+                _, cosine, vectors = found(text[row], clips)
+                features = presence_features(cosine[near], draws("t2a", text[row], vectors[near]))
+                yield features, np.array(there)
+
+    return Calibration(
+        text_to_audio=_fit_scores(text_to_audio()),
+        audio_to_text=_fit_scores(audio_to_text()),
+        audio_to_audio=_fit_scores(audio_to_audio()),
+        presence=_fit([(features[None], there[None]) for features, there in presence()]),
     )
-    labels = np.array([there for there, _ in folders])
-    if not all(each.any() and not each.all() for each in (labels, *(label for _, label in fits))):
+
+
+def _fit_scores(examples: Iterator[tuple[np.ndarray, np.ndarray]]) -> Logistic | None:
+    return _fit([(scores[:, None], labels) for scores, labels in examples])
+
+
+def _fit(examples: Sequence[tuple[np.ndarray, np.ndarray]]) -> Logistic | None:
+    """A fit to features (n, f) and labels (n,); None where they are of one label."""
+    if not examples:
         return None
-    text_to_audio, audio_to_text, audio_to_audio = (
-        Logistic.fit(score[:, None].astype(np.float64), label) for score, label in fits
-    )
-    presence = Logistic.fit(np.stack([features for _, features in folders]), labels)
-    return Calibration(text_to_audio, audio_to_text, audio_to_audio, presence)
+    features, labels = (np.concatenate(column) for column in zip(*examples, strict=True))
+    return Logistic.fit(features, labels) if labels.any() and not labels.all() else None
 
 
 def matching(captions: Captions) -> tuple[list[str], np.ndarray]:
@@ -93,47 +122,36 @@ def matching(captions: Captions) -> tuple[list[str], np.ndarray]:
     texts = [normalise_caption(text) for text in captions.texts]
     distinct = list(dict.fromkeys(texts))
     number = {text: row for row, text in enumerate(distinct)}
-    clips = len(captions.first) - 1
-    has = np.zeros((len(distinct), clips), dtype=bool)
-    has[[number[text] for text in texts], captions.clip_index] = True
-    padded = [f" {text} " for text in distinct]
-    inside = np.array([[text in other for other in padded] for text in padded])  # [a, b]: b contains a
-    mentions = inside.astype(np.float32) @ has.astype(np.float32) > 0  # (T, n): some caption of the clip contains it
-    together = has.astype(np.float32) @ has.T.astype(np.float32) > 0  # (T, T): both are captions of one clip
-    return distinct, together.astype(np.float32) @ mentions.astype(np.float32) > 0
+    clips_of: list[set[int]] = [set() for _ in distinct]
+    texts_of: dict[int, set[int]] = defaultdict(set)
+    for text, clip in zip(texts, captions.clip_index.tolist(), strict=True):
+        clips_of[number[text]].add(clip)
+        texts_of[clip].add(number[text])
+    with_word: dict[str, list[int]] = defaultdict(list)
+    for row, text in enumerate(distinct):
+        for word in dict.fromkeys(text.split()):
+            with_word[word].append(row)
+    mentions: list[set[int]] = []  # of each caption the clips of which some caption contains it
+    for row, text in enumerate(distinct):
+        words = text.split()
+        # Only texts with its rarest word can contain a caption.
+        candidates = min((with_word[word] for word in words), key=len) if words else [row]
+        containing = [other for other in candidates if f" {text} " in f" {distinct[other]} "]
+        mentions.append(set().union(*(clips_of[other] for other in containing)))
+    matches = np.zeros((len(distinct), len(captions.first) - 1), dtype=bool)
+    for row, clips in enumerate(clips_of):
+        together = set().union(*(texts_of[clip] for clip in clips))
+        matches[row, sorted(set().union(*(mentions[other] for other in together)))] = True
+    return distinct, matches
 
 
-def _folders(
-    text: torch.Tensor,
-    matches: np.ndarray,
-    audio: torch.Tensor,
-    factors: FactoredDenoiser,
-    schedule: NoiseSchedule,
-    recipe: Recipe,
-    seed: int,
-    rng: np.random.Generator,
-) -> Iterator[tuple[bool, np.ndarray]]:
-    """(whether the sound is there, `presence_features`) of each query in folders of several sizes, with and without it."""
-    cosine = cosine_similarity(text, audio).numpy()
-    for row, matching_clips in enumerate(matches):
-        others = np.flatnonzero(~matching_clips)
-        own = np.flatnonzero(matching_clips)
-        for size in FOLDERS:
-            if len(others) < 2:
-                continue
-            absent = rng.permutation(others)[:size]
-            share = max(1, round(len(own) * len(absent) / len(others)))
-            present = np.concatenate([absent, rng.permutation(own)[:share]])
-            for there, clips in ((False, absent), (True, present)):
-                near = clips[np.argsort(-cosine[row, clips], kind="stable")[:SHORTLIST]]
-                x0_hat = diffusion_draws(
-                    text[row],
-                    factors.prepare(audio[near].to(factors.weight.device)),
-                    schedule,
-                    steps=recipe.evaluation.steps,
-                    eta=recipe.evaluation.eta,
-                    draws=recipe.evaluation.draws,
-                    seed=seed,
-                    x0=recipe.diffusion.x0,
-                )
-                yield there, presence_features(cosine[row, near], x0_hat.cpu().numpy())
+def _folders(matches: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[bool, np.ndarray]]:
+    """Made-up folders of several sizes, as clips, without and with some that match a query: whether its sound is there."""
+    own, others = np.flatnonzero(matches), np.flatnonzero(~matches)
+    if len(others) < 2:
+        return
+    for size in FOLDERS:
+        absent = rng.permutation(others)[:size]
+        share = max(1, round(len(own) * len(absent) / len(others)))
+        yield False, absent
+        yield True, np.concatenate([absent, rng.permutation(own)[:share]])

@@ -1,80 +1,182 @@
-"""The folder that a training phase writes: opened or refused, its record, its log, and what the phase reports at its end."""
+"""The folder that a training phase writes: opened or refused, resumed, its record, its log, its best and its last state.
+
+A phase's `best.safetensors` and `last.safetensors` have one form, tensors with facts in the header. The last one holds all that
+going on needs: the module, the optimizer and where the training was.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .. import __version__
+from ..checkpoint import load_state, load_weights, save_weights
 from ..errors import UsageError
 from ..files import replacing, write_text
-from ..recipe import dump_recipe
+from ..recipe import differing_fields, dump_recipe
 from ..recipe_schema import Recipe
-from ..runs import Phase, recipe_of_record
+from ..runs import BEST, LAST, RECIPE, RECORD, Phase, read_record, recipe_of_record
+
+_OLD_LAST = "last.pt"  # as earlier versions wrote it
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a finished phase reports: its folder, and the log's row of the epoch that validation chose."""
+    """What a finished phase reports.
+
+    Attributes:
+        folder: of the phase.
+        best: the log's row of the epoch that validation chose.
+        seconds: that this start took.
+        notes: what is worth knowing beside it.
+    """
 
     folder: Path
     best: dict[str, Any]
     seconds: float
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The document of `pretrain --json` and `train-diffusion --json`."""
-        return {"folder": str(self.folder), "seconds": self.seconds, "best": self.best}
+        return {"folder": str(self.folder), "seconds": self.seconds, "best": self.best, "notes": list(self.notes)}
 
 
-def open_phase(folder: Path, phase: Phase, recipe: Recipe, seed: int, command: str, data_fingerprint: str) -> Path:
-    """Make or reopen a phase's folder and return it.
+@contextlib.contextmanager
+def open_phase(
+    run: Path, phase: Phase, recipe: Recipe, sections: Sequence[str], seed: int, command: str, data: str
+) -> Iterator[PhaseFolder]:
+    """A phase's folder in a run's, for one training at a time. Nothing is in the way where nothing was trained.
+
+    Args:
+        recipe: resolved.
+        sections: of the recipe, those that this phase is trained by.
+        command: that starts or continues this phase.
+        data: a fingerprint of what is learnt from.
 
     Raises:
-        UsageError: the folder holds a run of another recipe or of other data, which would be mixed with this one.
+        UsageError: the folder holds a run of another recipe or of other data, which would be mixed with this one, or another
+            process is training there.
     """
-    path = folder / phase
-    record = path / "run.json"
-    if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        changed = _differences(recipe_of_record(before), recipe)
+    from filelock import FileLock, Timeout
+
+    path = run / phase
+    record = path / RECORD
+    if record.is_file() and any((path / name).is_file() for name in (BEST, LAST, _OLD_LAST)):
+        changed = [name for name in differing_fields(recipe_of_record(record), recipe) if name.partition(".")[0] in sections]
         other = f"another recipe ({', '.join(changed)})" if changed else None
-        if other is None and before["data"] != data_fingerprint:
+        if other is None and read_record(record)["data"] != data:
             other = "other data"
         if other:
             raise UsageError(f"{path}: holds a run with {other}. Choose another --name or --runs, or remove that folder.")
-    write_text(path / "recipe.yaml", dump_recipe(recipe))
-    write_text(
-        record,
-        json.dumps(
-            {
-                "phase": phase,
-                "seed": seed,
-                "recipe": recipe.model_dump(mode="json"),
-                "data": data_fingerprint,
-                "resume": command,
-                "started": datetime.now(UTC).isoformat(timespec="seconds"),
-                "git_revision": git_revision(),
-                "versions": versions(),
-            },
-            indent=2,
-        ),
-    )
-    return path
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path / _LOCK, blocking=False):
+            yield PhaseFolder(path, phase, recipe, seed, command, data)
+    except Timeout:
+        raise UsageError(f"{path}: another process is training there. Wait for it, or choose another --name.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            if os.listdir(path) == [_LOCK]:  # it failed before it began
+                os.unlink(path / _LOCK)
+                path.rmdir()
 
 
-def _differences(before: Recipe, now: Recipe) -> list[str]:
-    was, is_now = before.model_dump(), now.model_dump()
-    return [f"{section}.{field}" for section in was for field, value in was[section].items() if is_now[section][field] != value]
+class PhaseFolder:
+    """A phase's folder, held by this process (`open_phase`)."""
+
+    def __init__(self, path: Path, phase: Phase, recipe: Recipe, seed: int, command: str, data: str) -> None:
+        self.path = path
+        self._facts = {
+            "phase": phase,
+            "seed": seed,
+            "recipe": recipe.model_dump(mode="json"),
+            "data": data,
+            "resume": command,
+        }
+        self._recipe = recipe
+
+    def record_start(self, device: torch.device, precision: str) -> None:
+        """Note that training begins or goes on now: the record is written once, each start is added to it."""
+        path = self.path / RECORD
+        start = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "revision": git_revision(),
+            "device": str(device),
+            "precision": precision,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+        }
+        begun = any((self.path / name).is_file() for name in (BEST, LAST, _OLD_LAST))
+        if begun and path.is_file():
+            record = read_record(path)
+        else:  # a record without a checkpoint is of a start that came to nothing
+            record = self._facts
+            write_text(self.path / RECIPE, dump_recipe(self._recipe))
+        write_text(path, json.dumps(record | {"starts": [*record.get("starts", []), start]}, indent=2))
+
+    def resume(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Fill a module and its optimizer with the last state; the facts of `save`, empty where nothing was saved.
+
+        Tensors that the state lacks, such as those of a frozen encoder, stay as they are. Raises DiffATRError for damage.
+        """
+        path = self.path / LAST
+        if path.is_file():
+            tensors, facts = load_weights(path)
+            model = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+            states: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith("optimizer."):
+                    _, index, key = name.split(".")
+                    states.setdefault(int(index), {})[key] = tensor
+            optimizer_state: Any = {"state": states, "param_groups": facts.pop("param_groups")}
+        elif old := load_state(self.path / _OLD_LAST):
+            facts, model, optimizer_state = old, old.pop("model"), old.pop("optimizer")
+        else:
+            return {}
+        module.load_state_dict(module.state_dict() | model)
+        optimizer.load_state_dict(optimizer_state)
+        for parameter, values in optimizer.state.items():
+            for key, value in values.items():
+                if value.shape == parameter.shape:  # files keep no memory format, and fused optimizers need the parameter's
+                    values[key] = torch.empty_like(parameter).copy_(value)
+        return facts
+
+    def save(self, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
+        """Keep what `resume` needs: the module's tensors, its optimizer, and facts as plain values."""
+        state = optimizer.state_dict()
+        saved = {f"model.{name}": tensor for name, tensor in tensors.items()}
+        for index, values in state["state"].items():
+            saved |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in values.items()}
+        save_weights(self.path / LAST, saved, {**facts, "param_groups": state["param_groups"]})
+        (self.path / _OLD_LAST).unlink(missing_ok=True)
+
+    def keep_best(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Replace the model that is used for anything but going on."""
+        save_weights(self.path / BEST, tensors, {"recipe": self._facts["recipe"], "seed": self._facts["seed"], **facts})
+
+    def load_best(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `keep_best` kept last. Raises DiffATRError where there is none, or it is damaged."""
+        return load_weights(self.path / BEST)
+
+    def log(self, epochs_done: int) -> MetricsLog:
+        """The log, as of that epoch."""
+        return MetricsLog(self.path, epochs_done)
 
 
 def versions() -> dict[str, str]:

@@ -7,43 +7,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
-from ..checkpoint import load_state, load_weights, save_state, save_weights
-from ..core.gradients import clip_gradients
+from ..core.inference import pooled_features
 from ..core.losses import nt_xent
-from ..data.logmels import LogMels, cached_logmels
+from ..core.sampling import Sampling
+from ..core.scoring import Reranker
+from ..core.towers import TwoTowers
+from ..data.logmels import cached_logmels
 from ..data.manifest import Dataset, load_dataset
 from ..errors import DiffATRError
-from ..evaluation.embedded_split import Captions, EmbeddedSplit, cosine_metrics, embed_logmels, recall_sum
+from ..evaluation.embedded_split import Captions, EmbeddedSplit, embed_split, recall_sum
+from ..evaluation.ranking import rank
 from ..model import build_towers, resolve_device, trained_state, wants_bf16
 from ..progress import Progress, silent
 from ..recipe_schema import PretrainSection, Recipe
-from ..runs import BEST, LAST, run_folder
-from ..types import SAMPLE_RATE
-from .phase_folder import MetricsLog, TrainingResult, open_phase, resume_command
+from ..runs import FIRST_PHASE, SECOND_PHASE, run_folder
+from ..types import DIRECTIONS, SAMPLE_RATE
+from .batches import TrainSplit, epoch_batches, overlapped_batches
+from .denoisers import DenoiserPair
+from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .refit_heads import PooledViews, refit_heads
-from .train_diffusion import DenoiserPair, rank_by_diffusion
+from .streams import torch_seed
 from .views import augmented_views
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split as training reads it: log-mels, captions, and the captions' vectors where the BERT is frozen."""
-
-    logmels: LogMels
-    captions: Captions
-    vectors: Tensor | None
-    positive_group: np.ndarray
-    """(n,), equal for clips that are not negatives of one another (`Captions.positive_groups`)."""
 
 
 def pretrain(
@@ -64,42 +57,51 @@ def pretrain(
         resume: the arguments of the command that does this job, for the record of how to resume it.
     Raises:
         DiffATRError: data are missing, or the loss is no longer a number.
-        UsageError: the run folder holds another recipe's run.
+        UsageError: the run folder holds another recipe's run, or another process is training there.
     """
     began = time.monotonic()
-    place = resolve_device(device)
+    on_device = resolve_device(device)
     dataset = load_dataset(data, recipe.data.name)
     command = resume_command("pretrain", resume or [name], data=data, runs=runs, seed=seed)
-    folder = open_phase(run_folder(runs, name, seed), "pretrain", recipe, seed, command, dataset.fingerprint)
-    torch.manual_seed(seed)
-    phase = PhaseOne(recipe, place)
-    train, val = (phase.read(dataset, split, progress) for split in ("train", "val"))
-    section = recipe.pretrain
+    # With L_G alone the denoisers are trained here too, by the sections that are phase two's otherwise.
+    sections = FIRST_PHASE + (SECOND_PHASE if recipe.model.strategy == "gen" else ())
+    run = run_folder(runs, name, seed)
+    with open_phase(run, "pretrain", recipe, sections, seed, command, dataset.fingerprint) as folder:
+        best = _train(PhaseOne(recipe, seed, on_device), recipe.pretrain, dataset, folder, progress)
+    return TrainingResult(folder.path, best, time.monotonic() - began)
+
+
+def _train(
+    phase: PhaseOne, section: PretrainSection, dataset: Dataset, folder: PhaseFolder, progress: Progress
+) -> dict[str, Any]:
+    """All that is left to train; the log's row of the best epoch."""
+    seed = phase.seed
+    train = phase.read(dataset, progress)
     steps_per_epoch = len(epoch_batches(train.captions, section, seed, 0, train.logmels.offsets))
     total = section.epochs * steps_per_epoch
 
-    state = load_state(folder / LAST) or {"step": 0, "best": {}, "loss": 0.0}
-    if "model" in state:
-        phase.load_state_dict(phase.state_dict() | state["model"])
-        phase.optimizer.load_state_dict(state["optimizer"])
-    best, loss_sum = state["best"], state["loss"]
-    kept = load_weights(folder / BEST)[1]["best"] if best else {}
+    state: dict[str, Any] = {"step": 0, "best": {}, "loss": 0.0} | folder.resume(phase, phase.optimizer)
+    best: dict[str, Any] = state["best"]
+    loss_sum: float = state["loss"]
+    kept = folder.load_best()[1]["best"] if best else {}
     if kept.get("epoch", 0) > section.epochs:  # killed after the refitted heads were kept and before that was noted
         best, state["refitted"] = kept, True
-    refitted = state.get("refitted", False)
-    log = MetricsLog(folder, state["step"] // steps_per_epoch + refitted)
+    refitted = state.get("refitted", False) or not section.head_steps
+    if state["step"] == total and refitted:
+        return best
+    folder.record_start(phase.device, "bf16" if phase.bf16 else "fp32")
+    log = folder.log(state["step"] // steps_per_epoch + state.get("refitted", False))
 
     def keep_if_best(row: dict[str, Any]) -> None:
         nonlocal best
         log.append(row)
         if not best or row["score"] > best["score"]:
             best = row
-            facts = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "best": best}
-            save_weights(folder / BEST, phase.kept(), facts | {"fusion_weights": {}})
+            folder.keep_best(phase.kept(), {"best": best, "fusion_weights": {}})
 
     saved = time.monotonic()
-    for step, rows, logmels in _overlapped_batches(train, recipe, seed, steps_per_epoch, state["step"]):
-        torch.manual_seed(seed * 1_000_003 + step)  # dropout and SpecAugment
+    for step, rows, logmels in overlapped_batches(train, section, phase.frames, seed, steps_per_epoch, state["step"]):
+        torch.manual_seed(torch_seed(seed, "augmentation", step))
         loss_sum += phase.step(train, rows, logmels, learning_rate(section, step, steps_per_epoch))
         epoch, inside = divmod(step + 1, steps_per_epoch)
         progress(
@@ -110,98 +112,118 @@ def pretrain(
         if inside == 0:
             if not math.isfinite(loss_sum):
                 raise DiffATRError(
-                    f"{folder}: the loss is {loss_sum} in epoch {epoch}. Lower pretrain.lr and start with a new --name."
+                    f"{folder.path}: the loss is {loss_sum} in epoch {epoch}. Lower pretrain.lr and start with a new --name."
                 )
-            keep_if_best({"epoch": epoch, "loss": loss_sum / steps_per_epoch, **phase.validate(val, seed)})
+            keep_if_best({"epoch": epoch, "loss": loss_sum / steps_per_epoch, **phase.validate(dataset)})
             loss_sum = 0.0
         if inside == 0 or time.monotonic() - saved > 60 * section.checkpoint_minutes:
             saved = time.monotonic()
-            done = {"step": step + 1, "best": best, "loss": loss_sum}
-            save_state(folder / LAST, done | {"model": phase.kept(), "optimizer": phase.optimizer.state_dict()})
-    if section.head_steps and not refitted:
-        phase.load_state_dict(phase.state_dict() | load_weights(folder / BEST)[0])
-        loss = phase.refit_heads(train, seed, progress)
-        keep_if_best({"epoch": section.epochs + 1, "loss": loss, **phase.validate(val, seed)})
-        save_state(folder / LAST, (load_state(folder / LAST) or {}) | {"best": best, "refitted": True})
-    return TrainingResult(folder, best, time.monotonic() - began)
+            folder.save(phase.kept(), phase.optimizer, {"step": step + 1, "best": best, "loss": loss_sum})
+    if not refitted:
+        phase.load_state_dict(phase.state_dict() | folder.load_best()[0])
+        loss = phase.refit_heads(train, progress)
+        keep_if_best({"epoch": section.epochs + 1, "loss": loss, **phase.validate(dataset)})
+        folder.save(phase.kept(), phase.optimizer, {"step": total, "best": best, "loss": 0.0, "refitted": True})
+    return best
 
 
 class PhaseOne(nn.Module):
     """What phase one trains, and one step of it: the towers, and with strategy `gen` the denoisers beside them."""
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, seed: int, device: torch.device) -> None:
         super().__init__()
-        self.recipe = recipe
+        torch.manual_seed(torch_seed(seed, "weights"))
+        self.seed = seed
         self.device = device
-        self.towers = build_towers(recipe)
-        self.denoisers = DenoiserPair(recipe) if recipe.model.strategy == "gen" else None
+        self.section, self.temperature = recipe.pretrain, recipe.model.temperature
+        self.finetuned, self.same_captions = recipe.text.finetune, recipe.data.same_captions
+        self.views, self.frames = recipe.diffusion.views, int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
+        self.sampling = Sampling.of(recipe, seed=seed)
+        self.towers: TwoTowers = build_towers(recipe.audio, recipe.text, recipe.model)
+        self.denoisers = DenoiserPair(recipe.model, recipe.diffusion) if recipe.model.strategy == "gen" else None
         self.to(device)
-        self.bf16 = wants_bf16(recipe.pretrain.precision, device)
-        make = torch.optim.AdamW if recipe.pretrain.optimizer == "adamw" else torch.optim.Adam
+        self.bf16 = wants_bf16(self.section.precision, device)
+        make = torch.optim.AdamW if self.section.optimizer == "adamw" else torch.optim.Adam
         self.trained = [p for p in self.parameters() if p.requires_grad]
-        self.optimizer = make(self.trained, lr=recipe.pretrain.lr, weight_decay=recipe.pretrain.weight_decay, fused=True)
+        self.optimizer = make(self.trained, lr=self.section.lr, weight_decay=self.section.weight_decay, fused=True)
+        self._encoded: dict[tuple[str, ...], Tensor] = {}  # captions by a frozen encoder
 
-    def read(self, dataset: Dataset, name: str, progress: Progress) -> Split:
-        """A split, with everything cached that training does not change. Raises DiffATRError if it has no clips."""
-        captions = Captions.of(dataset.split(name))
-        vectors = None if self.recipe.text.finetune else self.text.encode(captions.texts)
-        logmels = cached_logmels(dataset, name, self.recipe.audio.hop, progress)
-        return Split(logmels, captions, vectors, captions.positive_groups(self.recipe.data.same_captions))
+    def read(self, dataset: Dataset, progress: Progress) -> TrainSplit:
+        """The training split, with everything cached that training does not change. Raises DiffATRError if it has no clips."""
+        captions = Captions.of(dataset.split("train"))
+        vectors = None if self.finetuned else self.text.encode(captions.texts)
+        logmels = cached_logmels(dataset, "train", self.towers.audio.hop, progress)
+        return TrainSplit(logmels, captions, vectors, captions.positive_groups(self.same_captions))
 
     @property
     def text(self) -> Any:
         """The caption encoder, which phase one always has."""
         return self.towers.text
 
-    def step(self, train: Split, rows: np.ndarray, logmels: Tensor, lr: float) -> float:
+    def step(self, train: TrainSplit, rows: np.ndarray, logmels: Tensor, lr: float) -> float:
         """One optimizer step on captions `rows` and the log-mels of their clips; its loss."""
         self.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             audio = self.towers.embed_logmel(logmels.to(self.device))
-            text = self.embed_captions(train, rows)
-        clips, place = np.unique(train.captions.clip_index[rows], return_inverse=True)
-        audio, clip_ids = audio[torch.from_numpy(place)], torch.from_numpy(train.positive_group[clips[place]])
+            text = self._embed_captions(train, rows)
+        clips, position = np.unique(train.captions.clip_index[rows], return_inverse=True)
+        audio, clip_ids = audio[torch.from_numpy(position)], torch.from_numpy(train.positive_group[clips[position]])
         if self.denoisers is None:
-            loss = nt_xent(audio, text, self.recipe.model.temperature, clip_ids)
+            loss = nt_xent(audio, text, self.temperature, clip_ids)
         else:
-            loss = self.denoisers.loss(audio, text, clip_ids)
+            loss = self.denoisers.loss_of_pairs(audio, text, clip_ids)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        clip_gradients(self.trained, self.recipe.pretrain.clip_norm)
+        clip_grad_norm_(self.trained, self.section.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         return float(loss.detach())
 
-    def refit_heads(self, train: Split, seed: int, progress: Progress) -> float:
+    def refit_heads(self, train: TrainSplit, progress: Progress) -> float:
         """The heads fitted again on the frozen encoders; the loss. Needs cached caption vectors."""
         assert train.vectors is not None
-        audio = augmented_views(self.towers, train.logmels, self.recipe, seed, self.device, progress)
+        audio = augmented_views(self.towers.audio, train.logmels, self.frames, self.views, self.seed, self.bf16, progress)
         views = PooledViews(audio, train.vectors, train.captions, train.positive_group)
-        return refit_heads(self.towers, views, self.recipe, seed, self.device, progress)
+        return refit_heads(self.towers, views, self.section, self.temperature, self.seed, progress)
 
-    def embed_captions(self, split: Split, rows: np.ndarray) -> Tensor:
+    def _embed_captions(self, train: TrainSplit, rows: np.ndarray) -> Tensor:
         """Unit vectors of captions, from the BERT or from its cached vectors."""
-        if split.vectors is not None:
-            return self.towers.embed_pooled_text(split.vectors[torch.from_numpy(rows)].to(self.device))
-        ids, mask = self.text.tokenise([split.captions.texts[i] for i in rows])
+        if train.vectors is not None:
+            return self.towers.embed_pooled_text(train.vectors[torch.from_numpy(rows)].to(self.device))
+        ids, mask = self.text.tokenise([train.captions.texts[i] for i in rows])
         return self.towers.embed_tokens(ids.to(self.device), mask.to(self.device))
 
     @torch.no_grad()
-    def validate(self, val: Split, seed: int) -> dict[str, Any]:
-        """R@1/5/10 of both directions on a split, and `score`, their sum, which chooses the best epoch."""
-        audio = embed_logmels(self.towers, val.logmels, self.device, self.bf16)
-        vectors = val.vectors if val.vectors is not None else self.text.encode(val.captions.texts)
-        gallery = EmbeddedSplit(
-            audio, self.towers.embed_pooled_text(vectors.to(self.device)).cpu(), val.captions.clip_index, val.positive_group
-        )
-        metrics = cosine_metrics(gallery) if self.denoisers is None else rank_by_diffusion(gallery, self.denoisers, seed)
+    def validate(self, dataset: Dataset) -> dict[str, Any]:
+        """R@1/5/10 of both directions on the validation split, and `score`, their sum, which chooses the best epoch."""
+        self.eval()
+        val = embed_split(self._embed_waveforms, self._embed_texts, dataset, "val", self.same_captions)
+        metrics = {direction: self._rank(val, direction) for direction in DIRECTIONS}
         row: dict[str, Any] = {f"{d}_{key}": m[key] for d, m in metrics.items() for key in ("r1", "r5", "r10")}
         return row | {"score": sum(map(recall_sum, metrics.values()))}
 
+    def _rank(self, val: EmbeddedSplit, direction: Any) -> dict[str, float]:
+        if self.denoisers is None:
+            return rank(val, direction)["baseline"]
+        reranker = Reranker(self.denoisers.by_direction(), self.denoisers.schedule, self.sampling, {})
+        return rank(val, direction, reranker)["diff"]
+
+    def _embed_waveforms(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        pooled = pooled_features(self.towers.audio, [torch.from_numpy(wave) for wave in waveforms])
+        return self.towers.embed_pooled_audio(pooled.to(self.device)).cpu().numpy()
+
+    def _embed_texts(self, captions: Sequence[str]) -> np.ndarray:
+        encoded = self._encoded.get(tuple(captions))
+        if encoded is None:
+            encoded = self.text.encode(captions)
+            if not self.finetuned:  # the same at every epoch
+                self._encoded[tuple(captions)] = encoded
+        return self.towers.embed_pooled_text(encoded.to(self.device)).cpu().numpy()
+
     def kept(self) -> dict[str, Tensor]:
         """What checkpoints hold."""
-        towers = {f"towers.{k}": v for k, v in trained_state(self.towers, self.recipe).items()}
+        towers = {f"towers.{k}": v for k, v in trained_state(self.towers, self.finetuned).items()}
         return towers | ({} if self.denoisers is None else {f"denoisers.{k}": v for k, v in self.denoisers.state_dict().items()})
 
 
@@ -217,67 +239,5 @@ def learning_rate(section: PretrainSection, step: int, steps_per_epoch: int) -> 
         return section.lr
     last = section.epochs * steps_per_epoch - 1
     peak = 0.3 * (last + 1) - 1
-    low, place = (section.lr / 25, step / peak) if step < peak else (section.lr / 1e4, 1 - (step - peak) / (last - peak))
-    return low + (section.lr - low) * (1 - math.cos(math.pi * place)) / 2
-
-
-POOL = 12  # batches' worth of items that are sorted by length at a time: few enough to leave the order random
-
-
-def epoch_batches(
-    captions: Captions, section: PretrainSection, seed: int, epoch: int, offsets: np.ndarray | None = None
-) -> list[np.ndarray]:
-    """An epoch's batches as caption indices, grouped by clip; the same for the same seed and epoch.
-
-    With items `pairs` a batch has batch_size captions; with `clips`, batch_size clips and captions_per_clip of each, or
-    fewer where a clip has fewer. What does not fill a batch is left out of this epoch; every epoch has another order.
-
-    Args:
-        offsets: (n + 1,) where each clip's frames begin, which `by_length` needs.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    pairs = section.items == "pairs"
-    items = len(captions.clip_index) if pairs else len(captions.first) - 1
-    order = rng.permutation(items)
-    starts = np.arange(0, max(items - section.batch_size, 0) + 1, section.batch_size)
-    if section.by_length and offsets is not None:
-        lengths = np.diff(offsets)[captions.clip_index if pairs else slice(None)]
-        size = POOL * section.batch_size
-        pools = [order[start : start + size] for start in range(0, items, size)]
-        order = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
-        rng.shuffle(starts)
-    batches = []
-    for start in starts:
-        chosen = np.sort(order[start : start + section.batch_size])
-        if not pairs:
-            spans = [np.arange(captions.first[clip], captions.first[clip + 1]) for clip in chosen]
-            chosen = np.concatenate([rng.permutation(span)[: section.captions_per_clip] for span in spans])
-        batches.append(chosen)
-    return batches
-
-
-def _overlapped_batches(
-    train: Split, recipe: Recipe, seed: int, steps_per_epoch: int, start: int
-) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-    """(step, caption indices, log-mels of their clips) from a step on; the next batch is cut out while this one trains."""
-    frames = int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
-
-    def cut(step: int, rows: np.ndarray) -> tuple[int, np.ndarray, Tensor]:
-        clips = np.unique(train.captions.clip_index[rows])
-        return step, rows, train.logmels.crop(clips, frames, np.random.default_rng([seed, step, 1]))
-
-    def plan() -> Iterator[tuple[int, np.ndarray]]:
-        for epoch in range(start // steps_per_epoch, recipe.pretrain.epochs):
-            for inside, rows in enumerate(epoch_batches(train.captions, recipe.pretrain, seed, epoch, train.logmels.offsets)):
-                if epoch * steps_per_epoch + inside >= start:
-                    yield epoch * steps_per_epoch + inside, rows
-
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for step, rows in plan():
-            following = pool.submit(cut, step, rows)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+    low, on_device = (section.lr / 25, step / peak) if step < peak else (section.lr / 1e4, 1 - (step - peak) / (last - peak))
+    return low + (section.lr - low) * (1 - math.cos(math.pi * on_device)) / 2

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
-from ..core.gradients import clip_gradients
 from ..core.losses import nt_xent
 from ..core.towers import TwoTowers
 from ..evaluation.embedded_split import Captions
 from ..progress import Progress, silent
-from ..recipe_schema import Recipe
+from ..recipe_schema import PretrainSection
+from .streams import numpy_stream, torch_seed
 
 
 @dataclass(frozen=True)
@@ -32,25 +33,24 @@ class PooledViews:
 
 
 def refit_heads(
-    towers: TwoTowers, views: PooledViews, recipe: Recipe, seed: int, device: torch.device, progress: Progress = silent
+    towers: TwoTowers, views: PooledViews, section: PretrainSection, temperature: float, seed: int, progress: Progress = silent
 ) -> float:
     """Train both heads of `towers`, in place, under Eq. 8; the mean loss of the last tenth of the steps, in nats.
 
-    A batch is `pretrain.head_batch` clips, each in a random view and with `pretrain.captions_per_clip` of its captions. To
-    caption vectors noise is added, `pretrain.head_jitter` times as long as they are: the head then sends the neighbourhood of
-    a caption where it sends the caption, and so words that no training caption had. The rate falls from `pretrain.head_lr` to
-    nothing by a cosine.
+    A batch is `head_batch` clips, each in a random view and with `captions_per_clip` of its captions. To caption vectors noise
+    is added, `head_jitter` times as long as they are: the head then sends the neighbourhood of a caption where it sends the
+    caption, and so words that no training caption had. The rate falls from `head_lr` to nothing by a cosine.
     """
-    section = recipe.pretrain
-    heads = nn.ModuleList([towers.audio_head, towers.text_head]).to(device).train()
+    heads = nn.ModuleList([towers.audio_head, towers.text_head]).train()
     parameters = list(heads.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=section.head_lr, weight_decay=section.head_weight_decay)
-    first, clips_in_batch = views.captions.first, min(section.head_batch, len(views.positive_group))
+    device = parameters[0].device
+    optimizer = torch.optim.AdamW(parameters, lr=section.head_lr, weight_decay=section.head_weight_decay, fused=True)
+    first, group = views.captions.first, views.positive_group
     losses = []
     for step in range(section.head_steps):
-        rng = np.random.default_rng([seed, step, 6])
-        torch.manual_seed(seed * 1_000_003 + step)  # dropout
-        clips = rng.choice(len(views.positive_group), clips_in_batch, replace=False)
+        rng = numpy_stream(seed, "heads", step)
+        torch.manual_seed(torch_seed(seed, "heads dropout", step))
+        clips = rng.choice(len(group), min(section.head_batch, len(group)), replace=False)
         rows = np.concatenate([rng.permutation(np.arange(first[c], first[c + 1]))[: section.captions_per_clip] for c in clips])
         clips = views.captions.clip_index[rows]
         audio = views.audio[torch.from_numpy(rng.integers(0, len(views.audio), len(clips))), torch.from_numpy(clips)]
@@ -60,14 +60,14 @@ def refit_heads(
         loss = nt_xent(
             towers.embed_pooled_audio(audio.to(device)),
             towers.embed_pooled_text(text.to(device)),
-            recipe.model.temperature,
-            torch.from_numpy(views.positive_group[clips]),
+            temperature,
+            torch.from_numpy(group[clips]),
         )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        clip_gradients(parameters, section.clip_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = section.head_lr * (1 + math.cos(math.pi * step / section.head_steps)) / 2
+        clip_grad_norm_(parameters, section.clip_norm)
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = section.head_lr * (1 + math.cos(math.pi * step / section.head_steps)) / 2
         optimizer.step()
         losses.append(float(loss.detach()))
         progress(step + 1, section.head_steps, f"refitting the heads, loss {losses[-1]:.3f}")

@@ -4,147 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from ..checkpoint import load_state, load_weights, save_state, save_weights
-from ..core.denoiser import AttentionDenoiser
-from ..core.gradients import clip_gradients
-from ..core.losses import cosine_similarity, generation_loss
+from ..checkpoint import load_weights
+from ..core.losses import cosine_similarity
 from ..core.metrics import retrieval_metrics
-from ..core.schedule import NoiseSchedule
-from ..core.scoring import diffusion_scores, fuse
-from ..data.manifest import load_dataset
+from ..core.sampling import Sampling
+from ..core.scoring import Reranker, diffusion_scores, fuse
+from ..data.logmels import cached_logmels
+from ..data.manifest import Dataset, load_dataset
 from ..errors import DiffATRError, UsageError
-from ..evaluation.embedded_split import Captions, EmbeddedSplit, recall_sum
-from ..model import build_denoiser, build_schedule, resolve_device, wants_bf16, weights_hash
+from ..evaluation.embedded_split import Captions, EmbeddedSplit, cached_split, cached_windows, recall_sum
+from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever, resolve_device, wants_bf16, weights_hash
 from ..progress import Progress, silent
+from ..recipe import differing_fields, load_recipe
 from ..recipe_schema import Recipe
-from ..runs import BEST, LAST, run_folder
-from ..types import DIRECTIONS, Direction
+from ..runs import BEST, FIRST_PHASE, RECIPE, SECOND_PHASE, run_folder
+from ..types import DIRECTIONS, SAMPLE_RATE, Direction
 from .candidates import CandidateBatches
-from .fit_calibration import calibrate
-from .phase_folder import MetricsLog, TrainingResult, open_phase, resume_command
-from .views import embedded_splits
-
-
-def denoising_loss(
-    denoiser: AttentionDenoiser,
-    schedule: NoiseSchedule,
-    query: Tensor,
-    candidates: Tensor,
-    x_0: Tensor,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """One Monte Carlo term of Eq. 6: a noise level and a noise a row, x_k by Eq. 5, and the divergence of x0_hat from x_0.
-
-    Args:
-        query: (B, D).
-        candidates: (N, D) shared, or (B, N, D).
-        x_0: (B, N) distributions: all mass on the true candidate, shared evenly where several are true.
-        generator: of levels and noise; None is torch's global one.
-
-    Returns:
-        A scalar in nats.
-    """
-    level = torch.randint(len(schedule), (len(query),), generator=generator).to(query.device)
-    noise = torch.randn(x_0.shape, generator=generator).to(query.device)
-    logits = denoiser.factored_forward(schedule.q_sample(x_0, level, noise), level, query, candidates)
-    return generation_loss(logits, x_0)
-
-
-class DenoiserPair(nn.Module):
-    """The denoisers of both directions with their noise schedule."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.recipe = recipe
-        self.schedule = build_schedule(recipe)
-        self.t2a = build_denoiser(recipe)
-        self.a2t = build_denoiser(recipe)
-
-    def of(self, direction: Direction) -> AttentionDenoiser:
-        """The denoiser of a direction."""
-        return self.t2a if direction == "t2a" else self.a2t
-
-    def batch_loss(self, batch: Iterable[tuple[Direction, Tensor, Tensor, Tensor]], generator: torch.Generator) -> Tensor:
-        """L_G of a batch of phase two, mean over what it holds: (direction, query, candidates, x_0) each."""
-        device = next(self.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(self.recipe.diffusion.precision, device)):
-            losses = [
-                denoising_loss(
-                    self.of(direction), self.schedule, query.to(device), candidates.to(device), x_0.to(device), generator
-                )
-                for direction, query, candidates, x_0 in batch
-            ]
-        return torch.stack(losses).mean()
-
-    def loss(self, audio: Tensor, text: Tensor, clip_ids: Tensor) -> Tensor:
-        """L_G of a batch of pairs (B, D), whose items are each other's candidates; mean of both directions."""
-        same = (clip_ids[:, None] == clip_ids[None]).to(audio)
-        x_0 = same / same.sum(1, keepdim=True)
-        t2a = denoising_loss(self.t2a, self.schedule, text, audio, x_0)
-        return (t2a + denoising_loss(self.a2t, self.schedule, audio, text, x_0)) / 2
-
-
-def denoiser_optimizer(pair: DenoiserPair) -> torch.optim.Optimizer:
-    """Phase two's optimizer, as the recipe says."""
-    section = pair.recipe.diffusion
-    return torch.optim.AdamW(pair.parameters(), lr=section.lr, weight_decay=section.weight_decay, fused=True)
-
-
-def denoising_step(
-    pair: DenoiserPair,
-    optimizer: torch.optim.Optimizer,
-    batch: Iterable[tuple[Direction, Tensor, Tensor, Tensor]],
-    generator: torch.Generator,
-) -> float:
-    """One optimizer step of phase two on a batch as `DenoiserPair.batch_loss` takes it; its loss."""
-    loss = pair.batch_loss(batch, generator)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    clip_gradients(pair.parameters(), pair.recipe.diffusion.clip_norm)
-    optimizer.step()
-    return float(loss.detach())
-
-
-def rank_by_diffusion(gallery: EmbeddedSplit, pair: DenoiserPair, seed: int) -> dict[Direction, dict[str, float]]:
-    """Metrics of ranking a gallery by x0_hat alone, as strategy `gen` does."""
-    result: dict[Direction, dict[str, float]] = {}
-    for direction in DIRECTIONS:
-        queries, candidates, relevant = gallery.task(direction)
-        x0_hat = diffusion_scores(pair.of(direction), queries, candidates, pair.schedule, seed=seed, x0=pair.recipe.diffusion.x0)
-        result[direction] = retrieval_metrics(x0_hat, relevant)
-    return result
-
-
-def choose_fusion(gallery: EmbeddedSplit, direction: Direction, pair: DenoiserPair, seed: int) -> tuple[float, dict[str, float]]:
-    """The weight of x0_hat beside the cosine that is best on a validation gallery, and its metrics there.
-
-    Best by R@1 + R@5 + R@10; of equals the smallest weight.
-    """
-    queries, candidates, relevant = gallery.task(direction)
-    cosine = cosine_similarity(queries, candidates)
-    section = pair.recipe.evaluation
-    x0_hat = diffusion_scores(
-        pair.of(direction),
-        queries,
-        candidates,
-        pair.schedule,
-        steps=section.steps,
-        eta=section.eta,
-        seed=seed,
-        shortlist=section.shortlist,
-        draws=section.draws,
-        x0=pair.recipe.diffusion.x0,
-    )
-    tried = [(w, retrieval_metrics(fuse(cosine, x0_hat, w), relevant)) for w in sorted(section.fusion_weights)]
-    return max(tried, key=lambda pair: recall_sum(pair[1]))
+from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
+from .fit_calibration import fit_calibration
+from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
+from .streams import torch_seed, torch_stream
+from .views import TrainingViews, augmented_views, embed_views, load_views, save_views
 
 
 def train_diffusion(
@@ -155,43 +42,80 @@ def train_diffusion(
     runs: Path,
     seed: int = 0,
     device: str = "auto",
+    stated: Sequence[str] = (),
     resume: Sequence[str] = (),
     progress: Progress = silent,
 ) -> TrainingResult:
     """Train the denoisers of a recipe on the encoders that phase one left, resuming where an earlier call was cut off.
 
+    The encoders bring the sections that they were trained by, `data`, `audio`, `text`, `model` and `pretrain`; of the recipe,
+    `diffusion` and `evaluation` are taken. Where its other sections differ from the encoders', the result's notes say so.
+
+    Args:
+        stated: fields (`section.field`) that the caller asks for beyond the recipe's file. They may not contradict the encoders.
+        resume: the arguments of the command that does this job, for the record of how to resume it.
+
     Raises:
-        UsageError: the recipe's strategy has no phase two, or the run folder holds another recipe's run.
+        UsageError: the strategy has no phase two, a stated field contradicts the encoders, the run folder holds another
+            recipe's run, or another process is training there.
         DiffATRError: phase one is missing, or the loss is no longer a number.
     """
     if recipe.model.strategy != "gen-dis":
         raise UsageError(f"model.strategy: `{recipe.model.strategy}` has no phase two. Evaluate the run of pretrain as it is.")
     began = time.monotonic()
-    place = resolve_device(device)
-    dataset = load_dataset(data, recipe.data.name)
     run = run_folder(runs, name, seed)
     encoders = run / "pretrain" / BEST
     if not encoders.is_file():
         raise DiffATRError(
             f"{run}: phase one has not been trained. Run first: {resume_command('pretrain', resume or [name], seed=seed)}"
         )
+    recipe, notes = _on_encoders(run, recipe, stated)
+    dataset = load_dataset(data, recipe.data.name)
+    on_device = resolve_device(device)
     command = resume_command("train-diffusion", resume or [name], data=data, runs=runs, seed=seed)
-    encoders_hash = weights_hash(encoders)
-    folder = open_phase(run, "diffusion", recipe, seed, command, f"{dataset.fingerprint} {encoders_hash}")
-    train, val = embedded_splits(run, recipe, dataset, seed, place, progress)
-    torch.manual_seed(seed)
-    pair = DenoiserPair(recipe).to(place)
-    section = recipe.diffusion
-    batches = CandidateBatches(train, section, seed)
-    optimizer = denoiser_optimizer(pair)
+    fingerprint = f"{dataset.fingerprint} {weights_hash(encoders)}"
+    with open_phase(run, "diffusion", recipe, SECOND_PHASE, seed, command, fingerprint) as folder:
+        best = _train(run, recipe, dataset, seed, on_device, folder, progress)
+        _calibrate(run, recipe, dataset, seed, on_device, folder, progress)
+    chosen = {f"{d}_{key}": value for d in DIRECTIONS for key, value in best[d].items()}
+    return TrainingResult(folder.path, chosen, time.monotonic() - began, notes)
 
-    state = load_state(folder / LAST) or {"epoch": 0, "best": {}}
-    if "model" in state:
-        pair.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+
+def _on_encoders(run: Path, recipe: Recipe, stated: Sequence[str]) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with the sections that the encoders of a run were trained by, and a note where it said otherwise."""
+    first = load_recipe(run / "pretrain" / RECIPE)
+    differing = [name for name in differing_fields(first, recipe) if name.partition(".")[0] in FIRST_PHASE]
+    if contradicting := [name for name in differing if name in stated]:
+        raise UsageError(
+            f"{', '.join(contradicting)}: the encoders in {run / 'pretrain'} were trained with another value. Leave it out, or "
+            "train encoders of their own first, under another --name."
+        )
+    if first.model.strategy != "gen-dis":
+        raise UsageError(f"model.strategy: the run of pretrain is of `{first.model.strategy}`, which has no phase two.")
+    notes = f"the encoders were trained with other values of {', '.join(differing)}, which stand" if differing else ""
+    return first.model_copy(update={name: getattr(recipe, name) for name in SECOND_PHASE}), (notes,) if notes else ()
+
+
+def _train(
+    run: Path, recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, folder: PhaseFolder, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """All epochs that are left; by direction the epoch that validation chose."""
+    section = recipe.diffusion
+    torch.manual_seed(torch_seed(seed, "weights"))
+    pair = DenoiserPair(recipe.model, section).to(device)
+    optimizer = denoiser_optimizer(pair, section)
+    state: dict[str, Any] = {"epoch": 0, "best": {}} | folder.resume(pair, optimizer)
     best: dict[str, dict[str, Any]] = state["best"]
-    kept = dict(load_weights(folder / BEST)[0]) if best else {}
-    log = MetricsLog(folder, state["epoch"])
+    if state["epoch"] == section.epochs:
+        return best
+    retriever = load_encoders(run, str(device))
+    train = _training_views(run, recipe, dataset, retriever, seed, device, progress)
+    val = cached_split(retriever, run, dataset, "val", recipe.data.same_captions, progress)
+    folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32")
+    batches = CandidateBatches(train, section, seed)
+    sampling = Sampling.of(recipe, seed=seed)
+    kept = dict(folder.load_best()[0]) if best else {}
+    log = folder.log(state["epoch"])
     total = section.epochs * len(batches)
     for epoch in range(state["epoch"], section.epochs):
         losses = []
@@ -200,39 +124,79 @@ def train_diffusion(
             step = epoch * len(batches) + inside
             for group in optimizer.param_groups:
                 group["lr"] = section.lr * (1 + math.cos(math.pi * step / total)) / 2
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            losses.append(denoising_step(pair, optimizer, batches(epoch, inside), generator))
+            generator = torch_stream(seed, "diffusion", step)
+            losses.append(denoising_step(pair, optimizer, batches(epoch, inside), generator, section.clip_norm))
             progress(step + 1, total, f"epoch {epoch + 1} of {section.epochs}, loss {np.mean(losses):.3f}")
         if not math.isfinite(np.mean(losses)):
             raise DiffATRError(
-                f"{folder}: the loss is {np.mean(losses)} in epoch {epoch + 1}. Lower diffusion.lr and start with a new --name."
+                f"{folder.path}: the loss is {np.mean(losses)} in epoch {epoch + 1}. Lower diffusion.lr and start with a new "
+                "--name."
             )
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(np.mean(losses))}
+        reranker = Reranker(pair.eval().by_direction(), pair.schedule, sampling, {})
         for direction in DIRECTIONS:
-            weight, metrics = choose_fusion(val, direction, pair.eval(), seed)
+            weight, metrics = choose_fusion(val, direction, reranker, recipe.evaluation.fusion_weights)
             row |= {f"{direction}_{key}": metrics[key] for key in ("r1", "r5", "r10")} | {f"{direction}_weight": weight}
             if direction not in best or recall_sum(metrics) > best[direction]["score"]:
                 best[direction] = {"epoch": epoch + 1, "weight": weight, "score": recall_sum(metrics)}
                 kept |= {f"{direction}.{k}": v.detach().clone() for k, v in pair.of(direction).state_dict().items()}
         log.append(row)
-        facts = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "best": best, "encoders": encoders_hash}
-        save_weights(folder / BEST, kept, facts | {"fusion_weights": {d: best[d]["weight"] for d in DIRECTIONS}})
-        save_state(
-            folder / LAST, {"epoch": epoch + 1, "best": best, "model": pair.state_dict(), "optimizer": optimizer.state_dict()}
-        )
-    tensors, facts = load_weights(folder / BEST)
-    if "calibration" not in facts:
-        progress(total, total, "calibrating scores")
-        pair.load_state_dict(pair.state_dict() | tensors)
-        fitted = calibrate(
-            val,
-            Captions.of(dataset.split("val")),
-            {d: pair.of(d).eval() for d in DIRECTIONS},
-            {d: best[d]["weight"] for d in DIRECTIONS},
-            pair.schedule,
-            recipe,
-            seed,
-        )
-        save_weights(folder / BEST, tensors, facts | {"calibration": fitted and fitted.to_json()})
-    chosen = {f"{d}_{key}": value for d in DIRECTIONS for key, value in best[d].items()}
-    return TrainingResult(folder, chosen, time.monotonic() - began)
+        weights = {d: best[d]["weight"] for d in DIRECTIONS}
+        folder.keep_best(kept, {"best": best, "encoders": retriever.model_id, "fusion_weights": weights})
+        folder.save(pair.state_dict(), optimizer, {"epoch": epoch + 1, "best": best})
+    return best
+
+
+def choose_fusion(
+    split: EmbeddedSplit, direction: Direction, reranker: Reranker, weights: Sequence[float]
+) -> tuple[float, dict[str, float]]:
+    """The weight of x0_hat beside the cosine that is best on a validation split, and its metrics there.
+
+    Best by R@1 + R@5 + R@10; of equals the smallest weight.
+    """
+    queries, candidates, relevant = split.task(direction)
+    cosine = cosine_similarity(queries, candidates)
+    x0_hat = diffusion_scores(queries, reranker.prepare(direction, candidates), reranker.schedule, reranker.sampling)
+    tried = [(weight, retrieval_metrics(fuse(cosine, x0_hat, weight), relevant)) for weight in sorted(weights)]
+    return max(tried, key=lambda each: recall_sum(each[1]))
+
+
+def _training_views(
+    run: Path, recipe: Recipe, dataset: Dataset, retriever: Retriever, seed: int, device: torch.device, progress: Progress
+) -> TrainingViews:
+    """The training split under augmentation, from the cache in the run's folder or computed into it."""
+    count, same = recipe.diffusion.views, recipe.data.same_captions
+    path = run / "pretrain" / f"embeddings-views{count}.safetensors"
+    source = {"encoders": retriever.model_id, "data": dataset.fingerprint}
+    captions = Captions.of(dataset.split("train"))
+    if (cached := load_views(path, source, captions, same)) is not None:
+        return cached
+    encoders = run / "pretrain" / BEST
+    towers = build_towers(recipe.audio.model_copy(update={"weights": None}), recipe.text, recipe.model)
+    tensors = {k.removeprefix("towers."): v for k, v in load_weights(encoders)[0].items() if k.startswith("towers.")}
+    fill_towers(towers, tensors, recipe.text.finetune, encoders)
+    towers.to(device)
+    logmels = cached_logmels(dataset, "train", recipe.audio.hop, progress)
+    frames = int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
+    bf16 = wants_bf16(recipe.pretrain.precision, device)
+    audio = embed_views(towers, augmented_views(towers.audio, logmels, frames, count, seed, bf16, progress))
+    text = torch.from_numpy(retriever.embed_text(captions.texts))
+    return save_views(path, source, audio, text, captions, same)
+
+
+def _calibrate(
+    run: Path, recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, folder: PhaseFolder, progress: Progress
+) -> None:
+    """Fit what the kept model's scores are worth, once."""
+    tensors, facts = folder.load_best()
+    if facts.get("calibration"):
+        return
+    progress(0, 1, "calibrating scores")
+    retriever = load_retriever(run, str(device))
+    assert retriever.reranker is not None
+    captions = Captions.of(dataset.split("val"))
+    split = cached_split(retriever, run, dataset, "val", recipe.data.same_captions, progress)
+    windows = cached_windows(retriever, run, dataset, "val", progress)
+    fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed)
+    folder.keep_best(tensors, facts | {"calibration": fitted.to_json()})
+    progress(1, 1, "calibrating scores")

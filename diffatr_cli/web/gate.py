@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import re
-from typing import Any
 
 from fastapi import Request
-from fastapi.responses import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-
-def json_response(document: Any, status: int = 200) -> Response:
-    """A JSON answer."""
-    # Escaped to ASCII, because names of files need not be valid text.
-    return Response(json.dumps(document, allow_nan=False), status, media_type="application/json")
+from .answers import json_response
 
 
 class Gate:
-    """PriorityLock away who should not ask, and gives every answer the headers that keep browsers from doing more with it."""
+    """Turns away who should not ask, and gives every answer the headers that keep browsers from doing more with it."""
 
     def __init__(self, app: ASGIApp, *, hosts: frozenset[str] | None, token: str | None, policy: str) -> None:
         self.app, self.hosts, self.token = app, hosts, token

@@ -6,12 +6,14 @@ import os
 import socket
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from ..errors import DiffATRError
+from .connection import Limits, limited
 
 PORT = 8765
 """Where the page is if nobody says otherwise and the place is free."""
+LIMITS = Limits()
 
 
 def listen(host: str, port: int | None) -> socket.socket:
@@ -25,7 +27,8 @@ def listen(host: str, port: int | None) -> socket.socket:
     except OSError as error:
         raise DiffATRError(f"--host {host}: no address of this machine ({error.strerror}).") from None
     for place in (address, (address[0], 0, *address[2:])) if port is None else (address,):
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # With the protocol named, asyncio lets no answer wait for an acknowledgement of its head, which takes 40 ms.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         if os.name != "nt":  # there it would let two servers share a port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -40,9 +43,23 @@ def listen(host: str, port: int | None) -> socket.socket:
     )
 
 
-def run(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until Ctrl-C, which comes out as KeyboardInterrupt once open answers are ended."""
+def make_server(app: ASGIApp, limits: Limits = LIMITS) -> uvicorn.Server:
+    """A server that holds clients to limits."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
+        app,
+        http=limited(limits),
+        h11_max_incomplete_event_size=limits.head_bytes,
+        timeout_keep_alive=limits.idle_seconds,
+        timeout_graceful_shutdown=1,
+        log_level="critical",  # what strangers send is no news, and faults are told by the app
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
+
+
+def run(app: ASGIApp, listener: socket.socket) -> None:
+    """Serve until Ctrl-C, which comes out as KeyboardInterrupt once open answers are ended."""
+    make_server(app).run(sockets=[listener])

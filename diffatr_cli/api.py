@@ -1,0 +1,144 @@
+"""DiffATR from Python: a model that embeds sounds and texts, ranks the one by the other, and searches folders.
+
+n sounds or texts, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from .core.windows import mean_direction, spans
+from .corpus.index import FolderIndex, Recordings
+from .corpus.search import Hit, best_captions, embed_texts, search
+from .data.audio import load_audio
+from .data.resample import resample
+from .errors import UsageError
+from .model import load_retriever, sampling_of, shipped_model
+from .types import SAMPLE_RATE
+
+Sound = Path | np.ndarray
+"""A sound file, or mono samples at 32 kHz with full scale +-1."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One candidate: `rank` from 1, `index` in the list that was given, and what it was ranked by.
+
+    `score` is a probability where the model is calibrated for this kind of query, else it only orders.
+    """
+
+    rank: int
+    index: int
+    score: float
+
+
+def load_model(run: str | Path | None = None, device: str = "auto") -> Model:
+    """A trained model.
+
+    Args:
+        run: a run's folder, `runs/RECIPE/seed-N`; None is the model that ships with the package.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+
+    Raises:
+        DiffATRError: there is no finished model there.
+    """
+    return Model(shipped_model() if run is None else Path(run), device)
+
+
+class Model:
+    """A loaded model (`load_model`). Vectors are float32 of norm 1; the dot product of two is their cosine.
+
+    Attributes:
+        dim: D.
+    """
+
+    def __init__(self, run: Path, device: str = "auto") -> None:
+        self._retriever = load_retriever(run, device)
+        self.dim = self._retriever.dim
+
+    def embed_audio(self, sounds: str | Sound | Sequence[str | Sound], rate: int = SAMPLE_RATE) -> np.ndarray:
+        """Sounds as vectors, (n, D). One longer than 10 s is the direction of the mean over its windows.
+
+        Args:
+            sounds: files, by path, or mono arrays with full scale +-1.
+            rate: of the arrays, in Hz.
+
+        Raises:
+            AudioError: a file cannot be read as a sound.
+            UsageError: an array is no mono sound.
+        """
+        several = [sounds] if isinstance(sounds, (str, Path, np.ndarray)) else list(sounds)
+        windows, offsets = self._windows([Path(each) if isinstance(each, str) else each for each in several], rate)
+        vectors = [mean_direction(windows[a:b]) for a, b in pairwise(offsets)]
+        return np.stack(vectors) if vectors else np.zeros((0, self.dim), np.float32)
+
+    def embed_text(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Texts as vectors, (n, D). Raises UsageError for a text without a letter or digit."""
+        several = [texts] if isinstance(texts, str) else list(texts)
+        return embed_texts(self._retriever, several) if several else np.zeros((0, self.dim), np.float32)
+
+    def rank(self, query: str | Sound, candidates: Sequence[str] | Sequence[Sound], top: int | None = None) -> list[Ranked]:
+        """Candidates by how well they fit a query, best first, as `diffatr query` ranks them.
+
+        Args:
+            query: a text (str), or a sound (Path or array).
+            candidates: texts for a sound, or sounds for either.
+            top: how many at most; None is all.
+
+        Raises:
+            AudioError, UsageError: as `embed_audio` and `embed_text`; and texts are not ranked by a text.
+        """
+        if not len(candidates):
+            return []
+        top = len(candidates) if top is None else top
+        texts = [each for each in candidates if isinstance(each, str)]
+        if not texts:
+            vectors, offsets = self._windows([each for each in candidates if not isinstance(each, str)], SAMPLE_RATE)
+            names = [str(index) for index in range(len(candidates))]
+            recordings = Recordings(names, np.arange(len(names)), offsets, np.zeros((len(vectors), 2)), vectors)
+            found = search(self._retriever, recordings, self._query(query), refine=isinstance(query, str), top=top)[0]
+            return [Ranked(hit.rank, int(hit.path), hit.score) for hit in found.hits]
+        if isinstance(query, str) or len(texts) < len(candidates):
+            raise UsageError("candidates are sounds (Path or array), or, for a query that is a sound, texts (str)")
+        index = {text: number for number, text in reversed(list(enumerate(texts)))}
+        hits = best_captions(self._retriever, self._query(query)[0], list(index), top=top)
+        return [Ranked(hit.rank, index[hit.caption], hit.score) for hit in hits]
+
+    def search(self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None) -> list[Hit]:
+        """The best files of a folder for a text (str) or a sound (Path or array), after bringing its index up to date.
+
+        Args:
+            index: where the index is kept; `folder/.diffatr` if None.
+
+        Raises:
+            DiffATRError: there is no such folder, no sound in it, or its index cannot be written.
+        """
+        corpus = FolderIndex(Path(folder), index)
+        corpus.update(self._retriever)
+        recordings = corpus.read(self._retriever.model_id)
+        sampling = sampling_of(self._retriever, folder=True)
+        return search(self._retriever, recordings, self._query(query), sampling, refine=isinstance(query, str), top=top)[0].hits
+
+    def _query(self, query: str | Sound) -> np.ndarray:
+        return self.embed_text(query) if isinstance(query, str) else self.embed_audio(query)
+
+    def _windows(self, sounds: Sequence[Sound], rate: int) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors of all windows, and where each sound's begin."""
+        waves = [load_audio(sound, partial="keep") if isinstance(sound, Path) else _at_our_rate(sound, rate) for sound in sounds]
+        pieces = [[wave[start:end] for start, end in spans(len(wave))] for wave in waves]
+        offsets = np.cumsum([0, *map(len, pieces)])
+        if not offsets[-1]:
+            return np.zeros((0, self.dim), np.float32), offsets
+        return self._retriever.embed_audio([piece for some in pieces for piece in some]), offsets
+
+
+def _at_our_rate(samples: np.ndarray, rate: int) -> np.ndarray:
+    samples = np.asarray(samples, np.float32)
+    if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
+        raise UsageError(f"a sound is a mono array of finite samples, (samples,), not empty; got shape {samples.shape}")
+    return resample(samples, rate)

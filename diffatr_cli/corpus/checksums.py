@@ -1,0 +1,83 @@
+"""Checksums of the files of a LanceDB table, kept beside it.
+
+LanceDB believes what it reads. Most damage shows by the checksums of rows, but some makes it ask for more memory than there is,
+which ends the process. So its files are looked at before. It never changes a file that it has written, so that a checksum
+holds for as long as there is such a file; those of an update that was killed have none before the next one ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import DiffATRError
+from ..files import write_text
+
+_CHUNK = 1 << 20
+_HINT = "latest_version_hint.json"  # the one file that is written again and again; LanceDB does without
+
+
+def fit(table: Path) -> bool:
+    """Whether all files of a table that have a checksum fit it."""
+    known = _known(table)
+    for name, path in _files(table):
+        with contextlib.suppress(FileNotFoundError):  # tidied away by an update that runs now
+            if name in known and known[name] != _checksum(path):
+                return False
+    return True
+
+
+def record(table: Path) -> None:
+    """Give the files of a table checksums that have none yet, if the disk has room for them."""
+    known = _known(table)
+    _write(table, {name: known[name] if name in known else _checksum(path) for name, path in _files(table)})
+
+
+def prune(table: Path) -> None:
+    """Drop the checksums of files that are gone: of a manifest that was lost the name is used again."""
+    known = _known(table)
+    kept = {name: known[name] for name, _ in _files(table) if name in known}
+    if kept != known:
+        _write(table, kept)
+
+
+def forget(table: Path) -> None:
+    """To be called before a table is made anew, whose files may have the same names."""
+    _beside(table).unlink(missing_ok=True)
+
+
+def _beside(table: Path) -> Path:
+    return table.with_suffix(".checksums")
+
+
+def _known(table: Path) -> dict[str, int]:
+    try:
+        known = json.loads(_beside(table).read_bytes())
+        return known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _write(table: Path, sums: dict[str, int]) -> None:
+    with contextlib.suppress(OSError, DiffATRError):
+        write_text(_beside(table), json.dumps(sums))
+
+
+def _files(table: Path) -> Iterator[tuple[str, Path]]:
+    for below, _, names in os.walk(table):
+        for name in names:
+            path = Path(below, name)
+            if name != _HINT:
+                yield path.relative_to(table).as_posix(), path
+
+
+def _checksum(path: Path) -> int:
+    checksum = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum

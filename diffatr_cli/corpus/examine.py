@@ -1,0 +1,78 @@
+"""Looking into one file of a folder: its content's hash, and its windows where they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from .. import __version__
+from ..data.audio import AudioError
+from .scan import Stamp
+from .windows import Missing, Window, windows_of
+
+
+class Content(NamedTuple):
+    """The content of a file, by its hash."""
+
+    hash: str
+
+
+class Failure(NamedTuple):
+    """Why a file cannot be used; `lasting` where it cannot before it changes, or is read by another reader."""
+
+    reason: str
+    lasting: bool
+
+
+Finding = Content | Window | Missing | Failure
+
+
+def reader() -> str:
+    """Which reader this is. Reasons why a file cannot be used hold for it alone: others read what it could not."""
+    return __version__ + (" with PyAV" if importlib.util.find_spec("av") else "")
+
+
+def examine(path: Path, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
+    """Look into a file, of which `stamp` is known: its Content first, then its windows and what is Missing.
+
+    A Failure may come at any place, and ends it.
+
+    Args:
+        is_settled: whether a content, by hash, need not be decoded.
+    """
+    failure, windows = None, 0
+    try:
+        with path.open("rb") as stream:
+            content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        if is_settled(content):
+            yield Content(content)
+            return
+        yield Content(content)
+        for finding in windows_of(path):
+            windows += isinstance(finding, Window)
+            yield finding
+        if not windows:
+            failure = Failure("no samples", lasting=True)
+        if Stamp.of(path.stat()) != stamp:  # hash and samples may be of different contents
+            failure = Failure("changed while it was read", lasting=False)
+    except AudioError as error:
+        failure = Failure(error.reason, lasting=_is_as_it_was(path, stamp))
+    except OSError as error:
+        failure = Failure(f"cannot be read ({error.strerror or type(error).__name__})", lasting=False)
+    except MemoryError:
+        failure = Failure("not enough memory to decode it", lasting=False)
+    except Exception as error:
+        told = (str(error).splitlines() or [""])[0][:200]
+        failure = Failure(f"cannot be decoded ({type(error).__name__}: {told})", lasting=_is_as_it_was(path, stamp))
+    if failure:
+        yield failure
+
+
+def _is_as_it_was(path: Path, stamp: Stamp) -> bool:
+    try:
+        return Stamp.of(path.stat()) == stamp
+    except OSError:
+        return False

@@ -1,0 +1,76 @@
+"""What an update of an index reports, and the errors where it cannot be made or what is there cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import DiffATRError
+
+
+class CannotUpdate(DiffATRError):
+    """The index cannot be changed now, but what it holds can be searched."""
+
+
+class Damaged(DiffATRError):
+    """The index in `folder`, or a part of it, holds something else than was written."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder}: the index is damaged. Index the folder again, which mends it: diffatr index. If this repeats, remove "
+            f"{folder} first."
+        )
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file (or folder) that could not be used, or not all of it, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class IndexReport:
+    """What an update found and did; all but `windows` count files.
+
+    Attributes:
+        files: that can be searched.
+        windows: of those files.
+        embedded: read and embedded by this update.
+        reused: new, renamed or touched files whose content was embedded before.
+        unchanged: left alone.
+        removed: gone from the folder, and from the index.
+        skipped: all that cannot be used, those known from before too.
+        newly_skipped: how many of `skipped` were not known before.
+        partial: that can be searched, although a part of the recording is missing; those known from before too.
+        newly_partial: how many of `partial` were not known before.
+        repaired: of which the index held damaged data, which this update made again; most count as embedded or reused too.
+    """
+
+    files: int = 0
+    windows: int = 0
+    embedded: int = 0
+    reused: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    newly_skipped: int = 0
+    partial: list[Skipped] = field(default_factory=list)
+    newly_partial: int = 0
+    repaired: int = 0
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> IndexReport:
+        """The reverse of `dataclasses.asdict`."""
+        lists = {name: [Skipped(**each) for each in document[name]] for name in ("skipped", "partial")}
+        return cls(**document | lists)
+
+
+def no_sounds(corpus: Path, skipped: list[Skipped]) -> DiffATRError:
+    """The error for a folder in which nothing can be searched, with the first reasons."""
+    if not skipped:
+        return DiffATRError(f"{corpus}: no sound files in it (wav, flac, ogg, opus, mp3 ...; hidden ones do not count).")
+    shown = "; ".join(f"{each.path}: {each.reason}" for each in skipped[:3]) + ("; ..." if len(skipped) > 3 else "")
+    return DiffATRError(f"{corpus}: none of its sound files can be used, {len(skipped)} skipped: {shown}")

@@ -1,0 +1,156 @@
+"""What a search reads: the recordings of a folder with their vectors, in memory and, beside the tables, as one file.
+
+Reading the file takes no LanceDB. It carries marks of the tables and of the folder as they were, and checksums of all that is
+in it. One that is missing, of another time or damaged is as good as none.
+
+F files, C different contents, W windows, D embedding size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DiffATRError
+from ..files import replacing
+from .report import IndexReport
+from .scan import fingerprint
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """What a search looks at, in memory. Files of equal content share it: the windows of content c are rows
+    offsets[c]..offsets[c + 1].
+
+    Attributes:
+        paths: F paths below the folder, sorted.
+        content: (F,) the number of each file's content. Contents are numbered as the first of their files come.
+        offsets: (C + 1,) integers, ascending; every content has at least one window.
+        spans: (W, 2) start and end of each window in its file, seconds.
+        vectors: (W, D) float32 unit vectors.
+    """
+
+    paths: list[str]
+    content: np.ndarray
+    offsets: np.ndarray
+    spans: np.ndarray
+    vectors: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @classmethod
+    def none(cls) -> Recordings:
+        """Those of a folder without any."""
+        return cls([], np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, 1), np.float32))
+
+    @cached_property
+    def _by_content(self) -> tuple[np.ndarray, np.ndarray]:
+        """The files in order of their contents, and where those of each content begin."""
+        order = np.argsort(self.content, kind="stable")
+        return order, np.searchsorted(self.content[order], np.arange(len(self.offsets)))
+
+    def files_of(self, content: int) -> np.ndarray:
+        """The numbers of the files with a content, ascending."""
+        order, first = self._by_content
+        return order[first[content] : first[content + 1]]
+
+    def rows_of(self, file: int) -> slice:
+        """The windows of a file."""
+        content = self.content[file]
+        return slice(int(self.offsets[content]), int(self.offsets[content + 1]))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot that was read.
+
+    Attributes:
+        folder: mark of the folder as it was when it had just been indexed; None where something was left to be tried again.
+        report: of an update that finds the folder like that.
+    """
+
+    folder: str | None
+    report: IndexReport
+    _arrays: dict[str, np.ndarray]
+
+    def recordings(self) -> Recordings:
+        """What a search reads."""
+        paths, vectors = self._arrays["paths"], self._arrays["vectors"]
+        names = os.fsdecode(paths.tobytes()).split("\0") if len(paths) else []
+        return Recordings(
+            names, self._arrays["content"], self._arrays["offsets"], self._arrays["spans"], vectors.astype(np.float32)
+        )
+
+
+def read_snapshot(path: Path, tables: str | None) -> Snapshot | None:
+    """The snapshot at `path`, if it is whole and was made of the tables with the mark `tables`.
+
+    All of it is checked: zlib does 1.5 GB a second, which is little beside what reading and a search take.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            facts = json.loads(_array(file, "facts").tobytes())
+            if facts["tables"] != tables:
+                return None
+            arrays = {name: _array(file, name) for name in ("paths", "content", "offsets", "spans", "vectors")}
+            return Snapshot(facts["folder"], IndexReport.from_json(facts["report"]), arrays)
+    except Exception:  # none there, or damaged in one of many ways; the tables hold all of it
+        return None
+
+
+def _array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    # Not by np.load: it stops where the array's own header says, so that zipfile may never come to the checksum.
+    return np.asarray(np.lib.format.read_array(io.BytesIO(file.read(f"{name}.npy"))))
+
+
+def write_snapshot(path: Path, tables: str | None, folder: str | None, report: IndexReport, recordings: Recordings) -> None:
+    """Write a snapshot if the disk has room for it; searches take a second longer without.
+
+    Args:
+        tables, folder, report: as `Snapshot` has them, and the mark of the tables.
+        recordings: what the tables hold.
+    """
+    facts = {"folder": folder, "tables": tables, "report": asdict(report)}
+    # Left by an update that was killed, or by a version of the package that wrote others.
+    for kind in (".snapshot-*.tmp", ".files-*.tmp", ".windows-*.tmp", "snapshot-v1*"):
+        for left in path.parent.glob(kind):
+            left.unlink(missing_ok=True)
+    with (
+        contextlib.suppress(DiffATRError, OSError),
+        replacing(path) as temporary,
+        temporary.open("wb") as file,
+    ):
+        np.savez(
+            file,
+            facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+            paths=np.frombuffer(b"\0".join(map(os.fsencode, recordings.paths)), np.uint8),
+            content=recordings.content,
+            offsets=recordings.offsets,
+            spans=recordings.spans,
+            vectors=recordings.vectors.astype(np.float16),  # as they are in the tables: exact
+        )
+
+
+def mark_of_tables(folder: Path, names: Sequence[str]) -> str | None:
+    """A hash of the names, sizes and times of the files of tables, which any commit changes; None where a table is missing."""
+    files: dict[bytes, tuple[int, ...]] = {}
+    for name in names:
+        table = folder / f"{name}.lance"
+        if not table.is_dir():
+            return None
+        for below, _, below_names in os.walk(table):
+            for path in (os.path.join(below, each) for each in below_names):
+                with contextlib.suppress(FileNotFoundError):  # tidied away by an update that runs now
+                    stat = os.stat(path)
+                    files[os.fsencode(os.path.relpath(path, folder))] = stat.st_size, stat.st_mtime_ns
+    return fingerprint(files)

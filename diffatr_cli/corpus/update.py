@@ -1,0 +1,229 @@
+"""Bringing the tables of an index up to date with its folder.
+
+Windows are committed before the files that need them, so a kill at any moment leaves contents without a file, which the next
+update uses or removes, never a file that passes for done and is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DiffATRError
+from ..progress import Progress
+from ..types import SAMPLE_RATE
+from .examine import Content, Failure, Finding, examine, reader
+from .read_ahead import read_ahead
+from .report import IndexReport, Skipped
+from .scan import Listing, Stamp
+from .store import ContentWindows, FileRow, FileTable, WindowTable
+from .windows import Missing, Window
+
+if TYPE_CHECKING:
+    from ..model import Retriever
+
+_BATCH = 64  # windows embedded in one call
+_COMMIT_WINDOWS = 4096
+_COMMIT_SECONDS = 5.0  # a kill loses about so much work
+_READ_AHEAD = 128 << 20  # bytes of windows that are decoded and wait at a time
+
+
+class _Part:
+    """A content on its way into the table: its windows so far, some of them with their vectors."""
+
+    def __init__(self) -> None:
+        self.spans: list[tuple[float, float]] = []
+        self.vectors: list[np.ndarray] = []
+
+    @property
+    def windows(self) -> ContentWindows:
+        return ContentWindows(np.array(self.spans), np.stack(self.vectors))
+
+
+class Update:
+    """One update, for one model. To be used once, under the index's lock.
+
+    Args:
+        corpus: the folder of recordings.
+        files, windows: the tables.
+        anew: write the tables anew, as far as they can be read, since changing them failed.
+
+    Attributes:
+        unsettled: whether a file was skipped for now only.
+
+    Raises:
+        CannotUpdate: the tables cannot be read or written.
+    """
+
+    def __init__(self, corpus: Path, files: FileTable, windows: WindowTable, model: Retriever, *, anew: bool = False) -> None:
+        self.corpus, self.files, self.windows, self.model = corpus, files, windows, model
+        self.known, damaged_rows = files.mend(anew=anew)
+        self.embedded, self.damaged = windows.mend(anew=anew)
+        self.report = IndexReport(repaired=damaged_rows)
+        self.changed = anew or bool(damaged_rows or self.damaged)
+        self.unsettled = False
+        self.reader = reader()
+        self.missing_of = {row.content: row.missing for row in self.known.values() if row.missing}
+        self.rows: dict[bytes, FileRow] = {}  # what `files` is to hold in the end
+        self.new_rows: dict[bytes, FileRow] = {}  # of those, what is to be committed next,
+        self.parts: dict[str, _Part] = {}  # with the contents that go there as well,
+        self.waiting: list[tuple[_Part, Window]] = []  # and their windows that have no vectors yet
+        self.uncommitted = 0  # windows of `parts`
+        self.committed = time.monotonic()
+
+    def run(self, seen: Listing, progress: Progress, workers: int) -> IndexReport:
+        """Update the tables for what a scan found.
+
+        Raises:
+            CannotUpdate: the tables cannot be written. What was committed stays.
+            Damaged: they cannot be written because of what they hold.
+            DiffATRError: the model's embeddings are not finite.
+        """
+        report = self.report
+        report.skipped += [*seen.unlisted, *seen.unreadable]
+        # What cannot be read is not remembered: it is told of once, when the folder is new.
+        report.newly_skipped += len(seen.unlisted) + (0 if self.known else len(seen.unreadable))
+        todo = self._compare(seen.files)
+        makers = (partial(examine, self.corpus / os.fsdecode(path), todo[path], partial(self._is_settled, path)) for path in todo)
+        with contextlib.closing(read_ahead(makers, _weight, _READ_AHEAD, workers)) as findings:
+            for done, (path, of_file) in enumerate(zip(todo, findings, strict=True)):
+                progress(done, len(todo), "indexing")
+                self._take(path, todo[path], of_file)
+        self._commit()
+        progress(len(todo), len(todo), "indexing")
+        self._forget_gone()
+        self._forget_orphans()
+        if self.changed:
+            self.files.tidy()
+            self.windows.tidy()
+        self.files.seal()
+        self.windows.seal()
+        report.windows = self.windows.count()
+        report.files = sum(not row.reason for row in self.rows.values())
+        report.skipped += [Skipped(os.fsdecode(path), row.reason) for path, row in self.rows.items() if row.reason]
+        report.partial = [Skipped(os.fsdecode(path), row.missing) for path, row in sorted(self.rows.items()) if row.missing]
+        report.skipped.sort(key=lambda skipped: skipped.path)
+        return report
+
+    def _compare(self, found: Mapping[bytes, Stamp]) -> dict[bytes, Stamp]:
+        """Keep the rows of files that look as remembered; return the files to look into."""
+        todo = {}
+        for path, stamp in found.items():
+            row = self.known.get(path)
+            if row and row.stamp == stamp and (row.reader == self.reader if row.reason else row.content in self.embedded):
+                self.rows[path] = row
+                self.report.unchanged += not row.reason
+            else:
+                todo[path] = stamp
+        return todo
+
+    def _is_settled(self, path: bytes, content: str) -> bool:
+        """Whether a file with this content need not be decoded; called in threads."""
+        return content in self.embedded or bool(self._known_reason(path, content))
+
+    def _known_reason(self, path: bytes, content: str) -> str:
+        row = self.known.get(path)
+        return row.reason if row and (row.content, row.reader) == (content, self.reader) else ""
+
+    def _take(self, path: bytes, stamp: Stamp, findings: Iterator[Finding]) -> None:
+        """Take in one file."""
+        before = self.known.get(path)
+        content, reason, missing, part = "", "", "", _Part()
+        for finding in findings:
+            match finding:
+                case Content():
+                    content = finding.hash
+                    reason = self._known_reason(path, content)
+                    if reason or content in self.embedded:
+                        missing = self.missing_of.get(content, "")
+                        break
+                case Window():
+                    part.spans.append((finding.start / SAMPLE_RATE, finding.end / SAMPLE_RATE))
+                    self.waiting.append((part, finding))
+                    if len(self.waiting) >= _BATCH:
+                        self._embed_waiting()
+                case Missing():
+                    missing = self.missing_of[content] = _text(finding.what)
+                case Failure():
+                    reason, missing = _text(finding.reason), ""
+                    self.waiting = [each for each in self.waiting if each[0] is not part]
+                    if not finding.lasting:
+                        self.report.skipped.append(Skipped(os.fsdecode(path), reason))
+                        self.report.newly_skipped += 1
+                        self.unsettled = True
+                        return
+        self.rows[path] = self.new_rows[path] = FileRow(stamp, content, reason, missing, self.reader if reason else "")
+        is_new = before is None or (before.content, before.reason, before.missing) != (content, reason, missing)
+        self.report.newly_partial += bool(missing) and is_new
+        if reason:
+            self.report.newly_skipped += is_new
+        elif content in self.embedded:
+            self.report.reused += 1
+        else:
+            self.report.embedded += 1
+            self.embedded.add(content)
+            self.parts[content] = part
+            self.uncommitted += len(part.spans)
+        if self.files.unreadable or (before and self._has_lost_vectors(before)):
+            self.report.repaired += 1
+        if self.uncommitted >= _COMMIT_WINDOWS or time.monotonic() - self.committed > _COMMIT_SECONDS:
+            self._commit()
+
+    def _has_lost_vectors(self, row: FileRow) -> bool:
+        return not row.reason and (self.windows.unreadable or row.content in self.damaged)
+
+    def _embed_waiting(self) -> None:
+        """Give all waiting windows their vectors."""
+        for first in range(0, len(self.waiting), _BATCH):
+            batch = self.waiting[first : first + _BATCH]
+            vectors = self.model.embed_audio([window.samples for _, window in batch])
+            if not np.isfinite(vectors).all():
+                raise DiffATRError(
+                    f"model {self.model.model_id}: embeddings are not finite. Its training diverged; use another --run."
+                )
+            for (part, _), vector in zip(batch, vectors.astype(np.float16), strict=True):
+                part.vectors.append(vector)
+        self.waiting.clear()
+
+    def _commit(self) -> None:
+        self._embed_waiting()
+        if self.parts:
+            self.windows.add({content: part.windows for content, part in self.parts.items()})
+        if self.new_rows:
+            self.files.put(self.new_rows)
+            self.changed = True
+        self.parts, self.new_rows, self.uncommitted = {}, {}, 0
+        self.committed = time.monotonic()
+
+    def _forget_gone(self) -> None:
+        self.report.removed = len(self.known.keys() - self.rows.keys())
+        if self.report.removed:
+            self.files.keep(self.rows)
+            self.changed = True
+
+    def _forget_orphans(self) -> None:
+        """Remove contents that no file of any corpus of this index has; an update that was killed leaves some too."""
+        others = self.files.contents_of_others()
+        if others is None:
+            return
+        used = others | {row.content for row in self.rows.values()}
+        if self.embedded - used:
+            self.windows.keep(used)
+            self.changed = True
+
+
+def _text(words: str) -> str:
+    """What a table can hold of it: names of files, which are cited, need not be valid text."""
+    return words.encode("utf-8", "replace").decode()
+
+
+def _weight(finding: Finding) -> int:
+    """Bytes of memory that its samples take."""
+    return finding.samples.nbytes if isinstance(finding, Window) else 0

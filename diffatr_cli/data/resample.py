@@ -1,0 +1,104 @@
+"""From a file's sample rate to 32 kHz, block by block: what it takes in memory does not grow with the recording."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import UsageError
+from ..types import SAMPLE_RATE
+
+Samples = NDArray[np.float32]
+Resampler = Literal["soxr", "resampy"]
+DEFAULT: Resampler = "soxr"
+
+
+class ResamplingStream(Protocol):
+    """Takes mono samples at the old rate, gives those at 32 kHz that are finished; all are, once `last` is told.
+
+    The joined results are samples * 32000 / rate, rounded (a half up), however the input was cut.
+    """
+
+    def __call__(self, block: Samples, last: bool = False) -> Samples: ...
+
+
+def choose_resampler(resampler: str) -> Resampler:
+    """The resampler of that name. Raises UsageError when there is none."""
+    for known in get_args(Resampler):
+        if resampler == known:
+            return known  # type: ignore[no-any-return]
+    raise UsageError(f"resampler: {resampler!r} is unknown; choose soxr or resampy")
+
+
+def resampling_stream(rate: int, resampler: Resampler = DEFAULT) -> ResamplingStream:
+    """A stream from `rate` Hz to 32 kHz; at 32 kHz samples pass as they are."""
+    if rate == SAMPLE_RATE:
+        return _pass
+    return (_Soxr if choose_resampler(resampler) == "soxr" else _Resampy)(rate)
+
+
+def resample(samples: Samples, rate: int, resampler: Resampler = DEFAULT) -> Samples:
+    """Bring mono samples from `rate` Hz to 32 kHz at once; at 32 kHz they come back as they are."""
+    return resampling_stream(rate, resampler)(samples, last=True)
+
+
+def _pass(block: Samples, last: bool = False) -> Samples:
+    return block
+
+
+class _Soxr:
+    def __init__(self, rate: int) -> None:
+        import soxr
+
+        self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+
+    def __call__(self, block: Samples, last: bool = False) -> Samples:
+        out: Samples = self._stream.resample_chunk(np.ascontiguousarray(block, dtype=np.float32), last=last)
+        return out
+
+
+class _Resampy:
+    """resampy knows no streams. Its filter reaches `_context` inputs to either side, so pieces that overlap by as much and
+    begin where an input and an output fall together, every `_period` inputs, give the same samples as the whole would."""
+
+    _AT_ONCE = 1 << 16  # inputs, about
+
+    def __init__(self, rate: int) -> None:
+        from resampy.filters import get_filter
+
+        half_window, precision, _ = get_filter("kaiser_best")
+        reach = math.ceil(len(half_window) / precision * max(1.0, rate / SAMPLE_RATE)) + 1
+        self._rate = rate
+        self._period = rate // math.gcd(rate, SAMPLE_RATE)
+        self._context = -(-reach // self._period) * self._period
+        self._step = max(1, self._AT_ONCE // self._period) * self._period
+        self._waiting = np.zeros(self._context, np.float32)  # silence before the first sample
+        self._taken = self._given = 0  # inputs and outputs
+
+    def __call__(self, block: Samples, last: bool = False) -> Samples:
+        self._taken += len(block)
+        padding = np.zeros(self._context + self._period if last else 0, np.float32)  # and behind the last
+        self._waiting = np.concatenate([self._waiting, block, padding])
+        finished = []
+        while len(self._waiting) >= self._step + 2 * self._context:
+            finished.append(self._piece(self._step))
+        if last and (rest := (len(self._waiting) - 2 * self._context) // self._period * self._period) > 0:
+            finished.append(self._piece(rest))
+        out = np.concatenate([np.zeros(0, np.float32), *finished])
+        if last:
+            total = (2 * self._taken * SAMPLE_RATE + self._rate) // (2 * self._rate)
+            out = out[: max(0, total - self._given)]
+        self._given += len(out)
+        return out
+
+    def _piece(self, inputs: int) -> Samples:
+        import resampy
+
+        piece = self._waiting[: inputs + 2 * self._context]
+        out = resampy.resample(piece, self._rate, SAMPLE_RATE, filter="kaiser_best")
+        first, last = (count * SAMPLE_RATE // self._rate for count in (self._context, self._context + inputs))
+        self._waiting = self._waiting[inputs:]
+        return np.asarray(out[first:last], np.float32)
