@@ -112,8 +112,9 @@ def write_manifest(root: Path, records: Sequence[Record], info: dict[str, Any]) 
     told = json.dumps({**info, "audio_md5": digest}, sort_keys=True).encode()
     columns = {name: [getattr(record, name) for record in records] for name in _SCHEMA.names}
     schema = _SCHEMA.with_metadata({_INFO: told, _SHA256: _digest(told, columns)})
-    with replacing(root / MANIFEST) as temporary:
-        pq.write_table(pa.table(columns, schema=schema), temporary, write_page_checksum=True)
+    # Python opens the files: pyarrow takes no path that is not UTF-8.
+    with replacing(root / MANIFEST) as temporary, temporary.open("wb") as file:
+        pq.write_table(pa.table(columns, schema=schema), file, write_page_checksum=True)
 
 
 def _digest(told: bytes, columns: Mapping[str, Sequence[Any]]) -> str:
@@ -133,7 +134,8 @@ def read_manifest(root: Path) -> tuple[list[Record], dict[str, Any]]:
     """
     path = root / MANIFEST
     try:
-        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        with path.open("rb") as file:
+            table = pq.read_table(file, page_checksum_verification=True)
         if not table.schema.equals(_SCHEMA):
             raise ValueError("other columns")
         metadata = table.schema.metadata or {}
