@@ -84,7 +84,8 @@ def _wide_encoding(raw: bytes) -> str | None:
 
 def _decode_line(line: bytes, place: str, plan: Plan) -> str:
     try:
-        return line.decode("utf-8")
+        # Some programs write the two halves of a character one by one. They are joined; a half that is alone costs its row.
+        return line.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     except UnicodeDecodeError:
         plan.notes.append(f"{place}: not UTF-8, read as Latin-1 (Windows-1252)")
     try:
