@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import yaml
+
+from .collection import no_collection
 
 _CORE = "tag:yaml.org,2002:"
 _TAGS = frozenset(("null", "bool", "int", "float", "str"))
@@ -86,7 +85,7 @@ def compose(text: str) -> yaml.Node | None:
 
 def _compose_long(text: str) -> yaml.Node | None:
     """The node tree of a long text, in a twentieth of the time. Raises RecursionError and yaml.YAMLError."""
-    with _no_collection():
+    with no_collection():
         depth = 0
         for event in yaml.parse(text, Loader=_FastLoader):
             # The parser in C goes down without a look at the stack, until the process dies.
@@ -95,18 +94,6 @@ def _compose_long(text: str) -> yaml.Node | None:
                 raise RecursionError
         node: yaml.Node | None = yaml.compose(text, Loader=_FastLoader)
         return node
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the garbage collector, which would walk over all those nodes again and again."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def value_of(node: yaml.Node | None) -> Any:

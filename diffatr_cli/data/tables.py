@@ -98,7 +98,8 @@ def text_problem(text: str) -> str | None:
     """Why a text cannot be a name or a caption: characters that no file name and no tokenizer takes; None if it can."""
     if "\0" in text:
         return "a NUL character in it"
-    return "half a surrogate pair in it, which is no character" if _SURROGATE.search(text) else None
+    halves = not text.isascii() and _SURROGATE.search(text)
+    return "half a surrogate pair in it, which is no character" if halves else None
 
 
 @lru_cache(maxsize=1024)
