@@ -13,7 +13,13 @@ from benchmarks import __main__ as runner
 from benchmarks import index, report, startup
 from benchmarks.common import Row, Skip
 
-CASES = [(topic, name) for topic in runner.TOPICS for name in importlib.import_module(f"benchmarks.{topic}").cases("tiny")]
+# That of kills runs a command again and again until it has been killed at every stage.
+SLOW = {("index", "kills")}
+CASES = [
+    pytest.param(topic, name, marks=pytest.mark.slow if (topic, name) in SLOW else ())
+    for topic in runner.TOPICS
+    for name in importlib.import_module(f"benchmarks.{topic}").cases("tiny")
+]
 
 
 @pytest.mark.parametrize(("topic", "name"), CASES)

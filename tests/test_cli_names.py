@@ -222,7 +222,7 @@ def test_nothing_is_printed_past_the_console() -> None:
         calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
         if ways & {ast.unparse(call.func) for call in calls}:
             printing.add(path.name)
-    assert printing == {"console.py", "failures.py"}  # the server tells its terminal of a fault
+    assert printing == {"console.py"}
 
 
 # --- a real terminal -------------------------------------------------------------------------------------------------
