@@ -6,8 +6,9 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from diffatr_cli.data.manifest import MANIFEST, Clip, Dataset, Record, load_dataset, read_manifest, write_manifest
@@ -95,6 +96,24 @@ def test_a_damaged_foreign_or_empty_manifest_is_an_error_in_words(tmp_path: Path
     write_manifest(tmp_path / "set", [RECORDS[1]], {})
     with pytest.raises(DiffATRError, match="no clips"):
         load_dataset(tmp_path, "set")
+
+
+def test_facts_that_are_none_are_damage(tmp_path: Path) -> None:
+    write_manifest(tmp_path, RECORDS, {})
+    table = pq.read_table(tmp_path / MANIFEST)
+    pq.write_table(table.replace_schema_metadata({b"diffatr": b"[1]"}), tmp_path / MANIFEST)  # as earlier ones, with no digest
+    with pytest.raises(DiffATRError, match="damaged"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"frames": -1}, {"source_size": -1}, {"frames": None}, {"clip_id": None}, {"captions": ("a", None)}, {"captions": None}],
+)
+def test_values_that_no_clip_has_are_damage(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    write_manifest(tmp_path, [RECORDS[0], replace(RECORDS[2], **wrong)], {})
+    with pytest.raises(DiffATRError, match="damaged"):
+        read_manifest(tmp_path)
 
 
 def test_a_failed_write_leaves_the_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

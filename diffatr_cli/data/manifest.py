@@ -103,6 +103,7 @@ _SCHEMA = pa.schema(
 )
 
 
+_REQUIRED = ("clip_id", "split", "captions", "path", "source_size", "source_mtime_ns", "frames")
 _INFO, _SHA256 = b"diffatr", b"diffatr_sha256"
 
 
@@ -147,6 +148,11 @@ def read_manifest(root: Path) -> tuple[list[Record], dict[str, Any]]:
         ):
             raise ValueError("what it says is not what was written")
         info = json.loads(metadata[_INFO])
+        if not isinstance(info, dict):
+            raise ValueError("no facts in it")
+        required = (*(columns[name] for name in _REQUIRED), *columns["captions"])
+        if any(None in values for values in required) or min((*columns["frames"], *columns["source_size"]), default=0) < 0:
+            raise ValueError("values that no clip has")
         columns["captions"] = [tuple(captions) for captions in columns["captions"]]
         return [Record(*row) for row in zip(*columns.values(), strict=True)], info
     except (FileNotFoundError, NotADirectoryError):
