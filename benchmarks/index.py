@@ -128,7 +128,7 @@ def checks(size: Size) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path, table = folder / "snapshot.npz", WindowTable(folder, "windows", dim)
-        recordings = Recordings([f"{i:05d}.wav" for i in range(count)], np.arange(count + 1), spans, vectors)
+        recordings = Recordings([f"{i:05d}.wav" for i in range(count)], np.arange(count), np.arange(count + 1), spans, vectors)
         write_snapshot(path, "tables", "folder", IndexReport(count, count), recordings)
         table.mend()
         half = vectors.astype(np.float16)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .errors import DiffATRError
-from .files import replacing
+from .files import replacing, utf8_name
 
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -39,8 +39,8 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     remedy = "Train again, or restore the file."
     try:
-        path.open("rb").close()  # safetensors says of any refusal that there is no such file
-        with safe_open(path, framework="pt") as file:
+        # Opened by Python first: safetensors says of any refusal that there is no such file.
+        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
     except FileNotFoundError as error:

@@ -53,6 +53,18 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def utf8_name(path: Path) -> Iterator[str]:
+    """A name of a file for libraries that take no other: its own, or, where that is not UTF-8, one of the open file.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    with path.open("rb") as file:
+        is_text = not re.search("[\ud800-\udfff]", str(path))
+        yield str(path) if is_text else f"/dev/fd/{file.fileno()}"
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in UTF-8."""
     with replacing(path) as temporary:

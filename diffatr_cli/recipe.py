@@ -60,7 +60,7 @@ def find_recipe(name: str) -> Path:
     if os.path.isfile(name):  # which is False for any text that cannot be a path
         return Path(name)
     known = list_recipes()
-    near = get_close_matches(Path(name).stem, known, n=1)
+    near = get_close_matches(_cut(Path(name).stem), known, n=1)
     problem = f"no recipe named '{name}'" if _is_bare(name) else "no such recipe file"
     raise RecipeError([f"{name}: {problem}{_did_you_mean(near)}; the known recipes are {', '.join(sorted(known)) or 'none'}"])
 
@@ -250,9 +250,10 @@ def _read_base(node: yaml.Node, path: Path, at: _Place, reading: _Reading, chain
         base = list_recipes()[node.value]
     else:
         known = sorted({*list_recipes(), *(p.stem for p in path.parent.glob("*.yaml"))} - {path.stem})
-        near = get_close_matches(Path(node.value).stem, known, n=1)
+        near = get_close_matches(_cut(Path(node.value).stem), known, n=1)
         reading.complete = False
-        reading.add(at, "extends", f"no recipe '{node.value}'{_did_you_mean(near)}; the known recipes are {', '.join(known)}")
+        missing = f"no recipe '{_cut(node.value)}'{_did_you_mean(near)}"
+        reading.add(at, "extends", f"{missing}; the known recipes are {', '.join(known)}")
         return
     if base.resolve() in chain:
         circle = [*chain[chain.index(base.resolve()) :], base.resolve()]
@@ -289,7 +290,7 @@ def _read_override(override: str, reading: _Reading) -> None:
     full, text = full.strip(), text.strip()
     section, _, name = full.partition(".")
     if not equals or not full:
-        reading.add(place, override, "expected an override such as pretrain.epochs=2")
+        reading.add(place, _cut(override), "expected an override such as pretrain.epochs=2")
         return
     if name not in SECTIONS.get(section, ()):
         reading.add(place, _cut(full), partial(_unknown_field, section if name else "", name or full))
@@ -299,7 +300,7 @@ def _read_override(override: str, reading: _Reading) -> None:
         node = compose(text) if text.startswith(("[", "'", '"')) else plain(text)
         reading.values[section, name] = (value_of(node), place)
     except NotYAML as error:
-        reading.add(place, full, f"'{text}' is {error.problem}")
+        reading.add(place, full, f"'{_cut(text)}' is {error.problem}")
     except ValueError as error:
         reading.add(place, full, str(error))
 

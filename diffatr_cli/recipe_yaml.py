@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import yaml
+
+from .collection import no_collection
 
 _CORE = "tag:yaml.org,2002:"
 _TAGS = frozenset(("null", "bool", "int", "float", "str"))
@@ -72,7 +71,9 @@ def compose(text: str) -> yaml.Node | None:
         raise NotYAML(0, "nested too deeply") from None
     except yaml.reader.ReaderError as error:
         problem = f"a character that YAML does not allow, #x{error.character:04x}"
-        raise NotYAML(text.count("\n", 0, error.position) + 1, problem) from None
+        # The parser in C counts bytes.
+        before = text[: error.position] if error.encoding != "?" else text.encode()[: error.position].decode(errors="replace")
+        raise NotYAML(before.count("\n") + 1, problem) from None
     except yaml.MarkedYAMLError as error:
         at_end = re.search("end of stream|<stream end>", error.problem or "")  # what was left open is the place to look at
         mark = error.context_mark if at_end and error.context_mark else error.problem_mark
@@ -84,30 +85,15 @@ def compose(text: str) -> yaml.Node | None:
 
 def _compose_long(text: str) -> yaml.Node | None:
     """The node tree of a long text, in a twentieth of the time. Raises RecursionError and yaml.YAMLError."""
-    with _no_collection():
-        try:
-            depth = 0
-            for event in yaml.parse(text, Loader=_FastLoader):
-                # The parser in C goes down without a look at the stack, until the process dies.
-                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-                if depth > _DEEPEST:
-                    raise RecursionError
-            node: yaml.Node | None = yaml.compose(text, Loader=_FastLoader)
-        except yaml.YAMLError:
-            node = yaml.compose(text, Loader=_Loader)  # its words are the ones that are told
+    with no_collection():
+        depth = 0
+        for event in yaml.parse(text, Loader=_FastLoader):
+            # The parser in C goes down without a look at the stack, until the process dies.
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise RecursionError
+        node: yaml.Node | None = yaml.compose(text, Loader=_FastLoader)
         return node
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without the garbage collector, which would walk over all those nodes again and again."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def value_of(node: yaml.Node | None) -> Any:

@@ -13,13 +13,16 @@ from benchmarks import __main__ as runner
 from benchmarks import index, report, startup
 from benchmarks.common import Row, Skip
 
-CASES = [(topic, name) for topic in runner.TOPICS for name in importlib.import_module(f"benchmarks.{topic}").cases("tiny")]
-SLOW = [("long", name) for name in ("flac", "mp3", "opus", "wav")]  # the same as m4a, a process more each
+# That of kills runs a command again and again until it has been killed at every stage; of long recordings one is enough.
+SLOW = {("index", "kills"), *(("long", name) for name in ("flac", "mp3", "opus", "wav"))}
+CASES = [
+    pytest.param(topic, name, marks=pytest.mark.slow if (topic, name) in SLOW else ())
+    for topic in runner.TOPICS
+    for name in importlib.import_module(f"benchmarks.{topic}").cases("tiny")
+]
 
 
-@pytest.mark.parametrize(
-    ("topic", "name"), [pytest.param(*case, marks=[pytest.mark.slow] if case in SLOW else []) for case in CASES]
-)
+@pytest.mark.parametrize(("topic", "name"), CASES)
 def test_every_benchmark_runs(topic, name, monkeypatch, request):
     if topic in ("startup", "index", "long"):
         run, python = request.getfixturevalue("trained"), startup.python

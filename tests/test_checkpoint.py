@@ -26,7 +26,17 @@ from diffatr_cli.model import shipped_model
 from diffatr_cli.runs import BEST
 
 
-def test_weights_and_state_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "w",
+        pytest.param(
+            os.fsdecode(b"r\xffn"), marks=pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+        ),
+    ],
+)
+def test_weights_and_state_come_back(tmp_path: Path, name: str) -> None:
+    tmp_path = tmp_path / name
     tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(3)}
     save_weights(tmp_path / "w.safetensors", tensors, {"seed": 1, "best": {"r1": 0.5}})
     loaded, facts = load_weights(tmp_path / "w.safetensors")

@@ -14,6 +14,9 @@ from command_line import DIFFATR, Stream, Terminal, controls, shown, typed
 from fake_retriever import FakeRetriever, write_tone
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from rich import box
+from rich.table import Column, Table
+from rich.text import Text
 
 from diffatr_cli.cli import console, corpus, query, serve
 from diffatr_cli.errors import DiffATRError, UsageError
@@ -178,8 +181,25 @@ def test_tables_of_names_keep_brackets_and_columns(tmp_path: Path) -> None:
     result = typed(arguments, terminal=True)
     assert result.code == 1  # there is none of them
     assert not controls(result.out + result.err)
-    for words in ("[red]x[/red].wav", ":dog:.wav", "[/]", "[b]:cat:: prepared"):
+    for words in ("[red]x[/red].wav", ":dog:.wav", "[/]", "prepared: [b]:cat:"):
         assert words in "".join(line.strip(" |\u2502") for line in result.out.splitlines())
+
+
+@given(st.integers(0, 250), st.sampled_from(["", " ", "\n", "\u3000"]), st.sampled_from([None, box.SIMPLE_HEAD]))
+def test_no_line_of_a_table_begins_with_a_name(length: int, between: str, style: box.Box | None) -> None:
+    """Wherever it is wrapped."""
+    name = "a" * length + between + "diffatr: all is well " * 3
+    for text in (name, Text(name)):
+        table = Table(Column(overflow="fold"), title=text, caption=text, **({"box": style} if style else {}))
+        table.add_row(Text(name))
+        stream = Stream("utf-8", terminal=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stdout", stream)
+            patch.setenv("COLUMNS", "100")
+            console.show(None, table, as_json=False)
+        lines = shown(stream.written("utf-8")).splitlines()
+        assert not [line for line in lines if line.startswith(("a", "diffatr"))]
+        assert sum("".join(lines).count(letter) for letter in "dtw") >= 27  # nothing is cut off
 
 
 def test_the_note_of_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +222,7 @@ def test_nothing_is_printed_past_the_console() -> None:
         calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
         if ways & {ast.unparse(call.func) for call in calls}:
             printing.add(path.name)
-    assert printing == {"console.py", "failures.py"}  # the server tells its terminal of a fault
+    assert printing == {"console.py"}
 
 
 # --- a real terminal -------------------------------------------------------------------------------------------------
@@ -228,6 +248,4 @@ def test_in_a_terminal(tmp_path: Path) -> None:
         text = shown(terminal.read())
         assert terminal.process.wait(60) == code, text
         assert not controls(text), arguments
-        # A table's title starts with the data set's own name; every other line is ours.
-        lines = [line for line in text.splitlines() if not line.rstrip().endswith("prepared")]
-        assert not [line for line in lines if line.startswith("diffatr: all is well")]
+        assert not [line for line in text.splitlines() if line.startswith("diffatr: all is well")]

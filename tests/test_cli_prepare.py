@@ -47,7 +47,7 @@ def sounds(tmp_path: Path) -> Path:
 def test_a_table_of_what_is_there_and_what_is_not(shell: Shell, tmp_path: Path, sounds: Path) -> None:
     code, out, err = shell("folder", "--from", sounds, "--data", tmp_path / "data")
     assert (code, err) == (0, "")
-    assert "my sounds: prepared" in out
+    assert "prepared: my sounds" in out
     for words in ("train", "silent", "truncated", "not audio", "shorter than 0.1 s", "resampler", "[red]x.wav"):
         assert words in out
     assert [clip.captions for clip in load_dataset(tmp_path / "data", "my sounds").clips] == [("something",)]

@@ -3,7 +3,10 @@ import io
 import json
 import os
 import shutil
+import threading
+import time
 
+import filelock
 import numpy as np
 import pytest
 import soundfile
@@ -190,6 +193,25 @@ def test_an_index_that_cannot_be_updated_is_searched_as_it_is(clips, monkeypatch
     assert "read-only" in failure("index", clips).args[0]
     assert len(json.loads(result.stdout)["results"]) == 6
     assert "Searching what is indexed so far" in result.stderr
+
+
+def test_a_query_waits_for_an_index_that_is_being_made(clips):
+    run("index", clips)
+    write_tone(clips / "new.wav", 901, 2)
+    held = threading.Event()
+
+    def index_elsewhere():
+        with filelock.FileLock(clips / ".diffatr" / "lock"):
+            held.set()
+            time.sleep(0.5)
+
+    other = threading.Thread(target=index_elsewhere)
+    other.start()
+    held.wait()
+    result = run("query", "900 Hz", "--corpus", clips, "--json")
+    other.join()
+    assert result.stderr.count("Waiting until it is done") == 1
+    assert len(json.loads(result.stdout)["results"]) == 7
 
 
 def test_wrong_use_is_told_before_any_work(clips, tmp_path, monkeypatch):

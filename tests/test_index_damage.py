@@ -356,7 +356,9 @@ def test_an_array_whose_own_header_is_damaged_is_not_used(tmp_path):
     """numpy reads as far as that header says, and zipfile looks at the checksum where the reading ends."""
     path, rng = tmp_path / "snapshot.npz", np.random.default_rng(0)
     vectors = rng.normal(size=(1000, 64)).astype(np.float32)
-    recordings = Recordings([f"{i}.wav" for i in range(1000)], np.arange(1001), rng.uniform(size=(1000, 2)), vectors)
+    recordings = Recordings(
+        [f"{i}.wav" for i in range(1000)], np.arange(1000), np.arange(1001), rng.uniform(size=(1000, 2)), vectors
+    )
     snapshot.write_snapshot(path, "tables", "folder", IndexReport(1000, 1000), recordings)
     assert len(snapshot.read_snapshot(path, "tables").recordings()) == 1000
     assert snapshot.read_snapshot(path, "other tables") is None

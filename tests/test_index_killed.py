@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 from fake_retriever import contents, write_tone
 
 from diffatr_cli.corpus.index import FolderIndex
@@ -18,6 +19,7 @@ def rows(index):
     return {name: [row.split("'vector'")[0] for row in lines] for name, lines in contents(index).items()}
 
 
+@pytest.mark.slow
 def test_the_command_killed_at_random_moments(trained, tmp_path):
     clips, rng = tmp_path / "clips", random.Random(0)
     for i in range(80):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, Any
 
+import pyarrow.parquet as pq
 import pytest
 
-from diffatr_cli.data.manifest import Clip, Dataset, Record, load_dataset, read_manifest, write_manifest
+from diffatr_cli.data.manifest import MANIFEST, Clip, Dataset, Record, load_dataset, read_manifest, write_manifest
 from diffatr_cli.errors import DiffATRError
 
 RECORDS = [
@@ -31,6 +35,18 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert [clip.clip_id for clip in data.split("test")] == ["test/ a.wav"]
     with pytest.raises(DiffATRError, match="val"):
         data.split("val")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+def test_the_folder_may_have_a_name_that_is_no_text(tmp_path: Path) -> None:
+    data = tmp_path / os.fsdecode(b"da\xffta")
+    name = os.fsdecode(b"\xfe\ned a:b?\x80")
+    write_manifest(data / name, RECORDS, {"kind": "folder"})
+    assert read_manifest(data / name)[0] == RECORDS
+    assert load_dataset(data, name).name == name
+    (data / name / MANIFEST).write_bytes(b"PAR1")
+    with pytest.raises(DiffATRError, match="damaged"):
+        read_manifest(data / name)
 
 
 def test_the_fingerprint_changes_with_anything_that_training_sees(tmp_path: Path) -> None:
@@ -82,11 +98,29 @@ def test_a_damaged_foreign_or_empty_manifest_is_an_error_in_words(tmp_path: Path
         load_dataset(tmp_path, "set")
 
 
+def test_facts_that_are_none_are_damage(tmp_path: Path) -> None:
+    write_manifest(tmp_path, RECORDS, {})
+    table = pq.read_table(tmp_path / MANIFEST)
+    pq.write_table(table.replace_schema_metadata({b"diffatr": b"[1]"}), tmp_path / MANIFEST)  # as earlier ones, with no digest
+    with pytest.raises(DiffATRError, match="damaged"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"frames": -1}, {"source_size": -1}, {"frames": None}, {"clip_id": None}, {"captions": ("a", None)}, {"captions": None}],
+)
+def test_values_that_no_clip_has_are_damage(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    write_manifest(tmp_path, [RECORDS[0], replace(RECORDS[2], **wrong)], {})
+    with pytest.raises(DiffATRError, match="damaged"):
+        read_manifest(tmp_path)
+
+
 def test_a_failed_write_leaves_the_old_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_manifest(tmp_path, RECORDS, {})
 
-    def full(table: object, path: Path, **options: object) -> None:
-        path.write_bytes(b"half")
+    def full(table: object, file: IO[bytes], **options: object) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("diffatr_cli.data.manifest.pq.write_table", full)

@@ -225,7 +225,10 @@ text: 3
             "pretrain:\n  lr: fast\n  clip_norm: yes\n  steps: 0x10\nmodel: {dim: !!python/name:os.system x, strategy: !!int x}\n"
         )
         assert problems(bad + "#" * 60_000) == problems(bad) != []
-        assert problems("a: b\nc: [\n" + "#" * 60_000) == problems("a: b\nc: [\n")
+        for broken in ("a: b\nc: [x, {y\n", "a: 'b\n", "a:\n\tb: c\n", "text: {pooling: \x01}\n", "caf\u00e9:\n  \x07: 1\n"):
+            (long,), (short,) = problems(broken + "#" * 60_000), problems(broken)
+            assert long.split(": ")[1][:20] == short.split(": ")[1][:20]
+            assert "not YAML" in long or long == short
 
     @pytest.mark.parametrize(
         "tag", ["timestamp", "binary", "set", "omap", "pairs", "seq", "map", "merge", "value", "python/tuple"]

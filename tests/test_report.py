@@ -163,8 +163,8 @@ class TestTables:
             result(s, t, model) for s, t in [("clotho", "audiocaps"), ("audiocaps", "clotho")] for model in ("resnet38", "cnn14")
         ]
         third, fourth = map(printed, cross_domain_tables(results), (100, 100))
-        assert third[0] == "clotho → audiocaps"
-        assert fourth[0] == "audiocaps → clotho"
+        assert third[0].strip() == "clotho → audiocaps"
+        assert fourth[0].strip() == "audiocaps → clotho"
         rows = [line.split() for line in third]
         assert " ".join(rows[2]) == "t2a R@1 t2a R@5 t2a R@10 a2t R@1 a2t R@5 a2t R@10"
         names = ["ResNet38 (baseline)", "CNN14 (baseline)", "ResNet38 (Diff)", "CNN14 (Diff)"]

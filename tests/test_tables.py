@@ -132,7 +132,7 @@ BAD_CELLS = {
 
 
 @pytest.mark.parametrize("kind", BAD_CELLS)
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".json"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json"])
 def test_a_bad_cell_costs_its_row(tmp_path: Path, kind: str, suffix: str) -> None:
     cell, reason = BAD_CELLS[kind]
     rows = [("a.wav", "one"), ("b.wav", cell), ("c.wav", "three")]
@@ -140,6 +140,9 @@ def test_a_bad_cell_costs_its_row(tmp_path: Path, kind: str, suffix: str) -> Non
         text = "".join(f'{file},"{caption}"\n' for file, caption in [("file", "caption"), *rows])
         content = text.encode("utf-16-le", "surrogatepass")
         content, place = codecs.BOM_UTF16_LE + content, "t.csv:3"
+    elif suffix == ".tsv":
+        text = "".join(f'{file}\t"{caption}"\n' for file, caption in [("file", "caption"), *rows])
+        content, place = text.encode("utf-8", "surrogatepass"), "t.tsv:3"
     else:
         objects = [json.dumps({"file": file, "caption": caption}) for file, caption in rows]
         text = "\n".join(objects) if suffix == ".jsonl" else "[" + ",\n".join(objects) + "]"
@@ -150,6 +153,13 @@ def test_a_bad_cell_costs_its_row(tmp_path: Path, kind: str, suffix: str) -> Non
     usable, notes = read_captions(tmp_path / f"t{suffix}")
     assert usable == ["one", "three"]
     assert notes == [f"{place}: {reason}"]
+
+
+def test_halves_of_characters_that_were_encoded_one_by_one_are_joined(tmp_path: Path) -> None:
+    content = "file,caption\na.wav,a \ud83d\udc15 barks\n".encode("utf-8", "surrogatepass")
+    rows, plan = rows_of(tmp_path / "t.csv", content)
+    assert rows["t.csv:2"].captions == ("a \N{DOG} barks",)
+    assert plan == Plan()
 
 
 def test_a_line_of_200000_characters_costs_itself(tmp_path: Path) -> None:

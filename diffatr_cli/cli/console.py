@@ -136,9 +136,8 @@ def _rendered(table: Table) -> str:
         def render_str(self, text: str, **options: Any) -> Any:
             return super().render_str(fit(text), **options)
 
-    for text in (table.title, table.caption):
-        if isinstance(text, Text):
-            text.plain = fit(text.plain)
+    title, caption = (text if isinstance(text, Text) else Text(text or "") for text in (table.title, table.caption))
+    table.title = table.caption = None
     for column in table.columns:
         for cell in (column.header, column.footer, *column.cells):
             if isinstance(cell, Text):
@@ -148,7 +147,16 @@ def _rendered(table: Table) -> str:
     terminal = sys.stdout.isatty()
     # A pipe has no width; tables must not be squeezed into the 80 columns that rich assumes for one.
     console = Results(file=page, force_terminal=terminal or None, markup=False, emoji=False, width=None if terminal else 160)
+
+    def print_indented(text: Text, style: str) -> None:
+        """In lines of which none starts with what a name may hold, so that it cannot pass for a message of ours."""
+        text.plain = fit(text.plain)
+        for line in text.wrap(console, console.width - 1) if text else ():
+            console.print(Text(" ").append_text(line), style=style)
+
+    print_indented(title, "table.title")
     console.print(table)
+    print_indented(caption, "table.caption")
     page.seek(0)
     return page.read()
 

@@ -182,7 +182,7 @@ def report_tables(report: Report) -> list[Table]:
 def _counts(report: Report) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"{report.name}: prepared", caption=_caption(report))
+    table = Table(title=f"prepared: {report.name}", caption=_caption(report))
     official = any(split.official for split in report.splits.values())
     for column in (
         "split",

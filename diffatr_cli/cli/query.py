@@ -317,7 +317,7 @@ def _hits_table(title: str, *columns: str) -> Any:
     from rich.text import Text
 
     # Texts and names go in as Text, because brackets and colons in them are no markup.
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD)
     for name in ("", *columns[:-1]):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column(columns[-1], overflow="fold")

@@ -67,7 +67,7 @@ def serve(
     token = None if loopback else secrets.token_urlsafe(24)
     hosts = frozenset((_bracketed(host).lower(), "localhost", "127.0.0.1", "[::1]")) if loopback else None
     url = f"http://{_bracketed(_reachable(host))}:{number}/" + (f"?token={token}" if token else "")
-    app = make_app(session, hosts=hosts, token=token, refresh=lambda: session.start(told=_report))
+    app = make_app(session, hosts=hosts, token=token, refresh=lambda: session.start(told=_report), tell=say)
     session.start(progress_bar, _report)
     show_line(url)
     say(f"{corpus}: open the address above in a browser. Ctrl-C ends this.")

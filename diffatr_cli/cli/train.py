@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +41,11 @@ def pretrain(
 
     Example: diffatr pretrain clotho-resnet38 --seed 0
     """
-    from ..training.pretrain import pretrain as job
+
+    def job(*arguments: Any, **options: Any) -> TrainingResult:
+        from ..training.pretrain import pretrain as train
+
+        return train(*arguments, **options)
 
     _train(job, recipe, overrides, data, runs, name, seed, device, as_json)
 
@@ -62,14 +66,18 @@ def train_diffusion(
 
     Example: diffatr train-diffusion clotho-resnet38 --seed 0
     """
-    from ..training.train_diffusion import train_diffusion as job
-
     stated = [override.partition("=")[0].strip() for override in overrides or ()]
-    _train(partial(job, stated=stated), recipe, overrides, data, runs, name, seed, device, as_json)
+
+    def job(*arguments: Any, **options: Any) -> TrainingResult:
+        from ..training.train_diffusion import train_diffusion as train
+
+        return train(*arguments, stated=stated, **options)
+
+    _train(job, recipe, overrides, data, runs, name, seed, device, as_json)
 
 
 def _train(
-    job: Any,
+    job: Callable[..., TrainingResult],
     recipe: str,
     overrides: list[str] | None,
     data: Path,
@@ -79,13 +87,14 @@ def _train(
     device: str,
     as_json: bool,
 ) -> None:
+    """Run `job`, which loads what it needs, torch above all, only when it is called: after the recipe has been read."""
     from ..recipe import load_recipe
 
     changed = tuple(overrides or ())
     loaded = load_recipe(recipe, changed)
     resume = (recipe, *changed, *(("--name", name) if name else ()))
     with progress_bar() as progress:
-        result: TrainingResult = job(
+        result = job(
             name or Path(recipe).stem, loaded, data=data, runs=runs, seed=seed, device=device, resume=resume, progress=progress
         )
     for note in result.notes:

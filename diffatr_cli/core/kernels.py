@@ -39,7 +39,7 @@ def sum_of_maxima_numba(candidate_hidden: Tensor, negative_hidden: Tensor, weigh
     arrays = candidate_hidden.contiguous().numpy(), negative_hidden.contiguous().numpy(), weight.contiguous().numpy(), out.numpy()
     rows = max(4, CACHED_BYTES // (hidden * candidate_hidden.element_size()) // 4 * 4)
     blocks = groups * -(-n // rows) * -(-queries // QUERIES)
-    _share_out(lambda start, stop: _decode(*arrays, rows, start, stop), blocks, out.numel() * hidden > SMALL)
+    _share_out(lambda start, stop: _sum_of_maxima(*arrays, rows, start, stop), blocks, out.numel() * hidden > SMALL)
     return out
 
 
@@ -183,7 +183,7 @@ def _row(a: Any, b: Any, weight: Any, out: Any) -> None:
 
 
 @jit
-def _decode(candidate_hidden: Any, negative_hidden: Any, weight: Any, out: Any, rows: int, start: int, stop: int) -> None:
+def _sum_of_maxima(candidate_hidden: Any, negative_hidden: Any, weight: Any, out: Any, rows: int, start: int, stop: int) -> None:
     """The blocks start..stop, of `rows` rows of candidate_hidden by QUERIES queries each, counted through all groups."""
     down, across = -(-candidate_hidden.shape[1] // rows), -(-negative_hidden.shape[1] // QUERIES)
     for block in range(start, stop):

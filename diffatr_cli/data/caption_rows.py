@@ -73,9 +73,10 @@ def _wavcaps_id(row: dict[str, Any], names: list[Any]) -> Any:
 
 
 def _file_problem(texts: tuple[Any, ...]) -> str | None:
-    if not all(isinstance(text, str) for text in texts):
+    try:
+        return text_problem("".join(texts))
+    except TypeError:
         return "file and split must be text"
-    return text_problem("".join(texts))
 
 
 def _check_columns(row: dict[str, Any], path: Path, files: bool) -> None:
@@ -156,7 +157,8 @@ def usable_captions(values: list[Any], place: str, plan: Plan) -> tuple[str, ...
             texts.append(text)
     if not texts:
         return problems[0] if problems else "empty caption"
-    plan.notes.extend(f"{place}: {problem}; it is left out" for problem in problems)
+    if problems:
+        plan.notes.extend(f"{place}: {problem}; it is left out" for problem in problems)
     return tuple(texts)
 
 

@@ -78,7 +78,7 @@ class Earlier:
                 taken.append(replace(record, frames=content[0], md5=content[1]))
             else:
                 taken.append(record)
-                if before and (self.root / record.path).exists():
+                if before and os.path.exists(self.root / record.path):
                     damaged.append(record.path)
         if self.damage:
             kept = sum(record.md5 is not None for record in taken)
@@ -121,7 +121,7 @@ class Earlier:
             return is_own(record.source, self.root)  # deleted after use; what is generated is generated again
         try:
             return (self.root / record.path).stat().st_mtime_ns >= record.source_mtime_ns
-        except OSError:
+        except (OSError, ValueError):
             return False
 
     def _read(self, paths: Iterable[str], progress: Progress) -> None:
@@ -158,7 +158,7 @@ def read_content(path: Path) -> Content | None:
             while block := stream.read(_BLOCK):
                 digest.update(block)
             return frames, digest.hexdigest()
-    except OSError:
+    except (OSError, ValueError):  # of a name that no file can have
         return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..collection import no_collection
 from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..progress import Progress, silent
@@ -51,18 +52,24 @@ def prepare_folder(
         raise DiffATRError(f"{source}: no such folder")
     table = captions or _only_table(source)
     with claim(out, "folder") as earlier:
-        plan = Plan()
-        clips = _Clips(source, table.parent, out)
-        for row in caption_rows(table, plan, _ALL, files=True):
-            if problem := clips.add(row):
-                plan.skipped.append(Skip(_ALL, row.place, problem))
-        dealt = _deal([clip.name for clip in clips if not clip.split])
-        for clip in clips:
-            split = clip.split or dealt[clip.name]
-            # The whole name stays, ending included: a.wav and a.flac are two sounds.
-            plan.items.append(Item(f"{split}/{clip.name}", split, tuple(clip.captions), clip.name, clip.source))
-        plan.notes.extend(clips.notes())
+        with no_collection():
+            plan = _plan(table, _Clips(source, table.parent, out))
         return prepare(out, "folder", plan, earlier, None, None, resampler, workers, progress, partial=partial)
+
+
+def _plan(table: Path, clips: _Clips) -> Plan:
+    """What the table asks for, with the files that `clips` finds."""
+    plan = Plan()
+    for row in caption_rows(table, plan, _ALL, files=True):
+        if problem := clips.add(row):
+            plan.skipped.append(Skip(_ALL, row.place, problem))
+    dealt = _deal([clip.name for clip in clips if not clip.split])
+    for clip in clips:
+        split = clip.split or dealt[clip.name]
+        # The whole name stays, ending included: a.wav and a.flac are two sounds.
+        plan.items.append(Item(f"{split}/{clip.name}", split, tuple(clip.captions), clip.name, clip.source))
+    plan.notes.extend(clips.notes())
+    return plan
 
 
 @dataclass

@@ -103,6 +103,7 @@ _SCHEMA = pa.schema(
 )
 
 
+_REQUIRED = ("clip_id", "split", "captions", "path", "source_size", "source_mtime_ns", "frames")
 _INFO, _SHA256 = b"diffatr", b"diffatr_sha256"
 
 
@@ -112,8 +113,9 @@ def write_manifest(root: Path, records: Sequence[Record], info: dict[str, Any]) 
     told = json.dumps({**info, "audio_md5": digest}, sort_keys=True).encode()
     columns = {name: [getattr(record, name) for record in records] for name in _SCHEMA.names}
     schema = _SCHEMA.with_metadata({_INFO: told, _SHA256: _digest(told, columns)})
-    with replacing(root / MANIFEST) as temporary:
-        pq.write_table(pa.table(columns, schema=schema), temporary, write_page_checksum=True)
+    # Python opens the files: pyarrow takes no path that is not UTF-8.
+    with replacing(root / MANIFEST) as temporary, temporary.open("wb") as file:
+        pq.write_table(pa.table(columns, schema=schema), file, write_page_checksum=True)
 
 
 def _digest(told: bytes, columns: Mapping[str, Sequence[Any]]) -> str:
@@ -133,7 +135,8 @@ def read_manifest(root: Path) -> tuple[list[Record], dict[str, Any]]:
     """
     path = root / MANIFEST
     try:
-        table = pq.read_table(path, partitioning=None, page_checksum_verification=True)
+        with path.open("rb") as file:
+            table = pq.read_table(file, page_checksum_verification=True)
         if not table.schema.equals(_SCHEMA):
             raise ValueError("other columns")
         metadata = table.schema.metadata or {}
@@ -145,6 +148,11 @@ def read_manifest(root: Path) -> tuple[list[Record], dict[str, Any]]:
         ):
             raise ValueError("what it says is not what was written")
         info = json.loads(metadata[_INFO])
+        if not isinstance(info, dict):
+            raise ValueError("no facts in it")
+        required = (*(columns[name] for name in _REQUIRED), *columns["captions"])
+        if any(None in values for values in required) or min((*columns["frames"], *columns["source_size"]), default=0) < 0:
+            raise ValueError("values that no clip has")
         columns["captions"] = [tuple(captions) for captions in columns["captions"]]
         return [Record(*row) for row in zip(*columns.values(), strict=True)], info
     except (FileNotFoundError, NotADirectoryError):

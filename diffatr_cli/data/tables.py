@@ -84,7 +84,8 @@ def _wide_encoding(raw: bytes) -> str | None:
 
 def _decode_line(line: bytes, place: str, plan: Plan) -> str:
     try:
-        return line.decode("utf-8")
+        # Some programs write the two halves of a character one by one. They are joined; a half that is alone costs its row.
+        return line.decode("utf-8", "surrogatepass").encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
     except UnicodeDecodeError:
         plan.notes.append(f"{place}: not UTF-8, read as Latin-1 (Windows-1252)")
     try:
@@ -97,7 +98,8 @@ def text_problem(text: str) -> str | None:
     """Why a text cannot be a name or a caption: characters that no file name and no tokenizer takes; None if it can."""
     if "\0" in text:
         return "a NUL character in it"
-    return "half a surrogate pair in it, which is no character" if _SURROGATE.search(text) else None
+    halves = not text.isascii() and _SURROGATE.search(text)
+    return "half a surrogate pair in it, which is no character" if halves else None
 
 
 @lru_cache(maxsize=1024)
@@ -163,14 +165,15 @@ def _distinct(heading: list[str]) -> list[str]:
     """Names of columns without empty ones at the end, and none twice: the second `caption` is `caption_2`."""
     while heading and not heading[-1]:
         heading = heading[:-1]
-    found: list[str] = []
+    found: dict[str, None] = {}
+    numbers: dict[str, int] = {}
     for name in heading:
-        number, unlike = 1, name
+        unlike = name
         while unlike in found:
-            number += 1
-            unlike = f"{name}_{number}"
-        found.append(unlike)
-    return found
+            numbers[name] = numbers.get(name, 1) + 1
+            unlike = f"{name}_{numbers[name]}"
+        found[unlike] = None
+    return list(found)
 
 
 class _Lines(Iterator[str]):
@@ -352,9 +355,9 @@ def _element_end(text: str, position: int) -> int:
         if sign in "[{":
             depth += 1
         elif sign in "]}":
-            if depth == 0:
+            if depth == 0 and sign == "]":
                 return found.start()
-            depth -= 1
+            depth = max(0, depth - 1)  # a brace that nothing opened is part of the damage
         elif sign == "," and depth == 0:
             return found.start()
     return len(text)

@@ -98,8 +98,6 @@ def _table(title: str, caption: str | None) -> Table:
         title=Text(title, style="bold"),
         caption=Text(caption, style="dim") if caption else None,
         box=box.SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
         padding=(0, 1, 0, 0),
     )
 

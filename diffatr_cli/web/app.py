@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Annotated
@@ -35,6 +36,7 @@ def make_app(
     token: str | None = None,
     upload: int = UPLOAD,
     refresh: Callable[[], None] | None = None,
+    tell: Callable[[str], None] = logging.getLogger(__name__).error,
 ) -> FastAPI:
     """The page of a search session and all that it asks for.
 
@@ -44,6 +46,7 @@ def make_app(
         token: what a browser must bring, once in the address as `?token=`, then in the cookie that it gets for that.
         upload: bytes of a dropped file at most.
         refresh: begins to bring the index up to date; `session.start` if None.
+        tell: gets a fault that nobody expected, line by line.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page, policy = read_page()
@@ -104,6 +107,6 @@ def make_app(
     def transcoded(key: str, request: Request, start: _Second, end: _Second) -> Response:
         return send_bytes(as_wav(session.clip(key), start, end), request.headers, "audio/wav")
 
-    answer_failures(app)
+    answer_failures(app, tell)
     app.add_middleware(Gate, hosts=hosts, token=token, policy=policy)  # the last added is the outermost
     return app

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import traceback
+from collections.abc import Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -19,8 +19,8 @@ from .answers import json_response
 from .uploads import TooLarge
 
 
-def answer_failures(app: FastAPI) -> None:
-    """Let an app answer every exception with a sentence."""
+def answer_failures(app: FastAPI, tell: Callable[[str], None]) -> None:
+    """Let an app answer every exception with a sentence; `tell` gets the lines for whoever runs the server."""
 
     @app.exception_handler(DiffATRError)
     def failed(request: Request, error: DiffATRError) -> Response:
@@ -43,7 +43,7 @@ def answer_failures(app: FastAPI) -> None:
         text = "There is nothing at this address." if error.status_code == 404 else str(error.detail)
         return json_response({"error": text}, error.status_code)
 
-    app.add_middleware(CatchAll)
+    app.add_middleware(CatchAll, tell=tell)
 
 
 class CatchAll:
@@ -52,8 +52,8 @@ class CatchAll:
     Not only `Exception`: a library's call of `sys.exit`, or a panic in its native code, ends one request, not the server.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, tell: Callable[[str], None]) -> None:
+        self.app, self.tell = app, tell
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = False
@@ -71,15 +71,21 @@ class CatchAll:
             raise
         except BaseException as error:
             if began:
-                _tell("broke off", scope, error)
+                self._report("broke off", scope, error)
                 raise  # the connection is closed, from which the client sees that the answer is not whole
             if _no_memory(error):
                 answer = json_response({"error": "There is not enough memory for this. Close other programs and try again."}, 503)
             else:
-                _tell("failed", scope, error)
+                self._report("failed", scope, error)
                 text = f"Unexpected {type(error).__name__}; the terminal shows the place. Please report it."
                 answer = json_response({"error": text}, 500)
             await answer(scope, receive, send)
+
+    def _report(self, what: str, scope: Scope, error: BaseException) -> None:
+        self.tell(f"{scope['method']} {scope['path']!r} {what}:")
+        for part in traceback.format_exception(error):
+            for line in part.splitlines():
+                self.tell(line)
 
 
 def _no_memory(error: BaseException) -> bool:
@@ -87,8 +93,3 @@ def _no_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError")
     )
-
-
-def _tell(what: str, scope: Scope, error: BaseException) -> None:
-    print(f"{scope['method']} {scope['path']!r} {what}:", file=sys.stderr)  # quoted: an address may hold escapes of terminals
-    traceback.print_exception(error)
