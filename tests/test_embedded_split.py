@@ -12,6 +12,7 @@ from conftest import Workshop
 from tiny import make_data
 
 from diffatr_cli.checkpoint import load_weights
+from diffatr_cli.core.level import levelled
 from diffatr_cli.core.logmel import LogMel
 from diffatr_cli.core.windows import spans
 from diffatr_cli.data.logmels import cached_logmels
@@ -64,7 +65,7 @@ def test_cached_logmels_are_the_logmels(workshop: Workshop) -> None:
     dataset = load_dataset(workshop.data, "tones")
     logmels = cached_logmels(dataset, "val", 640)
     for i, clip in enumerate(dataset.split("val")):
-        expected = LogMel(640)(torch.from_numpy(read_piece(dataset.root / clip.path))[None])[0]
+        expected = LogMel(640)(torch.from_numpy(levelled(read_piece(dataset.root / clip.path)))[None])[0]
         got = logmels.whole([i])[0]
         assert got.shape == expected.shape
         assert (got - expected).abs().max() <= 0.5 / 200 + 1e-4
@@ -101,7 +102,7 @@ def test_one_way_to_embed_a_split(workshop: Workshop, trained: Path, tmp_path: P
     assert torch.allclose(plain.audio, fresh.audio, atol=1e-5)
     assert torch.allclose(plain.text, fresh.text, atol=1e-5)
     for i, clip in enumerate(dataset.split("val")):
-        wave = torch.from_numpy(read_piece(dataset.root / clip.path))[None]
+        wave = torch.from_numpy(levelled(read_piece(dataset.root / clip.path)))[None]
         with torch.no_grad():
             alone = phase.towers.embed_pooled_audio(phase.towers.audio(wave))[0]
         assert torch.allclose(fresh.audio[i], alone, atol=1e-5)

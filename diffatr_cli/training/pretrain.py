@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from ..core.inference import pooled_features
+from ..core.level import levelled
 from ..core.losses import nt_xent
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
@@ -210,7 +211,7 @@ class PhaseOne(nn.Module):
         return rank(val, direction, reranker)["diff"]
 
     def _embed_waveforms(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        pooled = pooled_features(self.towers.audio, [torch.from_numpy(wave) for wave in waveforms])
+        pooled = pooled_features(self.towers.audio, [torch.from_numpy(levelled(wave)) for wave in waveforms])
         return self.towers.embed_pooled_audio(pooled.to(self.device)).cpu().numpy()
 
     def _embed_texts(self, captions: Sequence[str]) -> np.ndarray:
