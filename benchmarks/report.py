@@ -16,6 +16,7 @@ TITLES = {
     "prepare": "Preparing recordings",
     "startup": "Start-up",
     "index": "Indexing",
+    "clap": "A CLAP as it is",
     "long": "Long recordings",
     "gpu": "On a GPU",
 }

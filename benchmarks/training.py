@@ -28,6 +28,7 @@ from diffatr_cli.recipe import load_recipe
 from diffatr_cli.recipe_schema import Recipe
 from diffatr_cli.training.batches import TrainSplit, epoch_batches, overlapped_batches
 from diffatr_cli.training.candidates import CandidateBatches
+from diffatr_cli.training.clips import LogMelCrops
 from diffatr_cli.training.denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from diffatr_cli.training.pretrain import PhaseOne
 from diffatr_cli.training.views import TrainingViews
@@ -65,11 +66,13 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
     logmels, captions = LogMels(values, np.arange(clips + 1) * frames), make_captions(clips)
 
     phase = PhaseOne(recipe, 0, torch.device(device))
-    train = TrainSplit(logmels, captions, torch.randn(clips, phase.towers.text_head[0].in_features), np.arange(clips))
+    train = TrainSplit(
+        LogMelCrops(logmels, frames), captions, torch.randn(clips, phase.towers.text_head[0].in_features), np.arange(clips)
+    )
     steps = len(epoch_batches(captions, recipe.pretrain, 0, 0))
 
     def epoch(until: int) -> None:
-        for step, rows, batch in overlapped_batches(train, recipe.pretrain, frames, 0, steps, 0):
+        for step, rows, batch in overlapped_batches(train, recipe.pretrain, 0, steps, 0):
             if step == until:
                 break
             phase.step(train, rows, batch, 1e-4)
@@ -79,7 +82,10 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
 
     plain_phase = PhaseOne(plain_recipe, 0, torch.device(device))
     plain_phase.towers.to(memory_format=torch.contiguous_format)
-    front_end, without = ConvolutionalLogMel(recipe.audio.hop).to(device), TrainSplit(logmels, captions, None, np.arange(clips))
+    front_end, without = (
+        ConvolutionalLogMel(recipe.audio.hop).to(device),
+        TrainSplit(LogMelCrops(logmels, frames), captions, None, np.arange(clips)),
+    )
     rows = epoch_batches(captions, recipe.pretrain, 0, 0)[0]
     sound = waveforms(recipe, len(rows), device)
 
@@ -101,7 +107,7 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
 def embed(towers: TwoTowers, front_end: nn.Module, files: list[Path], texts: list[str]) -> None:
     """What each step of phase two does first when nothing is cached."""
     sound = torch.from_numpy(np.stack([load_audio(file) for file in files]))
-    towers.embed_logmel(front_end(sound))
+    towers.embed_clips(front_end(sound))
     towers.embed_tokens(*towers.text.tokenise(texts))
 
 

@@ -18,7 +18,8 @@ from .corpus.search import Hit, best_captions, embed_texts, search
 from .data.audio import load_audio
 from .data.resample import resample
 from .errors import UsageError
-from .model import load_retriever, sampling_of, shipped_model
+from .model import sampling_of
+from .two_tower import load_any
 from .types import SAMPLE_RATE
 
 Sound = Path | np.ndarray
@@ -37,17 +38,18 @@ class Ranked:
     score: float
 
 
-def load_model(run: str | Path | None = None, device: str = "auto") -> Model:
-    """A trained model.
+def load_model(name: str | Path | None = None, device: str = "auto") -> Model:
+    """A trained model, of this package or of others.
 
     Args:
-        run: a run's folder, `runs/RECIPE/seed-N`; None is the model that ships with the package.
+        name: a run's folder, `runs/RECIPE/seed-N`; a CLAP by its hub name, `laion/clap-htsat-unfused`, or its folder; None is the
+            model that ships with the package.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
 
     Raises:
         DiffATRError: there is no finished model there.
     """
-    return Model(shipped_model() if run is None else Path(run), device)
+    return Model(name, device)
 
 
 class Model:
@@ -57,8 +59,8 @@ class Model:
         dim: D.
     """
 
-    def __init__(self, run: Path, device: str = "auto") -> None:
-        self._retriever = load_retriever(run, device)
+    def __init__(self, name: str | Path | None = None, device: str = "auto") -> None:
+        self._retriever = load_any(name, device)
         self.dim = self._retriever.dim
 
     def embed_audio(self, sounds: str | Sound | Sequence[str | Sound], rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -129,16 +131,22 @@ class Model:
 
     def _windows(self, sounds: Sequence[Sound], rate: int) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of all windows, and where each sound's begin."""
-        waves = [load_audio(sound, partial="keep") if isinstance(sound, Path) else _at_our_rate(sound, rate) for sound in sounds]
-        pieces = [[wave[start:end] for start, end in spans(len(wave))] for wave in waves]
+        windowing = self._retriever.windowing
+        waves = [
+            load_audio(sound, partial="keep", rate=windowing.rate)
+            if isinstance(sound, Path)
+            else _at(windowing.rate, sound, rate)
+            for sound in sounds
+        ]
+        pieces = [[wave[start:end] for start, end in spans(len(wave), windowing)] for wave in waves]
         offsets = np.cumsum([0, *map(len, pieces)])
         if not offsets[-1]:
             return np.zeros((0, self.dim), np.float32), offsets
         return self._retriever.embed_audio([piece for some in pieces for piece in some]), offsets
 
 
-def _at_our_rate(samples: np.ndarray, rate: int) -> np.ndarray:
+def _at(to: int, samples: np.ndarray, rate: int) -> np.ndarray:
     samples = np.asarray(samples, np.float32)
     if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
         raise UsageError(f"a sound is a mono array of finite samples, (samples,), not empty; got shape {samples.shape}")
-    return resample(samples, rate)
+    return resample(samples, rate, to=to)

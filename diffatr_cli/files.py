@@ -1,9 +1,10 @@
-"""Writing files so that a kill or a full disk leaves either the old file or the new one, never half of one."""
+"""Writing files so that a kill or a full disk leaves either the old file or the new one, never half of one; and their hash."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -88,3 +89,9 @@ def _is_about(error: OSError, places: set[Path]) -> bool:
     if error.errno in _OF_WRITING:
         return True
     return error.filename is not None and Path(os.fsdecode(error.filename)) in places
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits. Raises OSError where it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

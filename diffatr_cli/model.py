@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,93 +14,92 @@ import torch
 from torch import Tensor
 
 from .checkpoint import fill, load_weights
-from .core.audio_encoder import AudioEncoder, SmallCnn
+from .core.audio_encoder import AudioEncoder
 from .core.calibration import Calibration
 from .core.denoiser import AttentionDenoiser, DenoiserConfig
-from .core.level import levelled
 from .core.sampler import ddim_levels
 from .core.sampling import Sampling
 from .core.schedule import NoiseSchedule
 from .core.scoring import Reranker
-from .core.text import TextEncoder
-from .core.towers import ProjectionHead, TwoTowers
+from .core.text import CaptionEncoder
+from .core.towers import Head, NoHead, ProjectionHead, TwoTowers
+from .core.windows import OURS, Windowing
+from .device import resolve_device
+from .encoders import (
+    HEARING,
+    ClipEncoder,
+    audio_key,
+    build_audio_encoder,
+    build_text_encoder,
+    hears_logmels,
+    is_given,
+    is_of_transformers,
+    pool_clips,
+    source_id,
+)
 from .errors import DiffATRError, UsageError
-from .pretrained import load_panns, load_text_encoder
+from .files import file_hash
 from .recipe_schema import AudioSection, DiffusionSection, ModelSection, Recipe, TextSection
 from .runs import BEST, recipe_of
 from .types import DIRECTIONS, Direction
 
-HEARING = "levelled"
-"""Names the way from a file to what the audio encoder hears: decoding, mixing down, levels. Whoever changes what comes of a
-recording gives it another name, so that indexes and caches are made again and vectors of two ways never mix."""
 
+def build_towers(audio: AudioSection, text: TextSection, model: ModelSection, given: tuple[int, int] | None = None) -> TwoTowers:
+    """The two towers of a recipe, with the weights of others that it names.
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` or `mps` as a device. Raises UsageError for others."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    Args:
+        given: the sizes of a data set's own vectors, of sounds and of captions, which take the encoders' place.
+
+    Raises:
+        UsageError: a field does not suit the encoder, or without heads the sizes differ.
+        DiffATRError: weights are missing or damaged.
+    """
+    if is_given(audio):
+        if given is None:
+            raise UsageError("audio.encoder: features: needs a data set that `diffatr prepare features` made")
+        sounds, captions, sizes = None, None, given
+    else:
+        sounds, captions = build_audio_encoder(audio), build_text_encoder(text)
+        captions.requires_grad_(text.finetune)
+        _choose_trained(sounds, audio)
+        sizes = sounds.features, captions.features
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device: {name} is no device. Use auto, cpu or cuda.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: this machine or this build of torch has no CUDA GPU. Use cpu or auto.")
-    return device
-
-
-@cache
-def wants_bf16(precision: str, device: torch.device) -> bool:
-    """Whether forward passes run in bf16: as told, or for `auto` where the device multiplies bf16 natively."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def build_audio_encoder(section: AudioSection) -> AudioEncoder:
-    """The audio encoder of a recipe, with the PANNs authors' weights where `audio.weights` names them."""
-    stripes = (section.time_stripe, section.mel_stripe) if section.spec_augment else None
-    if section.encoder == "small":
-        if section.weights is not None:
-            raise UsageError("audio.weights: PANNs weights fit cnn14 and resnet38, not the small encoder")
-        return SmallCnn(section.channels, section.hop, section.dropout, stripes, section.perturb)
-    from .core.panns import Cnn14, ResNet38
-
-    encoder = (Cnn14 if section.encoder == "cnn14" else ResNet38)(
-        dropout=section.dropout, stripes=stripes, perturbed=section.perturb
-    )
-    if section.weights is not None:
-        load_panns(encoder, Path(section.weights).expanduser())
-    return encoder
-
-
-def build_text_encoder(section: TextSection) -> TextEncoder:
-    """The caption encoder of a recipe."""
-    return load_text_encoder(section.encoder, section.pooling, section.max_tokens)
-
-
-def build_towers(audio: AudioSection, text: TextSection, model: ModelSection) -> TwoTowers:
-    """The two towers of a recipe, with the weights of others that it names."""
-    captions = build_text_encoder(text)
-    if not text.finetune:
-        captions.requires_grad_(False)
-    towers = TwoTowers(build_audio_encoder(audio), captions, captions.features, model.dim, model.dropout)
-    towers.audio.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        towers = TwoTowers(sounds, captions, *sizes, model.dim, model.dropout, model.heads)
+    except ValueError as error:
+        raise UsageError(f"model.heads: {error}; set model.dim, or model.heads=mlp") from None
+    if isinstance(sounds, AudioEncoder):
+        sounds.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return towers
 
 
-def trained_state(towers: TwoTowers, finetuned: bool) -> dict[str, Tensor]:
-    """What a checkpoint keeps of the towers: all but a frozen BERT, which is where it came from."""
-    return {k: v for k, v in towers.state_dict().items() if finetuned or not k.startswith("text.")}
+def _choose_trained(encoder: Any, audio: AudioSection) -> None:
+    """Freeze what `audio.finetune` leaves as it is."""
+    if audio.finetune is True or audio.finetune is False:
+        encoder.requires_grad_(audio.finetune)
+        return
+    from .core.transformers_audio import trainable_layers
+
+    try:
+        trainable_layers(encoder, audio.finetune)
+    except ValueError as error:
+        raise UsageError(f"audio.finetune: {error}; use true or false") from None
 
 
-def fill_towers(towers: TwoTowers, tensors: dict[str, Tensor], finetuned: bool, path: Path) -> None:
+def is_left_out(name: str, audio: AudioSection, text: TextSection) -> bool:
+    """Whether a tensor of the towers is left out of checkpoints: a frozen model of others stays where it came from."""
+    if name.startswith("text."):
+        return not text.finetune
+    return name.startswith("audio.") and audio.finetune is False and is_of_transformers(audio)
+
+
+def trained_state(towers: TwoTowers, audio: AudioSection, text: TextSection) -> dict[str, Tensor]:
+    """What a checkpoint keeps of the towers (`is_left_out`)."""
+    return {k: v for k, v in towers.state_dict().items() if not is_left_out(k, audio, text)}
+
+
+def fill_towers(towers: TwoTowers, tensors: dict[str, Tensor], audio: AudioSection, text: TextSection, path: Path) -> None:
     """Load what `trained_state` kept. Raises DiffATRError if it does not fit."""
-    if not finetuned:
-        tensors = {k: v for k, v in towers.state_dict().items() if k.startswith("text.")} | tensors
-    fill(towers, tensors, path)
+    fill(towers, {k: v for k, v in towers.state_dict().items() if is_left_out(k, audio, text)} | tensors, path)
 
 
 def build_denoiser(model: ModelSection, section: DiffusionSection, generator: torch.Generator | None = None) -> AttentionDenoiser:
@@ -115,6 +114,9 @@ def build_schedule(section: DiffusionSection) -> NoiseSchedule:
     return make(section.steps)
 
 
+_NO_ENCODERS = "was trained on vectors of a model run elsewhere, so it hears no sounds and reads no texts. Name another model."
+
+
 class Retriever:
     """A trained model for inference: embeds sounds and captions as unit vectors, and re-ranks by its denoisers.
 
@@ -123,6 +125,7 @@ class Retriever:
 
     Args:
         heads: the projection heads, of audio and of text.
+        diffusion: the checkpoint of the denoisers, where they have one of their own.
         load_audio, load_text: load the encoders; both raise DiffATRError if the checkpoint does not fit the recipe.
 
     Attributes:
@@ -130,18 +133,29 @@ class Retriever:
         model_id: hash of the encoders' checkpoint and of `HEARING`; vectors of different ids do not compare.
         reranker: the denoisers and how they are sampled; None where the run has no phase two.
         calibration: what scores are worth; None where phase two did not fit it, or there is none.
+        name: what people call the model: a run's folder, or a name of the hub.
+        hears_logmels: the audio encoder is one of this package.
+        audio_key: names a frozen audio encoder's features in caches; None where the encoder is trained.
+        given_sizes: of the vectors of a model run elsewhere, of sounds and of captions, that are all it takes; None where it has
+            encoders.
     """
 
     def __init__(
         self,
-        heads: tuple[ProjectionHead, ProjectionHead],
-        load_audio: Callable[[], AudioEncoder],
-        load_text: Callable[[], TextEncoder],
+        heads: tuple[Head, Head],
+        load_audio: Callable[[], ClipEncoder],
+        load_text: Callable[[], CaptionEncoder],
         dim: int,
         model_id: str,
         reranker: Reranker | None,
         calibration: Calibration | None,
         device: torch.device,
+        name: str = "",
+        *,
+        hears_logmels: bool = True,
+        audio_key: str | None = None,
+        diffusion: Path | None = None,
+        given_sizes: tuple[int, int] | None = None,
     ) -> None:
         self._audio_head, self._text_head = (head.to(device).eval() for head in heads)
         self.dim = dim
@@ -149,30 +163,62 @@ class Retriever:
         self.reranker = reranker
         self.calibration = calibration
         self.device = device
+        self.name = name
+        self.hears_logmels, self.audio_key, self.given_sizes = hears_logmels, audio_key, given_sizes
+        self._diffusion = diffusion
         self._load_audio, self._load_text = load_audio, load_text
 
     @cached_property
-    def _text(self) -> TextEncoder:
+    def _text(self) -> CaptionEncoder:
         return self._load_text().to(self.device).eval()
 
     @cached_property
-    def _audio(self) -> AudioEncoder:
+    def _audio(self) -> ClipEncoder:
+        encoder = self._load_audio().to(self.device).eval()
+        if not isinstance(encoder, AudioEncoder):
+            return encoder
         from .core.inference import optimise_for_inference
 
-        return optimise_for_inference(self._load_audio().to(self.device).eval())
+        return optimise_for_inference(encoder)
+
+    def load_audio(self) -> None:
+        """Load the audio encoder now, and not with the first sound. Raises as `load_audio` of the constructor."""
+        _ = self._audio
+
+    @cached_property
+    def calibration_key(self) -> str:
+        """Under which a user's own calibration is kept: of the encoders and of the denoisers."""
+        return self.model_id if self._diffusion is None else f"{self.model_id}-{weights_hash(self._diffusion)}"
+
+    @cached_property
+    def windowing(self) -> Windowing:
+        """What recordings are cut into."""
+        return OURS if self.hears_logmels else Windowing.of(self._audio.rate, self._audio.longest)
+
+    @torch.inference_mode()
+    def pool_audio(self, waveforms: Sequence[np.ndarray]) -> Tensor:
+        """Mono float32 waveforms at the windowing's rate -> pooled features (n, F) on the CPU, each as if it were alone."""
+        return pool_clips(self._audio, waveforms, self.device)
 
     @torch.inference_mode()
     def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        """Mono float32 waveforms at 32 kHz, at any level -> (n, D) float32 unit vectors, each whatever else is in the batch."""
-        from .core.inference import pooled_features
+        """Mono float32 waveforms at the windowing's rate -> (n, D) float32 unit vectors, each whatever else is in the batch."""
+        return self.embed_pooled_audio(self.pool_audio(waveforms))
 
-        pooled = pooled_features(self._audio, [torch.from_numpy(levelled(wave)) for wave in waveforms])
+    @torch.inference_mode()
+    def embed_pooled_audio(self, pooled: Tensor) -> np.ndarray:
+        """Pooled audio features (n, F) -> (n, D) float32 unit vectors."""
         return self._audio_head.embed(pooled.to(self.device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def embed_pooled_text(self, pooled: Tensor) -> np.ndarray:
+        """Pooled caption features (m, F) -> (m, D) float32 unit vectors."""
+        return self._text_head.embed(pooled.to(self.device)).cpu().numpy()
 
     @torch.inference_mode()
     def embed_text(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> (n, D) float32 unit vectors."""
-        return self._text_head.embed(self._text.encode(captions).to(self.device)).cpu().numpy()
+        return self.embed_pooled_text(self._text.encode(captions))
 
 
 def load_retriever(run: Path, device: str = "auto") -> Retriever:
@@ -184,6 +230,14 @@ def load_retriever(run: Path, device: str = "auto") -> Retriever:
     return _load(run, device, with_denoisers=True)
 
 
+def load_listener(run: Path, device: str = "auto") -> Retriever:
+    """`load_retriever` for whoever asks with sounds and texts. Raises UsageError for a model that takes neither."""
+    model = load_retriever(run, device)
+    if model.given_sizes is not None:
+        raise UsageError(f"{run}: {_NO_ENCODERS}")
+    return model
+
+
 def load_encoders(run: Path, device: str = "auto") -> Retriever:
     """The encoders of a seed folder, without whatever phase two left there. Raises as `load_retriever`."""
     return _load(run, device, with_denoisers=False)
@@ -193,31 +247,66 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
     recipe = recipe_of(run)
     path = run / "pretrain" / BEST
     tensors, facts = load_weights(path)
-    if not {"towers.audio_head.0.weight", "towers.text_head.0.weight"} <= tensors.keys():
+    of_heads = {"towers.audio_head.0.weight", "towers.text_head.0.weight"}
+    if recipe.model.heads != "none" and not of_heads <= tensors.keys():
         raise DiffATRError(f"{path}: these are not the encoders of a run. Train again with: diffatr pretrain")
 
-    def load_head(name: str) -> ProjectionHead:
+    def load_head(name: str) -> Head:
+        if recipe.model.heads == "none":
+            return NoHead()
         state = _below(f"towers.{name}.", tensors)
         head = ProjectionHead(state["0.weight"].shape[1], recipe.model.dim, recipe.model.dropout)
         fill(head, state, path)
         return head
 
-    def load_audio() -> AudioEncoder:
+    def size(name: str) -> int:
+        return recipe.model.dim if recipe.model.heads == "none" else tensors[f"towers.{name}.0.weight"].shape[1]
+
+    def load_audio() -> ClipEncoder:
+        if is_given(recipe.audio):
+            raise UsageError(f"{run}: {_NO_ENCODERS}")
         audio = build_audio_encoder(recipe.audio.model_copy(update={"weights": None}))
-        fill(audio, _below("towers.audio.", tensors), path)
+        if own := _below("towers.audio.", tensors):  # a frozen model of others is not in the checkpoint
+            fill(audio, own, path)
+        else:
+            _check_source(run, facts, "audio", recipe.audio.encoder)
         return audio
 
-    def load_text() -> TextEncoder:
+    def load_text() -> CaptionEncoder:
+        if is_given(recipe.audio):
+            raise UsageError(f"{run}: {_NO_ENCODERS}")
         text = build_text_encoder(recipe.text)
-        if tuned := _below("towers.text.", tensors):  # a frozen BERT is not in the checkpoint
+        if tuned := _below("towers.text.", tensors):
             fill(text, tuned, path)
+        else:
+            _check_source(run, facts, "text", recipe.text.encoder)
         return text
 
     weights, on_device = weights_hash(path), resolve_device(device)
     reranker, calibration = _load_reranker(run, recipe, tensors, facts, weights, on_device) if with_denoisers else (None, None)
-    heads = load_head("audio_head"), load_head("text_head")
-    model_id = hashlib.sha256(f"{weights} {HEARING}".encode()).hexdigest()[:16]
-    return Retriever(heads, load_audio, load_text, recipe.model.dim, model_id, reranker, calibration, on_device)
+    model_id = id_of_encoders(weights)
+    return Retriever(
+        (load_head("audio_head"), load_head("text_head")),
+        load_audio,
+        load_text,
+        recipe.model.dim,
+        model_id,
+        reranker,
+        calibration,
+        on_device,
+        str(run),
+        hears_logmels=hears_logmels(recipe.audio) or is_given(recipe.audio),
+        audio_key=audio_key(recipe.audio),
+        diffusion=run / "diffusion" / BEST if reranker and recipe.model.strategy != "gen" else None,
+        given_sizes=(size("audio_head"), size("text_head")) if is_given(recipe.audio) else None,
+    )
+
+
+def _check_source(run: Path, facts: dict[str, Any], which: str, name: str) -> None:
+    """Raises DiffATRError where a frozen encoder is not the one any more that a run was trained on."""
+    known = facts.get("sources", {}).get(which)
+    if known and known != source_id(name):
+        raise DiffATRError(f"{run}: was trained on another {which} encoder than {name} is now. Restore it, or train again.")
 
 
 def sampling_of(model: Retriever, *, folder: bool = False, **overrides: Any) -> Sampling:
@@ -277,7 +366,11 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
+def id_of_encoders(weights: str) -> str:
+    """A model's id by the hash of its encoders' checkpoint: vectors also depend on what the encoders hear of a recording."""
+    return hashlib.sha256(f"{weights} {HEARING}".encode()).hexdigest()[:16]
+
+
 def weights_hash(path: Path) -> str:
     """A short hash of a checkpoint file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return file_hash(path)[:16]

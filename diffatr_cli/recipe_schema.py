@@ -40,9 +40,26 @@ class DataSection(Section):
 
 
 class AudioSection(Section):
-    """The audio encoder and its log-mel front end (32 kHz, window 1024, 64 mels, 50-14000 Hz)."""
+    """The audio encoder, and the log-mel front end of this package's own (32 kHz, window 1024, 64 mels, 50-14000 Hz).
 
-    encoder: Literal["cnn14", "resnet38", "small"] = Field(default="resnet38", description="PANNs Cnn14 or ResNet38, or `small`")
+    `hop` to `perturb` concern those that hear log-mels: `small`, `cnn14` and `resnet38`.
+    """
+
+    encoder: str = Field(
+        default="resnet38",
+        min_length=1,
+        description="PANNs `cnn14` or `resnet38`, or `small`; a hub name or folder of an audio model of transformers; an encoder "
+        "that a package registers; or `features`, the vectors that a data set of `prepare features` holds",
+    )
+    pooling: Literal["panns", "mean", "max", "model"] = Field(
+        default="panns",
+        description="over the frames of a model of transformers: max plus mean as PANNs, one of them, or the model's own vector",
+    )
+    finetune: bool | Positive = Field(
+        default=True,
+        description="train the encoder too; false embeds every clip once and caches it; a number trains the last so many layers "
+        "of a model of transformers",
+    )
     weights: str | None = Field(
         default=None, description="the PANNs authors' .pth file for the encoder; null starts from scratch"
     )
@@ -57,20 +74,34 @@ class AudioSection(Section):
     )
 
     @model_validator(mode="after")
+    def _layers_have_names(self) -> Self:
+        if not isinstance(self.finetune, bool) and self.encoder in ("small", "cnn14", "resnet38", "features"):
+            raise ValueError(f"audio.finetune: audio.encoder {self.encoder} is trained whole (true) or not at all (false)")
+        return self
+
+    @model_validator(mode="after")
     def _panns_front_end(self) -> Self:
-        if self.encoder != "small" and self.hop != 320:
+        if self.encoder in ("cnn14", "resnet38") and self.hop != 320:
             raise ValueError(f"audio.hop: audio.encoder {self.encoder} is defined at hop 320, not {self.hop}")
         return self
 
 
 class TextSection(Section):
-    """The caption encoder: a BERT and how its token states become one vector."""
+    """The caption encoder and how its token states become one vector."""
 
     encoder: str = Field(
-        default="bert-base-uncased", min_length=1, description="a hub name, a local folder, or `minilm` (extra `small`)"
+        default="bert-base-uncased",
+        min_length=1,
+        description="a hub name or folder of a text model of transformers, `minilm` (extra `small`), or `features`, the vectors "
+        "that a data set of `prepare features` holds",
     )
-    pooling: Literal["cls", "mean"] = Field(default="cls", description="the [CLS] state, or the mean over the caption's tokens")
-    finetune: bool = Field(default=True, description="train the BERT too; false embeds every caption once and caches it")
+    pooling: Literal["cls", "mean", "max", "model"] = Field(
+        default="cls",
+        description="the first token's state, the mean or the maximum over the caption's tokens, or what the model itself does: "
+        "sentence-transformers' pooling, CLAP's projection",
+    )
+    normalise: bool = Field(default=True, description="lower case and no punctuation, as the baseline; false leaves captions be")
+    finetune: bool = Field(default=True, description="train the encoder too; false embeds every caption once and caches it")
     max_tokens: Positive = Field(default=64, description="captions are cut after this many tokens")
 
 
@@ -78,6 +109,9 @@ class ModelSection(Section):
     """The shared embedding space and the training strategy of Table 5."""
 
     dim: Positive = Field(default=512, description="D, the size of the shared embedding")
+    heads: Literal["mlp", "none"] = Field(
+        default="mlp", description="project both encoders' vectors into the shared space, or take them as they are, of size D"
+    )
     dropout: Fraction = Field(default=0.0, description="dropout inside the projection heads")
     temperature: Rate = Field(default=0.07, description="tau of Eq. 1 and Eq. 8")
     strategy: Literal["gen-dis", "gen", "dis"] = Field(
@@ -189,6 +223,20 @@ class Recipe(Section):
     pretrain: PretrainSection = PretrainSection()
     diffusion: DiffusionSection = DiffusionSection()
     evaluation: EvaluationSection = EvaluationSection()
+
+    @model_validator(mode="after")
+    def _vectors_are_of_both(self) -> Self:
+        if (self.audio.encoder == "features") != (self.text.encoder == "features"):
+            raise ValueError(
+                "audio.encoder: `prepare features` makes vectors of both; set audio.encoder and text.encoder to features"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _refitting_needs_heads(self) -> Self:
+        if self.pretrain.head_steps and self.model.heads == "none":
+            raise ValueError("pretrain.head_steps: there are no heads to fit with model.heads=none; set head_steps=0")
+        return self
 
     @model_validator(mode="after")
     def _heads_need_frozen_captions(self) -> Self:

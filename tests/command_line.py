@@ -89,9 +89,8 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
-        self.process = start(
-            command, stdin=slave, stdout=slave, stderr=slave, text=False, env=environment, preexec_fn=_take_terminal, **options
-        )
+        streams = {"stdin": slave, "stdout": slave, "stderr": slave, "text": False}
+        self.process = start(command, **({"env": environment, "preexec_fn": _take_terminal} | streams | options))
         os.close(slave)
 
     def output(self) -> Iterator[bytes]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from diffatr_cli.core.windows import OURS
+
 RATE = 32000
 DIM = 16
 
@@ -47,7 +49,10 @@ class FakeRetriever:
     """Has what `model.Retriever` has; counts the windows it embeds."""
 
     device = "cpu"
+    name = "fake"
+    windowing = OURS
     calibration = None
+    given_sizes = None
 
     def __init__(self, model_id="model-a", dim=DIM, phase_two=False):
         self.model_id, self.dim, self.embedded = model_id, dim, 0

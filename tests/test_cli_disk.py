@@ -159,19 +159,22 @@ def test_places_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def commands(workshop: Workshop, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     """Every command that writes, given where it is to write."""
-    monkeypatch.setattr(query, "load_model", lambda run, runs, device: FakeRetriever(phase_two=True))
+    monkeypatch.setattr(query, "load_model", lambda *_: FakeRetriever(phase_two=True))
     write_tone(tmp_path / "clips" / "900.wav", 900, 2)
     tone(tmp_path / "in" / "good.wav")
     table(tmp_path / "in" / "captions.csv", "file,caption,split", [["good.wav", "x", "train"]])
+    np.save(tmp_path / "vector.npy", np.ones((1, 100), np.float32))
     runs = tmp_path / "runs"
     shutil.copytree(trained / "pretrain", runs / "tiny" / "seed-0" / "pretrain")
     typed(["index", tmp_path / "clips"])
 
     def of(place: Path) -> list[list[str | Path]]:
+        vectors = ["--audio", tmp_path / "vector.npy", "--text", tmp_path / "vector.npy"]
         few = ["pretrain.epochs=1", "--data", workshop.data, "--seed", "1"]
         return [
             ["prepare", "synthetic", "--train=1", "--val=1", "--test=1", "--data", place],
             ["prepare", "folder", "--from", tmp_path / "in", "--data", place],
+            ["prepare", "features", *vectors, "--captions", tmp_path / "in" / "captions.csv", "--data", place],
             ["pretrain", workshop.recipe_file, *few, "--runs", place],
             ["index", tmp_path / "clips", "--index", place / "index"],
             ["query", "900 Hz", "--corpus", tmp_path / "clips", "--index", place / "index"],
@@ -185,7 +188,7 @@ def commands(workshop: Workshop, trained: Path, tmp_path: Path, monkeypatch: pyt
 def check(place: Path, arguments: list[str | Path]) -> None:
     result = typed(arguments)
     assert result.code == 1, (arguments, result)
-    lines = [line for line in result.err.splitlines() if not line.startswith(("files: ", "This run has no calibration"))]
+    lines = [line for line in result.err.splitlines() if not line.startswith(("files: ", "This model has no calibration"))]
     assert len(lines) == 1, (arguments, result)
     assert str(place) in lines[0], (arguments, result)
     assert "unexpected" not in lines[0]

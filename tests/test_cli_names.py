@@ -53,7 +53,7 @@ def test_printable_keeps_what_can_be_shown_and_only_that(text: str) -> None:
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of one that takes seconds to load."""
     for module in (query, corpus, serve):
-        monkeypatch.setattr(module, "load_model", lambda run, runs, device: FakeRetriever(phase_two=True))
+        monkeypatch.setattr(module, "load_model", lambda *_: FakeRetriever(phase_two=True))
 
 
 # --- each command's failure ------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ module.register(app)
 @pytest.fixture
 def clips(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "load_model", lambda run, runs, device: FakeRetriever(phase_two=True))
+    monkeypatch.setattr(module, "load_model", lambda *_: FakeRetriever(phase_two=True))
     for hz in (200, 450, 900, 2000, 4000):
         write_tone(tmp_path / "clips" / f"{hz}.wav", hz, 2)
     write_tone(tmp_path / "clips" / "deep" / "long.wav", 6000, 12)
@@ -60,7 +60,7 @@ def test_json_is_one_document_as_agreed(clips):
     result = run("query", "900 Hz", "--corpus", "clips", "--top", 3, "--json")
     document = json.loads(result.stdout)
     expected = direct(clips, "900 Hz", top=3)
-    assert list(document) == ["query", "present", "results"]
+    assert list(document) == ["query", "model", "present", "results"]
     assert (document["query"], document["present"]) == ("900 Hz", None)
     assert [list(row) for row in document["results"]] == [["rank", "path", "start", "end", "score"]] * 3
     assert [(row["rank"], row["path"], row["start"], row["end"]) for row in document["results"]] == [
@@ -69,7 +69,7 @@ def test_json_is_one_document_as_agreed(clips):
     assert [row["score"] for row in document["results"]] == pytest.approx([hit.score for hit in expected], abs=1e-6)
     assert "6 indexed" in result.stderr
     again = run("query", "900 Hz", "--corpus", "clips", "--top", 3, "--json")
-    assert again.stderr.startswith("This run has no calibration")
+    assert again.stderr.startswith("This model has no calibration")
     assert len(again.stderr.splitlines()) == 1  # nothing new, nothing more to say
 
 
@@ -258,8 +258,9 @@ def test_which_model(tmp_path, monkeypatch):
     assert not (tmp_path / "clips" / ".diffatr").exists()
 
     asked = []
-    monkeypatch.setattr("diffatr_cli.model.load_retriever", lambda run, device: asked.append((run, device)) or FakeRetriever())
-    monkeypatch.setattr("diffatr_cli.model.shipped_model", lambda: tmp_path / "shipped")
+    for name in ("load_retriever", "load_listener"):
+        monkeypatch.setattr(f"diffatr_cli.two_tower.{name}", lambda run, device: asked.append((run, device)) or FakeRetriever())
+    monkeypatch.setattr("diffatr_cli.two_tower.shipped_model", lambda: tmp_path / "shipped")
     monkeypatch.setattr("diffatr_cli.runs.newest_run", lambda runs: runs / "newest")
     for options, run_folder in (((), "shipped"), (("--runs", tmp_path), "newest"), (("--run", tmp_path / "this"), "this")):
         for command in (("query", "300 Hz", "--corpus"), ("index",)):

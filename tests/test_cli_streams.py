@@ -29,7 +29,7 @@ NARROW = ["cp1252", "ascii"]
 def clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose names no narrow encoding can write, and a model that takes no time."""
     for module in (query, corpus):
-        monkeypatch.setattr(module, "load_model", lambda run, runs, device: FakeRetriever(phase_two=True))
+        monkeypatch.setattr(module, "load_model", lambda *_: FakeRetriever(phase_two=True))
     folder = tmp_path / LETTERS
     for hz in (200, 900, 4000):
         write_tone(folder / f"{hz} {LETTERS}.wav", hz, 2)
@@ -181,7 +181,7 @@ def test_head_of_results(found: list[str | Path], kind: list[str]) -> None:
     assert process.stderr is not None
     err = process.stderr.read()
     assert process.wait(60) == 141
-    assert [line for line in err.splitlines() if not line.startswith(("files: ", "This run has no calibration"))] == []
+    assert [line for line in err.splitlines() if not line.startswith(("files: ", "This model has no calibration"))] == []
 
 
 def test_talk_that_nobody_reads_ends_no_work(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_one_way_to_embed_a_split(workshop: Workshop, trained: Path, tmp_path: P
     phase.load_state_dict(phase.state_dict() | load_weights(run / "pretrain" / BEST)[0])
     phase.eval()
     with torch.no_grad():
-        plain = embed_split(phase._embed_waveforms, phase._embed_texts, dataset, "val")
+        plain = embed_split(phase, dataset, "val")
     assert torch.allclose(plain.audio, fresh.audio, atol=1e-5)
     assert torch.allclose(plain.text, fresh.text, atol=1e-5)
     for i, clip in enumerate(dataset.split("val")):
@@ -115,8 +115,8 @@ def test_the_cache_is_of_these_encoders_and_data(workshop: Workshop, trained: Pa
     before = cached_split(model, run, dataset, "val")
     other = dataclasses.replace(dataset, info=dataset.info | {"audio_md5": "changed"})
     calls = []
-    embed = model.embed_audio
-    model.embed_audio = lambda waves: calls.append(len(waves)) or embed(waves)  # type: ignore[method-assign, func-returns-value]
+    pool = model.pool_audio
+    model.pool_audio = lambda waves: calls.append(len(waves)) or pool(waves)  # type: ignore[method-assign, func-returns-value]
     assert torch.equal(cached_split(model, run, other, "val").audio, before.audio)
     assert calls == [8]
     model.model_id = "others"

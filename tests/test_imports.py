@@ -17,8 +17,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "transformers", "numba", "pyarrow", "lancedb", "resampy", "soxr", "soundfile", "scipy", "pandas", "numpy"}
 
 # What each room may import. Files at the top of the package are rooms of their own, lowest first.
-FOUNDATION = {"types", "errors", "printable", "files", "progress", "collection", "__init__"}
-SHARED = FOUNDATION | {"recipe_schema", "recipe", "runs", "checkpoint", "pretrained", "model"}
+FOUNDATION = {"types", "errors", "printable", "files", "progress", "collection", "network", "__init__"}
+OTHERS = {"device", "pretrained", "encoders"}
+SHARED = FOUNDATION | OTHERS | {"recipe_schema", "recipe", "runs", "checkpoint", "model"}
+MODELS = SHARED | {"core", "calibrations", "two_tower"}
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(FOUNDATION, FOUNDATION),
     "core": {"types"},
@@ -28,15 +30,20 @@ ALLOWED: dict[str, set[str]] = {
     "recipe": FOUNDATION | {"recipe_schema", "recipe_yaml"},
     "runs": FOUNDATION | {"recipe_schema", "recipe"},
     "checkpoint": FOUNDATION,
+    "device": FOUNDATION,
     "pretrained": FOUNDATION | {"core"},
+    "encoders": FOUNDATION | {"core", "recipe_schema", "device", "pretrained"},
+    "calibrations": FOUNDATION | {"core"},
+    "two_tower": MODELS,
+    "models_there": MODELS,
     "model": SHARED | {"core"},
     "evaluation": SHARED | {"core", "data"},
-    "training": SHARED | {"core", "data", "evaluation"},
+    "training": SHARED | {"core", "data", "evaluation", "calibrations"},
     "corpus": SHARED | {"core", "data"},
     "web": FOUNDATION | {"core", "data", "corpus"},
     "report": FOUNDATION | {"evaluation"},
-    "api": SHARED | {"core", "data", "corpus"},
-    "cli": SHARED | {"core", "data", "evaluation", "training", "corpus", "web", "report"},
+    "api": MODELS | {"data", "corpus"},
+    "cli": MODELS | {"models_there", "data", "evaluation", "training", "corpus", "web", "report"},
     "__main__": {"cli", "errors"},
 }
 REEXPORTS = {
@@ -151,17 +158,23 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.skipif(not (PACKAGE / "cli/main.py").is_file(), reason="there is no command line yet")
-def test_a_query_of_an_unchanged_folder_loads_only_what_it_needs(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shipped", [False, True])
+def test_a_query_of_an_unchanged_folder_loads_only_what_it_needs(
+    workshop: Workshop, trained: Path, tmp_path: Path, shipped: bool
+) -> None:
     shutil.copytree(workshop.data / "tones" / "test", tmp_path / "clips")
+    model = [] if shipped else ["--run", str(trained)]
     query = f"""
 import runpy
-sys.argv = ["diffatr", "query", "a low tone", "--corpus", {str(tmp_path / "clips")!r}, "--run", {str(trained)!r}, "--json"]
+sys.argv = ["diffatr", "query", "a low tone", "--corpus", {str(tmp_path / "clips")!r}, *{model!r}, "--json"]
 try:
     runpy.run_module("diffatr_cli", run_name="__main__")
 except SystemExit as end:
     assert not end.code
 """
-    assert "lancedb" in loaded_after(query)
+    first = loaded_after(query)
+    assert "lancedb" in first
+    assert first.isdisjoint({"transformers", "huggingface_hub"})
     loaded = loaded_after(query)
     assert "torch" in loaded
     slow = {"transformers", "huggingface_hub", "lancedb", "pyarrow", "numba", "resampy", "scipy", "sympy", "pandas"}

@@ -354,8 +354,8 @@ def test_a_second_update_is_refused_while_one_runs_and_reading_goes_on(corpus, m
 def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_update(corpus, monkeypatch):
     plain = windows.open_sound
 
-    def changing(path):
-        sound = plain(path)
+    def changing(path, **options):
+        sound = plain(path, **options)
         if path.name == "low.wav":
             write_tone(path, 4000, 2)
         return sound

@@ -129,7 +129,7 @@ def test_an_index_that_was_copied_with_its_folder(corpus, tmp_path, hashed, monk
     """Other inodes, other times: hashing, no decoding, and no more of it the next time."""
     FolderIndex(corpus).update(FakeRetriever())
     copy = shutil.copytree(corpus, tmp_path / "copy", copy_function=shutil.copyfile)
-    monkeypatch.setattr(windows, "open_sound", lambda path: pytest.fail("decoded"))
+    monkeypatch.setattr(windows, "open_sound", lambda path, **options: pytest.fail("decoded"))
     index, model = FolderIndex(copy), FakeRetriever()
     hashed.clear()
     report = index.update(model)
@@ -148,7 +148,7 @@ def test_an_index_of_the_last_version_is_used(corpus, tmp_path, hashed, monkeypa
     assert got.keys() == want.keys()
     decoded = []
     real = windows.open_sound
-    monkeypatch.setattr(windows, "open_sound", lambda path: decoded.append(path.name) or real(path))
+    monkeypatch.setattr(windows, "open_sound", lambda path, **options: decoded.append(path.name) or real(path, **options))
     hashed.clear()
     report = index.update(model)
     assert (report.reused, report.embedded, report.repaired, len(hashed), model.embedded) == (COUNT, 0, 0, COUNT + 1, COUNT)
@@ -183,7 +183,7 @@ def test_reasons_hold_for_the_reader_that_gave_them(corpus, monkeypatch):
     index.update(model)
     decoded = []
     real = windows.open_sound
-    monkeypatch.setattr(windows, "open_sound", lambda path: decoded.append(path.name) or real(path))
+    monkeypatch.setattr(windows, "open_sound", lambda path, **options: decoded.append(path.name) or real(path, **options))
     assert index.update(model).unchanged == COUNT
     assert decoded == []
     monkeypatch.setattr(examine, "__version__", "next")

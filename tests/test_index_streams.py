@@ -91,10 +91,10 @@ def test_a_file_that_takes_the_memory_costs_itself(tmp_path: Path, monkeypatch: 
     write_tone(tmp_path / "huge.wav", 300, 2)
     plain = windows.open_sound
 
-    def greedy(path: Path) -> object:
+    def greedy(path: Path, **options: int) -> object:
         if path.name == "huge.wav":
             raise MemoryError
-        return plain(path)
+        return plain(path, **options)
 
     monkeypatch.setattr(windows, "open_sound", greedy)
     report = FolderIndex(tmp_path).update(FakeRetriever())

@@ -30,11 +30,11 @@ def failing(monkeypatch, error):
     """Decoding 3.wav raises `error`; gives the names of the files that are decoded."""
     decoded, real = [], windows.open_sound
 
-    def open_sound(path):
+    def open_sound(path, **options):
         decoded.append(path.name)
         if path.name == "3.wav":
             raise error
-        return real(path)
+        return real(path, **options)
 
     monkeypatch.setattr(windows, "open_sound", open_sound)
     return decoded
@@ -76,8 +76,8 @@ def test_a_file_that_fails_in_its_middle_leaves_nothing(corpus, monkeypatch):
     monkeypatch.setattr(update, "_BATCH", 4)
     real = windows.windows_of
 
-    def windows_of(path):
-        for count, window in enumerate(real(path)):
+    def windows_of(path, windowing):
+        for count, window in enumerate(real(path, windowing)):
             if path.name == "3.wav" and count == 6:
                 raise AudioError(path, "damaged further on")
             yield window
@@ -96,8 +96,8 @@ def test_a_file_that_fails_in_its_middle_leaves_nothing(corpus, monkeypatch):
 def test_what_is_there_of_a_recording_is_searched_and_what_is_missing_is_remembered(corpus, monkeypatch):
     real = windows.windows_of
 
-    def windows_of(path):
-        yield from real(path)
+    def windows_of(path, windowing):
+        yield from real(path, windowing)
         if path.name == "3.wav":
             yield windows.Missing("cut short")
 
@@ -140,14 +140,14 @@ def test_what_is_decoded_ahead_is_counted_in_samples(tmp_path, monkeypatch):
             embedded.extend(waveforms)
             return super().embed_audio(waveforms)
 
-    def cut(blocks):
-        for window in real(blocks):
+    def cut(blocks, windowing):
+        for window in real(blocks, windowing):
             made.append(window)
             most.append(len(made) - len(embedded))
             yield window
 
     monkeypatch.setattr(windows, "cut", cut)
-    monkeypatch.setattr(update, "_READ_AHEAD", 4 * windows.WINDOW * 4)  # four windows
+    monkeypatch.setattr(update, "_READ_AHEAD", 4 * windows.OURS.length * 4)  # four windows
     monkeypatch.setattr(update, "_BATCH", 1)
     FolderIndex(tmp_path).update(Slow(), workers=3)
     assert len(made) == len(embedded) == 8 * 11

@@ -10,6 +10,7 @@ from audio_files import sine, table, write
 from hypothesis import given
 from hypothesis import strategies as st
 
+import diffatr_cli.encoders
 import diffatr_cli.model
 from diffatr_cli.core.level import LEVEL, SILENT, level, levelled
 from diffatr_cli.corpus.index import FolderIndex
@@ -106,7 +107,7 @@ def test_what_was_embedded_in_another_way_is_embedded_again(tmp_path: Path, monk
     index = FolderIndex(tmp_path / "clips")
     with monkeypatch.context() as before:
         before.setattr(diffatr_cli.model, "HEARING", "as it is")
-        before.setattr(diffatr_cli.model, "levelled", lambda waveform: waveform)
+        before.setattr(diffatr_cli.encoders, "levelled", lambda waveform: waveform)
         old = load_retriever(shipped_model(), "cpu")
         assert index.update(old).embedded == 2
         unlevelled = index.read(old.model_id).vectors

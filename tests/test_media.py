@@ -30,7 +30,7 @@ def sines(*parts):
 
 @pytest.fixture
 def diffatr(monkeypatch):
-    monkeypatch.setattr(module, "load_model", lambda run, runs, device: FakeRetriever())
+    monkeypatch.setattr(module, "load_model", lambda *_: FakeRetriever())
 
     def run(*arguments):
         result = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)

@@ -259,17 +259,17 @@ def test_jsonl_and_a_choice_of_caption_files(tmp_path: Path) -> None:
 
 
 def test_files_without_a_split_are_dealt_out_for_good() -> None:
-    from diffatr_cli.data.folder import _deal
+    from diffatr_cli.data.folder import deal
 
     files = [f"{number}.wav" for number in range(1000)]
-    dealt = _deal(files)
+    dealt = deal(files)
     shares = [list(dealt.values()).count(split) for split in ("train", "val", "test")]
     assert abs(shares[0] - 800) < 50
     assert abs(shares[1] - 100) < 40
     assert abs(shares[2] - 100) < 40
-    assert all(_deal(files[:500])[file] == dealt[file] for file in files[:500])
-    assert all(set(_deal(files[start : start + 3]).values()) == {"train", "val", "test"} for start in range(0, 60, 3))
-    assert set(_deal(["a"]).values()) == {_deal(["a"])["a"]}
+    assert all(deal(files[:500])[file] == dealt[file] for file in files[:500])
+    assert all(set(deal(files[start : start + 3]).values()) == {"train", "val", "test"} for start in range(0, 60, 3))
+    assert set(deal(["a"]).values()) == {deal(["a"])["a"]}
 
 
 def test_prepared_names_stay_inside_and_apart() -> None:

@@ -149,8 +149,8 @@ def test_short_batches_are_padded_to_their_longest_clip(workshop: Workshop, monk
     recipe = workshop.recipe("data.seconds=30")
     phase = PhaseOne(recipe, 0, torch.device("cpu"))
     train = phase.read(load_dataset(workshop.data, "tones"), silent)
-    assert phase.frames == 1501
-    shapes = {logmels.shape[1] for _, _, logmels in overlapped_batches(train, recipe.pretrain, phase.frames, 0, 3, 0)}
+    assert train.clips.frames == 1501
+    shapes = {logmels.shape[1] for _, _, logmels in overlapped_batches(train, recipe.pretrain, 0, 3, 0)}
     assert shapes == {64}  # of clips of up to 50 frames, where 30 s would be 1501
 
 
@@ -236,7 +236,7 @@ def test_refitting_learns_from_jittered_captions() -> None:
     recipe = Recipe.model_validate(
         {"text": {"finetune": False}, "pretrain": {"head_steps": 80, "head_batch": 16, "head_lr": 1e-2, "head_jitter": 0.2}}
     )
-    towers = TwoTowers(SmallCnn((8, 12)), None, 10, 8)
+    towers = TwoTowers(SmallCnn((8, 12)), None, 12, 10, 8)
     captions = Captions.of([Clip(str(i), "train", "", 1.0, (f"kind {int(kind)}",)) for i, kind in enumerate(kinds)])
     views = PooledViews(audio[None].repeat(2, 1, 1), text, captions, captions.positive_groups("positives"))
     loss = refit_heads(towers, views, recipe.pretrain, recipe.model.temperature, 0)

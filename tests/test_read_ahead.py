@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffatr_cli.core.windows import HOP, WINDOW, spans
+from diffatr_cli.core.windows import OURS, spans
 from diffatr_cli.corpus.read_ahead import read_ahead
 from diffatr_cli.corpus.windows import cut
 
@@ -118,7 +118,11 @@ def cuts(lengths):
 
 
 @settings(max_examples=40)
-@given(st.lists(st.one_of(st.integers(0, 3 * WINDOW), st.sampled_from([WINDOW, HOP, WINDOW - 1, 1])), max_size=12))
+@given(
+    st.lists(
+        st.one_of(st.integers(0, 3 * OURS.length), st.sampled_from([OURS.length, OURS.hop, OURS.length - 1, 1])), max_size=12
+    )
+)
 def test_windows_of_blocks_are_those_of_the_whole(lengths):
     got = list(cut(cuts(lengths)))
     assert [(window.start, window.end) for window in got] == spans(sum(lengths))
@@ -129,10 +133,10 @@ def test_windows_of_blocks_are_those_of_the_whole(lengths):
 
 def test_cutting_holds_one_window_and_one_block():
     """Whatever the length."""
-    block = np.zeros(WINDOW // 2, np.float32)
+    block = np.zeros(OURS.length // 2, np.float32)
     tracemalloc.start()
     count = sum(1 for _ in cut(block for _ in range(200)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == len(spans(200 * len(block)))
-    assert peak < 5 * 4 * WINDOW
+    assert peak < 5 * 4 * OURS.length

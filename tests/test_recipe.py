@@ -249,7 +249,7 @@ text: 3
         ]
 
     def test_a_problem_that_only_a_wrong_field_seems_to_cause_is_not_reported(self) -> None:
-        found = problems("audio: {encoder: smal, hop: 640}\nevaluation: {steps: 60}\n", ("diffusion.steps=9O",))
+        found = problems("audio: {encoder: 14, hop: 640}\nevaluation: {steps: 60}\n", ("diffusion.steps=9O",))
         assert [line.split(": ")[1] for line in found] == ["audio.encoder", "diffusion.steps"]
 
     def test_the_message_is_the_problems_and_the_exit_code_that_of_wrong_usage(self) -> None:

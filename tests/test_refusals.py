@@ -92,7 +92,7 @@ def test_whatever_the_system_refuses_is_one_sentence_with_the_place(
     genuine = getattr(owner, name)
 
     def refuse(*arguments: object, **options: object) -> object:
-        path = Path(str(arguments[0] if owner is Path else arguments[1]))
+        path = Path(str(arguments[0] if owner is Path else arguments[1].name))
         if path.is_relative_to(tmp_path / "data") and (place != "journal" or path.name == "prepare.journal"):
             raise OSError(number, os.strerror(number), str(path))
         return genuine(*arguments, **options)

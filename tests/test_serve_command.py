@@ -30,7 +30,7 @@ def other():
 def started(own, monkeypatch):
     """What the command line builds and opens, without serving."""
     seen = {"opened": []}
-    monkeypatch.setattr(command, "load_model", lambda run, runs, device: FakeRetriever(phase_two=True))
+    monkeypatch.setattr(command, "load_model", lambda *_: FakeRetriever(phase_two=True))
     monkeypatch.setattr("webbrowser.open", seen["opened"].append)
 
     def run(app, listener):

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Workshop
+from safetensors.torch import save_file
 from transformers import BertModel
 
 from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.pretrained import bert_folder, load_text_encoder
+from diffatr_cli.pretrained import load_text_encoder, text_folder
 
 
 def test_captions_are_normalised() -> None:
@@ -51,12 +52,17 @@ def test_long_captions_are_cut(workshop: Workshop) -> None:
 def test_failures_name_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"diffatr\[small\]"):
-        bert_folder("minilm")
-    with pytest.raises(DiffATRError, match="tokenizer"):
+        text_folder("minilm")
+    with pytest.raises(DiffATRError, match=r"config\.json"):
         load_text_encoder(str(tmp_path))
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(DiffATRError, match=r"model\.safetensors"):
+        load_text_encoder(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(DiffATRError, match=r"model\.safetensors is damaged or half downloaded"):
+        load_text_encoder(str(tmp_path))
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(DiffATRError, match="tokenizer"):
         load_text_encoder(str(tmp_path))
 
 
@@ -64,9 +70,9 @@ def test_an_unreachable_hub_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> str:
         raise ConnectionError
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     with pytest.raises(DiffATRError, match="minilm"):
-        bert_folder("nobody/knows-this-bert")
+        text_folder("nobody/knows-this-bert")
 
 
 @pytest.mark.parametrize("place", ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"])
@@ -76,7 +82,7 @@ def test_a_hub_model_that_was_fetched_before_needs_no_hub(
     def refuse(*_: object, **__: object) -> str:
         raise ConnectionError
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(place, str(tmp_path))
@@ -85,9 +91,9 @@ def test_a_hub_model_that_was_fetched_before_needs_no_hub(
     (model / "refs").mkdir(parents=True)
     (model / "refs" / "main").write_text("0123abcd")
     with pytest.raises(DiffATRError, match="minilm"):  # fetched in part only
-        bert_folder("somebody/bert")
+        text_folder("somebody/bert")
     shutil.copytree(workshop.root / "bert", model / "snapshots" / "0123abcd")
-    assert bert_folder("somebody/bert") == model / "snapshots" / "0123abcd"
+    assert text_folder("somebody/bert") == model / "snapshots" / "0123abcd"
 
 
 def test_equal_captions_are_embedded_once(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import json
+import logging
 import os
 import sys
 import threading
@@ -66,6 +67,22 @@ def say(*lines: str) -> None:
     with contextlib.suppress(OSError):
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
         sys.stderr.flush()
+
+
+class _Listener(logging.Handler):
+    """Says what the package's modules log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def hear_package() -> None:
+    """Say what modules of the package have to tell while they work, such as that a model is being fetched."""
+    log = logging.getLogger(__package__.partition(".")[0])
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not any(isinstance(handler, _Listener) for handler in log.handlers):
+        log.addHandler(_Listener())
 
 
 def show(document: Any, *tables: Table, as_json: bool) -> None:
@@ -206,12 +223,16 @@ def _bar() -> Iterator[Progress]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     # Results stay on stdout, also where the two streams go to different places.
-    with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty()) as bar:
-        task = bar.add_task("", total=None)
+    bar = Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    task = bar.add_task("", total=None)
 
-        def update(done: int, total: int, note: str) -> None:
-            if done < bar.tasks[0].completed:  # another stage of the same job begins
-                bar.reset(task)
-            bar.update(task, completed=done, total=total or None, description=printable(note))
+    def update(done: int, total: int, note: str) -> None:
+        bar.start()  # not before there is something to draw: a download that comes first may draw a bar of its own
+        if done < bar.tasks[0].completed:  # another stage of the same job begins
+            bar.reset(task)
+        bar.update(task, completed=done, total=total or None, description=printable(note))
 
+    try:
         yield update
+    finally:
+        bar.stop()

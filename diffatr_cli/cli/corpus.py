@@ -36,6 +36,15 @@ NewestOf = Annotated[
     Path | None,
     typer.Option("--runs", metavar="DIR", help="The model: the newest run below this folder, instead of --run.", file_okay=False),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="A model as it is, by its hub name or folder: a CLAP such as laion/clap-htsat-unfused, or a run's folder. "
+        "`diffatr models` lists what is there.",
+    ),
+]
 IndexFolder = Annotated[
     Path | None,
     typer.Option(
@@ -50,16 +59,16 @@ def open_folder(corpus: Path, index_folder: Path | None) -> FolderIndex:
     return FolderIndex(corpus, index_folder)
 
 
-def load_model(run: Path | None, runs: Path | None, device: str) -> Retriever:
-    """The model of `run`, of the newest run below `runs`, or, without either, the one that ships with the package."""
-    if run is not None and runs is not None:
-        raise UsageError("--run and --runs exclude each other: one names the run, the other asks for the newest.")
-    from ..model import load_retriever, shipped_model
+def load_model(run: Path | None, runs: Path | None, model: str | None, device: str) -> Retriever:
+    """The model of `run`, of the newest run below `runs`, or of the name `model`; without any, the one that ships."""
+    if sum(given is not None for given in (run, runs, model)) > 1:
+        raise UsageError("--run, --runs and --model exclude each other: each names the model.")
     from ..runs import newest_run
+    from ..two_tower import load_any
 
     if runs is not None:
         run = newest_run(runs)
-    return load_retriever(shipped_model() if run is None else run, device)
+    return load_any(model if run is None else run, device)
 
 
 def update_index(folder: FolderIndex, model: Retriever) -> IndexReport:

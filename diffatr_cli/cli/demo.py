@@ -65,7 +65,7 @@ def demo(
     recordings, sampling = folder.read(model.model_id), sampling_of(model, folder=True, seed=seed)
     found = search(model, recordings, embed_texts(model, [QUERY]), sampling, top=5)[0]
     command = f'diffatr query "{QUERY}" --corpus {corpus} --top 5 --run {run}'
-    step("query", command, found_document(QUERY, found, corpus), found_table(QUERY, found, corpus))
+    step("query", command, found_document(QUERY, model.name, found, corpus), found_table(QUERY, found, corpus))
     if as_json:
         show(document, as_json=True)
 

@@ -16,8 +16,9 @@ import typer
 from .. import __version__
 from ..errors import DiffATRError
 from ..files import reason
-from . import demo, evaluate, prepare, query, serve, signals, train
-from .console import ReaderGone, prepare_streams, say, show_line
+from ..network import go_offline
+from . import demo, evaluate, models, prepare, query, serve, signals, train
+from .console import ReaderGone, hear_package, prepare_streams, say, show_line
 
 app = typer.Typer(
     help="Find sounds by words and words by sounds: audio-text retrieval with a diffusion model that re-ranks.",
@@ -43,8 +44,9 @@ def root(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the traceback of a failure; may stand anywhere on the line.")
     ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never ask the network; may stand anywhere on the line.")] = False,
 ) -> None:
-    """Options that stand before the command; `main` reads `--debug` wherever it stands."""
+    """Options that stand before the command; `main` reads `--debug` and `--offline` wherever they stand."""
 
 
 app.add_typer(prepare.app, name="prepare")
@@ -52,6 +54,7 @@ train.register(app)
 evaluate.register(app)
 query.register(app)
 serve.register(app)
+models.register(app)
 demo.register(app)
 
 
@@ -63,10 +66,13 @@ _BY_SIGPIPE = 141  # what shells show for a program that ends because nobody rea
 def main() -> None:
     """Run the command line; exit with 0, with 1 for a failure, with 2 for wrong use, with 130 after Ctrl-C."""
     prepare_streams()
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
+    hear_package()
+    debug = "--debug" in sys.argv
+    if "--offline" in sys.argv:
+        go_offline()
+    arguments = [argument for argument in sys.argv[1:] if argument not in ("--debug", "--offline")]
     try:
-        code = app(args=[a for a in arguments if a != "--debug"], prog_name="diffatr", standalone_mode=False) or 0
+        code = app(args=arguments, prog_name="diffatr", standalone_mode=False) or 0
         interrupted = code == 130  # so typer passes KeyboardInterrupt on
     except BaseException as error:
         interrupted = isinstance(error, (KeyboardInterrupt, typer.Abort))

@@ -1,4 +1,4 @@
-"""`diffatr prepare clotho|audiocaps|folder|synthetic`: make a data set, show what came of it and what was left out."""
+"""`diffatr prepare clotho|audiocaps|folder|features|synthetic`: make a data set, show what came of it and what was left out."""
 
 from __future__ import annotations
 
@@ -130,6 +130,40 @@ def folder(
 
 
 @app.command()
+def features(
+    audio: Annotated[Path, typer.Option("--audio", help="Vectors of the clips.", metavar="NPY", dir_okay=False)],
+    text: Annotated[Path, typer.Option("--text", help="Vectors of the captions.", metavar="NPY", dir_okay=False)],
+    captions: Annotated[Path, typer.Option("--captions", help="The table of both.", metavar="FILE", dir_okay=False)],
+    val: Annotated[
+        tuple[Path, Path, Path] | None, typer.Option("--val", help="The same three for validation.", metavar="A T CSV")
+    ] = None,
+    test: Annotated[
+        tuple[Path, Path, Path] | None, typer.Option("--test", help="The same three for the test.", metavar="A T CSV")
+    ] = None,
+    data: Data = Path("data"),
+    name: Name = "features",
+    as_json: Json = False,
+) -> None:
+    """Vectors of one's own, from any model run elsewhere, instead of sounds: train on them with the recipe `features`.
+
+    The table is one as `prepare folder` takes; a column `clip` may name the clips. T has a row for each caption, in the order of
+    the table: a row of the table with several captions takes several rows of T, in their order, an empty cell none. A has a row
+    for each clip, in the order in which the table names them first. Both are .npy files of float16, float32 or float64, a vector
+    a row. A column `split` says train, val or test; without one, clips are dealt out by their names, or with --val or --test all
+    are for training. Clips and captions whose vector is zero or holds NaN or infinity are listed and left out.
+
+    Example: diffatr prepare features --audio A.npy --text T.npy --captions captions.csv
+    """
+    from ..data.features import Source, prepare_features
+
+    others = {split: Source(*given) for split, given in (("val", val), ("test", test)) if given}
+    root = _root(data, name)
+    with progress_bar() as progress:
+        report = prepare_features(root, Source(audio, text, captions), others, progress)
+    _finish(report, as_json)
+
+
+@app.command()
 def synthetic(
     data: Data = Path("data"),
     name: Name = "synthetic",
@@ -184,22 +218,26 @@ def _counts(report: Report) -> Table:
 
     table = Table(title=f"prepared: {report.name}", caption=_caption(report))
     official = any(split.official for split in report.splits.values())
+    hours = ["hours"] if report.sizes is None else []
     for column in (
         "split",
         "clips",
         "captions",
-        "hours",
+        *hours,
         "listed",
         *(["official clips", "official captions"] if official else []),
     ):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, split in report.splits.items():
-        numbers = [f"{split.clips}", f"{split.captions}", f"{split.hours:.2f}", f"{split.listed}"]
+        numbers = [f"{split.clips}", f"{split.captions}", *(f"{split.hours:.2f}" for _ in hours), f"{split.listed}"]
         table.add_row(name, *numbers, *(map(str, split.official) if split.official else []))
     return table
 
 
 def _caption(report: Report) -> str:
+    if report.sizes is not None:
+        sounds, captions = report.sizes
+        return f"vectors of {sounds} numbers for clips and {captions} for captions, in {report.root}"
     made = f"{report.converted} clips made now" + (f", {report.kept} finished before" if report.kept else "")
     return f"{made}, in {report.root}; resampler: {report.resampler}"
 

@@ -19,6 +19,7 @@ from .console import Device, Json, Seed, say, show, show_csv
 from .corpus import (
     Corpus,
     IndexFolder,
+    Model,
     NewestOf,
     Run,
     Shortlist,
@@ -33,7 +34,6 @@ from .corpus import (
 if TYPE_CHECKING:
     from ..core.sampling import Sampling
     from ..corpus.search import CaptionHit, Found, Hit
-    from ..data.audio import Samples
     from ..model import Retriever
 
 _COMPARED = "Scores compare the captions of this list with one another; where none fits, one of them still scores high."
@@ -70,6 +70,7 @@ def query(
     ] = False,
     run: Run = None,
     runs: NewestOf = None,
+    model_name: Model = None,
     index_folder: IndexFolder = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -98,9 +99,11 @@ def query(
             if given:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
         from ..corpus.search import best_captions, embed_sound
+        from ..data.audio import load_audio
 
-        choices, heard = _captions_and_sound(captions, audio)
-        model = load_model(run, runs, device)
+        choices = _captions_for(captions, audio)
+        model = load_model(run, runs, model_name, device)
+        heard = load_audio(audio, rate=model.windowing.rate)
         settings = _sampling(model, steps, shortlist, seed)
         described = best_captions(model, embed_sound(model, heard), choices, settings, top=top, min_score=min_score)
         _print_captions(str(audio), described, min_score, as_json, as_csv)
@@ -111,11 +114,13 @@ def query(
 
     from ..corpus.index import CannotUpdate, no_sounds
     from ..corpus.search import embed_sound, embed_texts, search
-    from ..data.audio import load_audio
+    from ..data.audio import load_audio, open_sound
 
     folder = open_folder(corpus, index_folder)
-    sound = None if audio is None else load_audio(audio)  # before the model, which takes seconds
-    model = load_model(run, runs, device)
+    if audio is not None:
+        open_sound(audio).close()  # what is wrong with it is told before the model, which takes seconds
+    model = load_model(run, runs, model_name, device)
+    sound = None if audio is None else load_audio(audio, rate=model.windowing.rate)
     unusable = []
     try:
         report = update_index(folder, model)
@@ -142,11 +147,15 @@ def query(
     if copy_to is not None:
         _copy(results, corpus, copy_to)
     if not all(each.calibrated for each in found):
-        say("This run has no calibration for this kind of search: its scores rank the hits, and are no probabilities.")
+        what = "scores" if sound is None and model.reranker else "scores are cosines: they"
+        say(
+            f"This model has no calibration for this kind of search: its {what} rank the hits, and are no probabilities. "
+            "`diffatr calibrate` fits one."
+        )
     for name, each in results:
         if _is_absent(each):
             say(f"{name}: nothing here sounds like that.")
-    documents = [found_document(name, each, corpus) for name, each in results]
+    documents = [found_document(name, model.name, each, corpus) for name, each in results]
     if as_csv:
         _print_csv(documents, "path", "start", "end", "score")
     elif as_json:
@@ -169,6 +178,7 @@ def index(
     corpus: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of recordings, with all below it.")],
     run: Run = None,
     runs: NewestOf = None,
+    model_name: Model = None,
     index_folder: IndexFolder = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -180,7 +190,10 @@ def index(
     from ..corpus.index import no_sounds
 
     folder = open_folder(corpus, index_folder)
-    report = update_index(folder, load_model(run, runs, device))
+    model = load_model(run, runs, model_name, device)
+    if model_name is not None:
+        model.load_audio()  # what is wrong with a model of others is told before its folder is scanned
+    report = update_index(folder, model)
     if not as_json:
         for each in report.skipped:
             say(f"skipped {each.path}: {each.reason}")
@@ -235,14 +248,16 @@ def _decoded(argument: str) -> str:
     return argument
 
 
-def _captions_and_sound(captions: Path, audio: Path) -> tuple[list[str], Samples]:
-    from ..data.audio import load_audio
+def _captions_for(captions: Path, audio: Path) -> list[str]:
+    """The captions of a file, after a look at the sound that they are for: what is wrong with it is told first."""
+    from ..data.audio import open_sound
     from ..data.captions import read_captions
 
     choices, notes = read_captions(captions)
     if notes:
         say("; ".join(notes[:3]) + ("; ..." if len(notes) > 3 else ""))
-    return choices, load_audio(audio)
+    open_sound(audio).close()
+    return choices
 
 
 def _sampling(model: Retriever, steps: int | None, shortlist: int | None, seed: int) -> Sampling:
@@ -277,10 +292,10 @@ def _is_absent(found: Found) -> bool:
     return found.present is not None and found.present < _PRESENT
 
 
-def found_document(name: str, found: Found, corpus: Path) -> dict[str, Any]:
+def found_document(name: str, model: str, found: Found, corpus: Path) -> dict[str, Any]:
     """The document of `query --json` for one search."""
     present = None if found.present is None else round(found.present, 6)
-    return {"query": name, "present": present, "results": [_row(hit, corpus) for hit in found.hits]}
+    return {"query": name, "model": model, "present": present, "results": [_row(hit, corpus) for hit in found.hits]}
 
 
 def _row(hit: Hit, corpus: Path) -> dict[str, Any]:

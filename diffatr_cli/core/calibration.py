@@ -94,9 +94,22 @@ def presence_features(cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
     return np.array([cosine.max(), mean @ cosine, np.log(peak), concentration, movement])
 
 
+SOFTNESS = 0.07
+"""The temperature at which cosines become a distribution, that of the contrastive loss."""
+
+
+def distribution_of_cosines(cosine: np.ndarray) -> np.ndarray:
+    """In the place of x0_hat where a model has no diffusion: softmax(cosine / SOFTNESS), (N,) -> (1, N), one draw."""
+    logits = np.asarray(cosine, np.float64) / SOFTNESS
+    weights = np.exp(logits - logits.max())
+    return np.asarray((weights / weights.sum())[None])
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What a model's scores are worth, fitted on its validation split; None for what could not be fitted there.
+
+    Of a model without diffusion the score is the cosine, and `distribution_of_cosines` stands for x0_hat.
 
     Attributes:
         text_to_audio: P(clip matches the text | cosine + weight * x0_hat).

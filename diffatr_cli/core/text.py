@@ -1,6 +1,6 @@
-"""The caption encoder: a BERT, its tokenizer, and the pooling of token states. `pretrained` loads one.
+"""Caption encoders: what all share, and the fast one, a BERT with its tokenizer. `pretrained` loads one.
 
-B batch, L tokens, F features (768 for bert-base-uncased, 384 for MiniLM).
+B batch, L tokens, H size of a token state, F features of a caption (H, but where a model projects them).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from .bert import Bert
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+TokenPooling = Literal["cls", "mean", "max", "mean_sqrt_len"]
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -25,41 +27,33 @@ def normalise_caption(caption: str) -> str:
     return " ".join(caption.lower().translate(_PUNCTUATION).split())
 
 
-class TextEncoder(nn.Module):
-    """Captions -> one vector each.
+class CaptionEncoder(nn.Module):
+    """Base of the caption encoders: captions -> one vector each. A subclass tokenises and turns tokens into a vector.
+
+    Attributes:
+        features: F.
 
     Args:
-        bert: gives token states.
-        tokenizer: of that BERT, padding to the longest of a batch.
-        pooling: the [CLS] state, or the mean over a caption's tokens.
-        max_tokens: longer captions are cut; also those longer than the BERT has positions.
+        normalise: captions go through `normalise_caption`; else they are tokenised as they are written.
     """
 
-    def __init__(self, bert: Bert, tokenizer: Tokenizer, pooling: Literal["cls", "mean"] = "cls", max_tokens: int = 64) -> None:
+    features: int
+
+    def __init__(self, normalise: bool = True) -> None:
         super().__init__()
-        self.pooling = pooling
-        self.tokenizer = tokenizer
-        self.bert = bert
-        self.tokenizer.enable_truncation(min(max_tokens, self.bert.config.max_position_embeddings))
-        self.features: int = self.bert.config.hidden_size
+        self.normalise = normalise
 
     def tokenise(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions -> token ids (B, L) int64 and mask (B, L) bool, padded to the longest."""
-        encoded = self.tokenizer.encode_batch([normalise_caption(c) for c in captions])
-        ids = torch.tensor([e.ids for e in encoded], dtype=torch.long)
-        return ids, torch.tensor([e.attention_mask for e in encoded], dtype=torch.bool)
+        raise NotImplementedError
 
     def tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token states: (B, L), (B, L) -> (B, L, F)."""
-        return cast(Tensor, self.bert(ids, mask))
+        """Token states: (B, L), (B, L) -> (B, L, H)."""
+        raise NotImplementedError
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Pooled caption vectors: (B, L), (B, L) -> (B, F)."""
-        states = self.tokens(ids, mask)
-        if self.pooling == "cls":
-            return states[:, 0]
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        return (states * weights).sum(1) / weights.sum(1)
+        raise NotImplementedError
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str], batch_size: int = 64) -> Tensor:
@@ -67,8 +61,9 @@ class TextEncoder(nn.Module):
 
         Equal captions are embedded once.
         """
-        device = next(self.bert.parameters()).device
-        different = sorted({normalise_caption(caption) for caption in captions}, key=lambda caption: (len(caption), caption))
+        device = next(self.parameters()).device
+        written = [self.written(caption) for caption in captions]
+        different = sorted(set(written), key=lambda caption: (len(caption), caption))
         row_of = {caption: row for row, caption in enumerate(different)}
         pooled = torch.empty(len(different), self.features)
         training = self.training
@@ -77,4 +72,56 @@ class TextEncoder(nn.Module):
             ids, mask = self.tokenise(different[start : start + batch_size])
             pooled[start : start + batch_size] = self(ids.to(device), mask.to(device)).float().cpu()
         self.train(training)
-        return pooled[[row_of[normalise_caption(caption)] for caption in captions]]
+        return pooled[[row_of[caption] for caption in written]]
+
+    def written(self, caption: str) -> str:
+        """A caption as it is tokenised."""
+        return normalise_caption(caption) if self.normalise else caption.strip()
+
+
+def pool_tokens(states: Tensor, mask: Tensor, pooling: TokenPooling) -> Tensor:
+    """Token states (B, L, H) and mask (B, L) -> (B, H), over a caption's own tokens.
+
+    `cls` takes the first token's state; `mean_sqrt_len` divides the sum by the root of the number of tokens.
+    """
+    if pooling == "cls":
+        return states[:, 0]
+    inside = mask.unsqueeze(-1)
+    if pooling == "max":
+        return states.masked_fill(~inside, float("-inf")).amax(1)
+    weights = inside.to(states.dtype)
+    count = weights.sum(1)
+    return (states * weights).sum(1) / (count if pooling == "mean" else count.sqrt())
+
+
+class TextEncoder(CaptionEncoder):
+    """A BERT, without `transformers`: the fast path.
+
+    Args:
+        bert: gives token states.
+        tokenizer: of that BERT, padding to the longest of a batch.
+        pooling: of `pool_tokens`.
+        max_tokens: longer captions are cut; also those longer than the BERT has positions.
+        normalise: as in `CaptionEncoder`.
+    """
+
+    def __init__(
+        self, bert: Bert, tokenizer: Tokenizer, pooling: TokenPooling = "cls", max_tokens: int = 64, normalise: bool = True
+    ) -> None:
+        super().__init__(normalise)
+        self.pooling = pooling
+        self.tokenizer = tokenizer
+        self.bert = bert
+        self.tokenizer.enable_truncation(min(max_tokens, self.bert.config.max_position_embeddings))
+        self.features: int = self.bert.config.hidden_size
+
+    def tokenise(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        encoded = self.tokenizer.encode_batch([self.written(caption) for caption in captions])
+        ids = torch.tensor([e.ids for e in encoded], dtype=torch.long)
+        return ids, torch.tensor([e.attention_mask for e in encoded], dtype=torch.bool)
+
+    def tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return cast(Tensor, self.bert(ids, mask))
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return pool_tokens(self.tokens(ids, mask), mask, self.pooling)

@@ -1,15 +1,16 @@
 """The two towers: an audio and a text encoder, each with a projection head into the shared space of unit vectors.
 
-B batch, S samples, T frames, M mels, D shared size.
+B batch, S samples, T frames, M mels, F features of an encoder, D shared size.
 """
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .audio_encoder import AudioEncoder
-from .text import TextEncoder
+from .text import CaptionEncoder
 
 
 class ProjectionHead(nn.Sequential):
@@ -23,35 +24,63 @@ class ProjectionHead(nn.Sequential):
         return functional.normalize(self(pooled).float(), dim=-1)
 
 
+class NoHead(nn.Module):
+    """For encoders whose vectors share a space already: (B, D) -> (B, D)."""
+
+    def embed(self, pooled: Tensor) -> Tensor:
+        """Pooled features (B, D) -> unit vectors (B, D)."""
+        return functional.normalize(pooled.float(), dim=-1)
+
+
+Head = ProjectionHead | NoHead
+
+
 class TwoTowers(nn.Module):
     """Audio and captions as unit vectors of one space, whose dot product is the cosine of Eq. 7.
 
     Args:
-        audio: the audio encoder.
+        audio: the audio encoder, or None where there is none, and clips arrive as pooled features.
         text: the caption encoder, or None where captions arrive as its cached vectors only.
-        text_features: F of the caption encoder.
+        audio_features, text_features: F of either.
         dim: D.
         dropout: inside the heads.
+        heads: `mlp`, or `none` where the encoders' vectors share a space.
+
+    Raises:
+        ValueError: without heads, where a size of the encoders is not D.
     """
 
-    def __init__(self, audio: AudioEncoder, text: TextEncoder | None, text_features: int, dim: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        audio: Any,
+        text: CaptionEncoder | None,
+        audio_features: int,
+        text_features: int,
+        dim: int,
+        dropout: float = 0.0,
+        heads: Literal["mlp", "none"] = "mlp",
+    ) -> None:
         super().__init__()
         self.audio = audio
         self.text = text
-        self.audio_head = ProjectionHead(audio.features, dim, dropout)
-        self.text_head = ProjectionHead(text_features, dim, dropout)
+        if heads == "none" and (audio_features, text_features) != (dim, dim):
+            raise ValueError(
+                f"without heads, sounds of {audio_features} and captions of {text_features} features share no space of {dim}"
+            )
+        self.audio_head: Head = NoHead() if heads == "none" else ProjectionHead(audio_features, dim, dropout)
+        self.text_head: Head = NoHead() if heads == "none" else ProjectionHead(text_features, dim, dropout)
 
     def embed_pooled_audio(self, pooled: Tensor) -> Tensor:
-        """Pooled audio features (B, F_audio) -> unit vectors (B, D)."""
+        """Pooled audio features (B, F) -> unit vectors (B, D)."""
         return self.audio_head.embed(pooled)
 
     def embed_pooled_text(self, pooled: Tensor) -> Tensor:
-        """Pooled caption features (B, F_text) -> unit vectors (B, D)."""
+        """Pooled caption features (B, F) -> unit vectors (B, D)."""
         return self.text_head.embed(pooled)
 
-    def embed_logmel(self, logmel: Tensor) -> Tensor:
-        """Log-mels (B, T, M) in dB -> unit vectors (B, D)."""
-        return self.embed_pooled_audio(self.audio.pooled(logmel))
+    def embed_clips(self, inputs: Any) -> Tensor:
+        """What the audio encoder's `pooled` takes, log-mels (B, T, M) in dB or another's inputs -> unit vectors (B, D)."""
+        return self.embed_pooled_audio(self.audio.pooled(inputs))
 
     def embed_tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Token ids and mask (B, L) -> unit vectors (B, D). Raises RuntimeError where the caption encoder was left out."""

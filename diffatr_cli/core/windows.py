@@ -5,25 +5,52 @@ W windows, N recordings.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..types import SAMPLE_RATE
 
-WINDOW = 10 * SAMPLE_RATE
-"""Samples of a window; a recording up to this long is one window, embedded whole."""
-HOP = 5 * SAMPLE_RATE
-"""Samples from one window to the next."""
 
+@dataclass(frozen=True)
+class Windowing:
+    """What an encoder wants recordings cut into.
 
-def spans(samples: int) -> list[tuple[int, int]]:
-    """The windows of a recording, as first sample and end: 10 s, every 5 s, the last one moved to end with the recording.
-
-    A recording of at most 10 s is one window; one without samples has none.
+    Attributes:
+        rate: Hz of the samples.
+        length: samples of a window; a recording up to this long is one window, embedded whole.
+        hop: samples from one window to the next.
     """
-    if samples <= WINDOW:
+
+    rate: int = SAMPLE_RATE
+    length: int = 10 * SAMPLE_RATE
+    hop: int = 5 * SAMPLE_RATE
+
+    @classmethod
+    def of(cls, rate: int, longest: float | None = None) -> Windowing:
+        """Windows of ten seconds, or of `longest` where an encoder hears no more at a time, each half beside the next."""
+        length = int(min(10.0, longest or 10.0) * rate)
+        return cls(rate, length, length // 2)
+
+
+OURS = Windowing()
+"""At the rate of prepared clips: 10 s, every 5 s."""
+
+
+def spans(samples: int, windowing: Windowing = OURS) -> list[tuple[int, int]]:
+    """The windows of a recording, as first sample and end, the last one moved to end with the recording.
+
+    A recording no longer than a window is one; one without samples has none.
+    """
+    return spans_of(samples, windowing.length, windowing.hop)
+
+
+def spans_of(samples: int, length: int, hop: int) -> list[tuple[int, int]]:
+    """`spans` for any length of windows and any number of samples from one to the next."""
+    if samples <= length:
         return [(0, samples)] if samples else []
-    starts = [*range(0, samples - WINDOW, HOP), samples - WINDOW]
-    return [(start, start + WINDOW) for start in starts]
+    starts = [*range(0, samples - length, hop), samples - length]
+    return [(start, start + length) for start in starts]
 
 
 def best_windows(scores: np.ndarray, offsets: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:

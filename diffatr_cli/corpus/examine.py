@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import __version__
+from ..core.windows import Windowing
 from ..data.audio import AudioError
 from .scan import Stamp
 from .windows import Missing, Window, windows_of
@@ -35,12 +36,13 @@ def reader() -> str:
     return __version__ + (" with PyAV" if importlib.util.find_spec("av") else "")
 
 
-def examine(path: Path, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
+def examine(path: Path, stamp: Stamp, windowing: Windowing, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
     """Look into a file, of which `stamp` is known: its Content first, then its windows and what is Missing.
 
     A Failure may come at any place, and ends it.
 
     Args:
+        windowing: how it is cut.
         is_settled: whether a content, by hash, need not be decoded.
     """
     failure, windows = None, 0
@@ -51,7 +53,7 @@ def examine(path: Path, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iter
             yield Content(content)
             return
         yield Content(content)
-        for finding in windows_of(path):
+        for finding in windows_of(path, windowing):
             windows += isinstance(finding, Window)
             yield finding
         if not windows:

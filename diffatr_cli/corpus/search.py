@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ..core.calibration import presence_features
+from ..core.calibration import distribution_of_cosines, presence_features
 from ..core.windows import best_windows, mean_direction, spans
 from ..errors import UsageError
 from ..model import sampling_of
@@ -65,8 +65,10 @@ class CaptionHit:
 
 
 def embed_sound(retriever: Retriever, waveform: np.ndarray) -> np.ndarray:
-    """A sound as a query, (D,) unit vector: the direction of the mean over its windows. `waveform` is 32 kHz mono, not empty."""
-    return mean_direction(retriever.embed_audio([waveform[start:end] for start, end in spans(len(waveform))]))
+    """A sound as a query, (D,) unit vector: the direction of the mean over its windows. `waveform` is mono at the
+    rate of the retriever's windowing, not empty."""
+    cuts = spans(len(waveform), retriever.windowing)
+    return mean_direction(retriever.embed_audio([waveform[start:end] for start, end in cuts]))
 
 
 def search(
@@ -118,16 +120,20 @@ def search(
     penalty = np.zeros(len(recordings.vectors), np.float32)
     if unwanted is not None:
         penalty = np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))
-    depth = _depth(reranker, sampling, top)
+    tells = refine and calibration is not None and calibration.presence is not None and unwanted is None
+    depth = max(_depth(reranker, sampling, top), sampling.shortlist or 0 if tells else 0)
     results = []
     for query, of_window in zip(queries, cosine.T, strict=True):
         order, windows = best_windows(of_window - penalty, recordings.offsets, depth)
         scores, present = of_window[windows].astype(np.float64), None
+        near = slice(sampling.shortlist)
         if reranker:
-            near = slice(sampling.shortlist)
             x0_hat = sample_x0(retriever, "t2a", query, recordings.vectors[windows[near]], sampling)
-            if calibration and calibration.presence and unwanted is None:
-                present = float(calibration.presence(presence_features(scores[near], x0_hat)))
+        elif tells:
+            x0_hat = distribution_of_cosines(scores[near])
+        if tells and calibration and calibration.presence:
+            present = float(calibration.presence(presence_features(scores[near], x0_hat)))
+        if reranker:
             scores[near] = _final(reranker, "t2a", scores[near], x0_hat.mean(0))
         ranked_by = scores - penalty[windows]
         scores = probability(scores[:, None]) if probability else ranked_by

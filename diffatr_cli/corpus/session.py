@@ -21,7 +21,6 @@ import numpy as np
 from ..data.audio import Samples
 from ..errors import DiffATRError
 from ..progress import Progress, silent
-from ..types import SAMPLE_RATE
 from .index import FolderIndex, IndexReport, Recordings
 from .search import Found, embed_sound, embed_texts, search
 from .trajectory import Trajectory, trajectory
@@ -158,7 +157,7 @@ class SearchSession:
             return search(self.model, self._state.recordings, query, self._sampling, top=top)[0]
 
     def by_sound(self, waveform: Samples, top: int) -> Found:
-        """The best files for a sound, 32 kHz mono, not empty."""
+        """The best files for a sound, mono at the rate of the model's windowing, not empty."""
         with self._lock.take():
             query = embed_sound(self.model, waveform)[None]
             return search(self.model, self._state.recordings, query, self._sampling, refine=False, top=top)[0]
@@ -291,7 +290,7 @@ class SearchSession:
         if self.diffuses:
             self.trajectory("1 kHz tone")
         with self._lock.take(patient=True):
-            self.model.embed_audio([np.zeros(SAMPLE_RATE, np.float32)])
+            self.model.embed_audio([np.zeros(self.model.windowing.rate, np.float32)])
 
     def _reading_along(self, progress: Progress) -> Progress:
         due = time.monotonic() + _REREAD

@@ -18,7 +18,6 @@ import numpy as np
 
 from ..errors import DiffATRError
 from ..progress import Progress
-from ..types import SAMPLE_RATE
 from .examine import Content, Failure, Finding, examine, reader
 from .read_ahead import read_ahead
 from .report import IndexReport, Skipped
@@ -91,7 +90,10 @@ class Update:
         # What cannot be read is not remembered: it is told of once, when the folder is new.
         report.newly_skipped += len(seen.unlisted) + (0 if self.known else len(seen.unreadable))
         todo = self._compare(seen.files)
-        makers = (partial(examine, self.corpus / os.fsdecode(path), todo[path], partial(self._is_settled, path)) for path in todo)
+        makers = (
+            partial(examine, self.corpus / os.fsdecode(path), todo[path], self.model.windowing, partial(self._is_settled, path))
+            for path in todo
+        )
         with contextlib.closing(read_ahead(makers, _weight, _READ_AHEAD, workers)) as findings:
             for done, (path, of_file) in enumerate(zip(todo, findings, strict=True)):
                 progress(done, len(todo), "indexing")
@@ -135,7 +137,7 @@ class Update:
     def _take(self, path: bytes, stamp: Stamp, findings: Iterator[Finding]) -> None:
         """Take in one file."""
         before = self.known.get(path)
-        content, reason, missing, part = "", "", "", _Part()
+        content, reason, missing, part, rate = "", "", "", _Part(), self.model.windowing.rate
         for finding in findings:
             match finding:
                 case Content():
@@ -145,7 +147,7 @@ class Update:
                         missing = self.missing_of.get(content, "")
                         break
                 case Window():
-                    part.spans.append((finding.start / SAMPLE_RATE, finding.end / SAMPLE_RATE))
+                    part.spans.append((finding.start / rate, finding.end / rate))
                     self.waiting.append((part, finding))
                     if len(self.waiting) >= _BATCH:
                         self._embed_waiting()

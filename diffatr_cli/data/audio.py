@@ -1,4 +1,4 @@
-"""Sound files for the rest of the package: whole ones as mono 32 kHz, and the names that all readers of sound share."""
+"""Sound files for the rest of the package: whole ones as mono, and the names that all readers of sound share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..types import SAMPLE_RATE
 from .audio_error import NO_MEMORY, AudioError, as_audio_error
 from .formats import AUDIO_SUFFIXES, PYAV_SUFFIXES, UNREADABLE_SUFFIXES
 from .resample import DEFAULT, Resampler, Samples, choose_resampler
@@ -31,8 +32,8 @@ Partial = Literal["keep", "skip"]
 """What to do with a recording of which a part is missing: use what is there, or leave it out."""
 
 
-def load_audio(path: Path | str, resampler: Resampler = DEFAULT, partial: Partial = "skip") -> Samples:
-    """Decode a whole sound file: channels averaged, 32 kHz, (samples,) float32, full scale +-1, not clipped.
+def load_audio(path: Path | str, resampler: Resampler = DEFAULT, partial: Partial = "skip", rate: int = SAMPLE_RATE) -> Samples:
+    """Decode a whole sound file: channels averaged, `rate` Hz, (samples,) float32, full scale +-1, not clipped.
 
     For what fits into memory; `open_sound` reads anything.
 
@@ -41,7 +42,7 @@ def load_audio(path: Path | str, resampler: Resampler = DEFAULT, partial: Partia
             or a part of it is missing and `partial` is not "keep".
         UsageError: the resampler is unknown.
     """
-    with as_audio_error(path), open_sound(path, resampler) as sound:
+    with as_audio_error(path), open_sound(path, resampler, rate) as sound:
         blocks = list(sound.blocks())
         if sound.partial and partial == "skip":
             raise AudioError(path, sound.partial)

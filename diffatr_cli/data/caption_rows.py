@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ..errors import DiffATRError
 from .listing import has_ending
 from .plan import Plan, Skip
-from .tables import read_csv, read_json, text_problem
+from .tables import Row, read_csv, read_json, text_problem
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "file_path", "audio", "audio_path", "wav")
@@ -49,12 +49,8 @@ def caption_rows(path: Path, plan: Plan, split: str, files: bool) -> Iterator[Ca
     Raises:
         DiffATRError: the table cannot be read, or lacks a column.
     """
-    is_json = path.suffix.lower() in (".json", ".jsonl", ".ndjson")
-    found = False
-    for place, row in read_json(path, split, plan) if is_json else read_csv(path, split, (), plan):
-        if not found and not is_json:
-            _check_columns(row, path, files)
-        found = True
+    is_json = _is_json(path)
+    for place, row in table_rows(path, plan, split, FILE_COLUMNS if files else ()):
         names = [row[column] for column in _file_columns(tuple(row)) if row[column] not in (None, "")] if files else []
         number, named = (_wavcaps_id(row, names) if is_json else "", row.get("split") or "") if files else ("", "")
         texts = (*names, number, named)
@@ -63,6 +59,28 @@ def caption_rows(path: Path, plan: Plan, split: str, files: bool) -> Iterator[Ca
             plan.skipped.append(Skip(split, place, captions))
         else:
             yield CaptionRow(place, tuple(names), number, captions, named)
+
+
+def table_rows(path: Path, plan: Plan, split: str, keys: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
+    """The rows of a table of captions, each with its place `FILE:LINE`; those that cannot be read are skipped in `plan`.
+
+    Args:
+        keys: columns of which a CSV must have one, beside one of captions; none where it is empty.
+
+    Raises:
+        DiffATRError: the table cannot be read, or lacks a column.
+    """
+    if _is_json(path):
+        yield from read_json(path, split, plan)
+        return
+    for number, (place, row) in enumerate(read_csv(path, split, (), plan)):
+        if number == 0:
+            _check_columns(row, path, keys)
+        yield place, row
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() in (".json", ".jsonl", ".ndjson")
 
 
 def _wavcaps_id(row: dict[str, Any], names: list[Any]) -> Any:
@@ -79,8 +97,9 @@ def _file_problem(texts: tuple[Any, ...]) -> str | None:
         return "file and split must be text"
 
 
-def _check_columns(row: dict[str, Any], path: Path, files: bool) -> None:
-    lacking = "file, file_name, path or audio" if files and not _file_columns(tuple(row)) else None
+def _check_columns(row: Row, path: Path, keys: tuple[str, ...]) -> None:
+    named = "clip, file, file_name, path or audio" if "clip" in keys else "file, file_name, path or audio"
+    lacking = named if keys and not row.keys() & set(keys) else None
     if not lacking and not _caption_columns(tuple(row)):
         lacking = "caption, captions, caption_1 or text"
     if lacking:
@@ -145,21 +164,26 @@ def _unquoted(literal: str) -> str:
 
 def usable_captions(values: list[Any], place: str, plan: Plan) -> tuple[str, ...] | str:
     """The captions among cells, stripped; those that are none are noted in `plan`. Without any: the reason, in a few words."""
-    texts: list[str] = []
-    problems: list[str] = []
-    for value in values:
-        text = "" if value is None else str(value).strip()
-        if not text:  # a table with caption_1 to caption_5 leaves cells empty where a clip has fewer
-            continue
-        if problem := "a caption must be text" if isinstance(value, bool | dict | list) else caption_problem(text):
-            problems.append(problem)
-        else:
-            texts.append(text)
+    judged = judged_captions(values)
+    texts, problems = [text for text, problem in judged if not problem], [problem for _, problem in judged if problem]
     if not texts:
         return problems[0] if problems else "empty caption"
     if problems:
         plan.notes.extend(f"{place}: {problem}; it is left out" for problem in problems)
     return tuple(texts)
+
+
+def judged_captions(values: list[Any]) -> list[tuple[str, str | None]]:
+    """The cells that are not empty, stripped, each with why it is no caption; None if it is one.
+
+    A table with caption_1 to caption_5 leaves cells empty where a clip has fewer.
+    """
+    texts = ["" if value is None else str(value).strip() for value in values]
+    return [
+        (text, "a caption must be text" if isinstance(value, bool | dict | list) else caption_problem(text))
+        for text, value in zip(texts, values, strict=True)
+        if text
+    ]
 
 
 def caption_problem(text: str) -> str | None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from ..errors import DiffATRError
+from ..errors import DiffATRError, UsageError
 from ..files import reason
+from ..network import offline
 from ..progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -42,14 +43,19 @@ def download(
     Nothing is written beyond the size that is expected or announced. Progress is in bytes.
 
     Raises:
+        UsageError: the network may not be asked.
         DiffATRError: the server refuses, cannot be reached, or sends something of another md5 or size; or the disk is full.
     """
+    if _is_there(target, md5, progress):
+        return
+    if offline():
+        raise UsageError(
+            f"{target.name} would be downloaded, and --offline was asked for. Leave that out, or name a folder that has it."
+        )
     try:
         import httpx
     except ImportError:
         raise DiffATRError("Downloading needs the extra `data`: pip install 'diffatr[data]'") from None
-    if _is_there(target, md5, progress):
-        return
     part = target.with_name(target.name + ".part")
     attempt = _Attempt(url, part, size, f"downloading {target.name}", progress, clock)
     failures, most = 0, attempt.have()

@@ -20,11 +20,12 @@ from .manifest import SPLITS
 from .plan import Item, Plan, Skip
 from .prepare import Report, claim, prepare
 
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "development"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+"""What a column `split` may say, in small letters."""
 _ALL = "all"  # where rows are counted that belong to no split
 
 
@@ -63,7 +64,7 @@ def _plan(table: Path, clips: _Clips) -> Plan:
     for row in caption_rows(table, plan, _ALL, files=True):
         if problem := clips.add(row):
             plan.skipped.append(Skip(_ALL, row.place, problem))
-    dealt = _deal([clip.name for clip in clips if not clip.split])
+    dealt = deal([clip.name for clip in clips if not clip.split])
     for clip in clips:
         split = clip.split or dealt[clip.name]
         # The whole name stays, ending included: a.wav and a.flac are two sounds.
@@ -107,7 +108,7 @@ class _Clips:
             return "not the name of a file" if row.names else "no file name"
         if len(plain) > 63 and any(len(part.encode()) > 255 for part in plain.split("/")):
             return "a name of more than 255 bytes, which no file has"
-        split = _SPLIT_NAMES.get(row.split.strip().lower(), "")
+        split = SPLIT_NAMES.get(row.split.strip().lower(), "")
         if not split and row.split.strip():
             return f"unknown split {row.split.strip()[:40]!r}"
         found = self._find(row)
@@ -185,7 +186,7 @@ def _only_table(source: Path) -> Path:
     return tables[0]
 
 
-def _deal(files: list[str]) -> dict[str, str]:
+def deal(files: list[str]) -> dict[str, str]:
     """A split for each file, by a hash of its name, so that new files do not move the others; none empty if three are there."""
     position = {file: int.from_bytes(hashlib.sha256(file.encode()).digest()[:8]) / 2**64 for file in files}
     dealt = {file: "train" if at < 0.8 else "val" if at < 0.9 else "test" for file, at in position.items()}

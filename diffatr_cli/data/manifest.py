@@ -15,11 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
+import torch
 
 from ..errors import DiffATRError
 from ..files import replacing
 from ..types import SAMPLE_RATE
 from .audio import AudioError, Samples
+from .vectors import DIGEST, Vectors, read_vectors
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.parquet"
@@ -48,6 +50,8 @@ class Dataset:
     clips: tuple[Clip, ...]
     info: dict[str, Any]
     """What the whole set has in common: kind, resampler, a digest of all audio, ..."""
+    vectors: Vectors | None = None
+    """Of a set of `prepare features`: of all clips and captions, in their order; None of a set with audio."""
 
     def split(self, name: str) -> tuple[Clip, ...]:
         """The clips of one split, in the order of the caption file. Raises DiffATRError when there are none."""
@@ -56,11 +60,25 @@ class Dataset:
             raise DiffATRError(f"{self.root}: the data set has no clips in its {name} split")
         return clips
 
+    @property
+    def given_sizes(self) -> tuple[int, int] | None:
+        """The sizes of the vectors that the set holds in the place of audio, of sounds and captions; None if it has audio."""
+        return None if self.vectors is None else (self.vectors.audio.shape[1], self.vectors.text.shape[1])
+
+    def given(self, split: str) -> Vectors | None:
+        """The vectors of one split's clips and captions, in their order; None where the set holds audio."""
+        if self.vectors is None:
+            return None
+        inside = torch.tensor([clip.split == split for clip in self.clips])
+        counts = torch.tensor([len(clip.captions) for clip in self.clips])
+        return Vectors(self.vectors.audio[inside], self.vectors.text[inside.repeat_interleave(counts)])
+
     @cached_property
     def fingerprint(self) -> str:
-        """Changes whenever a clip, a caption or a sample of audio does: for caches."""
+        """Changes whenever a clip, a caption, a sample of audio or a vector does: for caches."""
         content = [[clip.clip_id, clip.split, clip.path, clip.seconds, clip.captions] for clip in self.clips]
-        return hashlib.sha256(json.dumps([self.info.get("audio_md5"), content]).encode()).hexdigest()
+        vectors = [self.info[DIGEST]] if DIGEST in self.info else []
+        return hashlib.sha256(json.dumps([self.info.get("audio_md5"), content, *vectors]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -170,7 +188,7 @@ def load_dataset(data_dir: Path, name: str) -> Dataset:
     """The prepared data set `name` under `data_dir`.
 
     Raises:
-        DiffATRError: it was not prepared, or holds no clips; the message says which command prepares it.
+        DiffATRError: it was not prepared, holds no clips, or is damaged; the message says which command prepares it.
     """
     root = data_dir / name
     try:
@@ -183,6 +201,8 @@ def load_dataset(data_dir: Path, name: str) -> Dataset:
             command = f"diffatr prepare {name}{where}`"
         elif name == "audiocaps":
             command = f"diffatr prepare audiocaps --from DIR{where}`"
+        elif name == "features":
+            command = f"diffatr prepare features --audio A.npy --text T.npy --captions captions.csv{where}`"
         else:
             command = f"diffatr prepare KIND --from DIR --name {name}{where}` with KIND clotho, audiocaps or folder"
         raise DiffATRError(f"{root}: no data set {name!r} was prepared here.{there} Make it with `{command}.") from None
@@ -193,7 +213,7 @@ def load_dataset(data_dir: Path, name: str) -> Dataset:
     )
     if not clips:
         raise DiffATRError(f"{root}: the data set {name!r} holds no clips. Prepare it again.")
-    return Dataset(name, root, clips, info)
+    return Dataset(name, root, clips, info, read_vectors(root, info[DIGEST]) if DIGEST in info else None)
 
 
 def read_piece(path: Path | str, start: int = 0, frames: int = -1) -> Samples:

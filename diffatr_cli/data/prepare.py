@@ -52,7 +52,8 @@ class Report:
 
     name: str
     root: Path
-    resampler: str
+    resampler: str | None
+    """None where there is no audio."""
     converted: int
     """Clips made in this run."""
     kept: int
@@ -65,6 +66,8 @@ class Report:
     skipped: list[Skip]
     notes: list[str]
     """What is worth knowing and cost nothing."""
+    sizes: tuple[int, int] | None = None
+    """Of the vectors, of clips and of captions, that a set without audio holds; None where there is audio."""
 
     @property
     def clips(self) -> int:
@@ -180,13 +183,13 @@ def prepare(
         kept=kept,
         clipped=sum(outcome.clipped > 0 for outcome in outcomes.values()),
         partial=sum(outcome.partial is not None for outcome in outcomes.values()),
-        splits={split: _count(split, records, (official or {}).get(split)) for split in SPLITS},
+        splits={split: count_split(split, records, (official or {}).get(split)) for split in SPLITS},
         skipped=[*plan.skipped, *skips],
         notes=[
             *earlier.notes,
             *plan.notes,
             *_changed({records[index].path: outcome for index, outcome in outcomes.items()}),
-            *_leaks(ready),
+            *leaks(ready),
         ],
     )
 
@@ -257,7 +260,8 @@ def _remove_leftovers(root: Path) -> None:
                     Path(parent, name).unlink(missing_ok=True)
 
 
-def _count(split: str, records: list[Record], official: tuple[int, int] | None) -> SplitCounts:
+def count_split(split: str, records: list[Record], official: tuple[int, int] | None = None) -> SplitCounts:
+    """What one split of a manifest came to."""
     mine = [record for record in records if record.split == split]
     ready = [record for record in mine if record.skipped is None]
     seconds = sum(record.frames for record in ready) / SAMPLE_RATE
@@ -278,11 +282,13 @@ def _changed(made: dict[str, Outcome]) -> list[str]:
     return notes
 
 
-def _leaks(ready: list[Record]) -> list[str]:
+def leaks(ready: list[Record], alike: str = "sound exactly like") -> list[str]:
     """A note when the same audio is in more than one split."""
     first: dict[str | None, Record] = {}
     pairs = [(first[record.md5], record) for record in ready if first.setdefault(record.md5, record).split != record.split]
     if not pairs:
         return []
     one, other = pairs[0]
-    return [f"{len(pairs)} clips sound exactly like one of another split, such as {one.path} and {other.path}"]
+    return [
+        f"{len(pairs)} clips {alike} one of another split, such as {one.path or one.clip_id} and {other.path or other.clip_id}"
+    ]

@@ -1,4 +1,4 @@
-"""From a file's sample rate to 32 kHz, block by block: what it takes in memory does not grow with the recording."""
+"""From one sample rate to another, block by block: what it takes in memory does not grow with the recording."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ DEFAULT: Resampler = "soxr"
 
 
 class ResamplingStream(Protocol):
-    """Takes mono samples at the old rate, gives those at 32 kHz that are finished; all are, once `last` is told.
+    """Takes mono samples at the old rate, gives those at the new one that are finished; all are, once `last` is told.
 
-    The joined results are samples * 32000 / rate, rounded (a half up), however the input was cut.
+    The joined results are samples * new / old, rounded (a half up), however the input was cut.
     """
 
     def __call__(self, block: Samples, last: bool = False) -> Samples: ...
@@ -33,16 +33,16 @@ def choose_resampler(resampler: str) -> Resampler:
     raise UsageError(f"resampler: {resampler!r} is unknown; choose soxr or resampy")
 
 
-def resampling_stream(rate: int, resampler: Resampler = DEFAULT) -> ResamplingStream:
-    """A stream from `rate` Hz to 32 kHz; at 32 kHz samples pass as they are."""
-    if rate == SAMPLE_RATE:
+def resampling_stream(rate: int, resampler: Resampler = DEFAULT, to: int = SAMPLE_RATE) -> ResamplingStream:
+    """A stream from `rate` Hz to `to` Hz; where they are equal, samples pass as they are."""
+    if rate == to:
         return _pass
-    return (_Soxr if choose_resampler(resampler) == "soxr" else _Resampy)(rate)
+    return (_Soxr if choose_resampler(resampler) == "soxr" else _Resampy)(rate, to)
 
 
-def resample(samples: Samples, rate: int, resampler: Resampler = DEFAULT) -> Samples:
-    """Bring mono samples from `rate` Hz to 32 kHz at once; at 32 kHz they come back as they are."""
-    return resampling_stream(rate, resampler)(samples, last=True)
+def resample(samples: Samples, rate: int, resampler: Resampler = DEFAULT, to: int = SAMPLE_RATE) -> Samples:
+    """Bring mono samples from `rate` Hz to `to` Hz at once; where they are equal, they come back as they are."""
+    return resampling_stream(rate, resampler, to)(samples, last=True)
 
 
 def _pass(block: Samples, last: bool = False) -> Samples:
@@ -50,10 +50,10 @@ def _pass(block: Samples, last: bool = False) -> Samples:
 
 
 class _Soxr:
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: int, to: int) -> None:
         import soxr
 
-        self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+        self._stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
 
     def __call__(self, block: Samples, last: bool = False) -> Samples:
         out: Samples = self._stream.resample_chunk(np.ascontiguousarray(block, dtype=np.float32), last=last)
@@ -66,13 +66,13 @@ class _Resampy:
 
     _AT_ONCE = 1 << 16  # inputs, about
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: int, to: int) -> None:
         from resampy.filters import get_filter
 
         half_window, precision, _ = get_filter("kaiser_best")
-        reach = math.ceil(len(half_window) / precision * max(1.0, rate / SAMPLE_RATE)) + 1
-        self._rate = rate
-        self._period = rate // math.gcd(rate, SAMPLE_RATE)
+        reach = math.ceil(len(half_window) / precision * max(1.0, rate / to)) + 1
+        self._rate, self._to = rate, to
+        self._period = rate // math.gcd(rate, to)
         self._context = -(-reach // self._period) * self._period
         self._step = max(1, self._AT_ONCE // self._period) * self._period
         self._waiting = np.zeros(self._context, np.float32)  # silence before the first sample
@@ -89,7 +89,7 @@ class _Resampy:
             finished.append(self._piece(rest))
         out = np.concatenate([np.zeros(0, np.float32), *finished])
         if last:
-            total = (2 * self._taken * SAMPLE_RATE + self._rate) // (2 * self._rate)
+            total = (2 * self._taken * self._to + self._rate) // (2 * self._rate)
             out = out[: max(0, total - self._given)]
         self._given += len(out)
         return out
@@ -98,7 +98,7 @@ class _Resampy:
         import resampy
 
         piece = self._waiting[: inputs + 2 * self._context]
-        out = resampy.resample(piece, self._rate, SAMPLE_RATE, filter="kaiser_best")
-        first, last = (count * SAMPLE_RATE // self._rate for count in (self._context, self._context + inputs))
+        out = resampy.resample(piece, self._rate, self._to, filter="kaiser_best")
+        first, last = (count * self._to // self._rate for count in (self._context, self._context + inputs))
         self._waiting = self._waiting[inputs:]
         return np.asarray(out[first:last], np.float32)

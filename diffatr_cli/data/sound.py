@@ -1,4 +1,4 @@
-"""Any sound file as mono 32 kHz, block by block: what it takes in memory does not grow with the recording."""
+"""Any sound file as mono at one sample rate, block by block: what it takes in memory does not grow with the recording."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _MOST_DAMAGED = 8
 _SCALES = (2.0**15, 2.0**23, 2.0**31)
 
 
-def open_sound(path: Path | str, resampler: Resampler = DEFAULT) -> Sound:
-    """Open a sound file of any kind, to be read in blocks.
+def open_sound(path: Path | str, resampler: Resampler = DEFAULT, rate: int = SAMPLE_RATE) -> Sound:
+    """Open a sound file of any kind, to be read in blocks at `rate` Hz.
 
     Raises:
         AudioError: the file is missing, empty, no audio, or its header asks for the impossible.
         UsageError: the resampler is unknown.
     """
-    return Sound(Path(path), choose_resampler(resampler))
+    return Sound(Path(path), choose_resampler(resampler), rate)
 
 
 class Sound:
@@ -48,12 +48,14 @@ class Sound:
 
     Attributes:
         path: of the file.
+        rate: Hz of what is read.
         notes: short remarks on what was put right or left out; complete after the last block.
         partial: None, or why not all of the recording can be read; final after the last block.
     """
 
-    def __init__(self, path: Path, resampler: Resampler) -> None:
+    def __init__(self, path: Path, resampler: Resampler, rate: int) -> None:
         self.path = path
+        self.rate = rate
         self.notes: list[str] = []
         self.partial: str | None = None
         self._resampler = resampler
@@ -93,7 +95,7 @@ class Sound:
         return total
 
     def blocks(self) -> Iterator[Samples]:
-        """The sound as blocks of (samples,) float32 at 32 kHz, at most MOST_SAMPLES each: full scale +-1, not clipped.
+        """The sound as blocks of (samples,) float32 at `rate` Hz, at most MOST_SAMPLES each: full scale +-1, not clipped.
 
         Channels are averaged, or the louder one is taken while they cancel. Can be had once.
 
@@ -101,7 +103,7 @@ class Sound:
             AudioError: there are no samples, or NaN or infinite ones, or the system refuses.
         """
         with as_audio_error(self.path):
-            mono = _Mono(self.path, self._resampler)
+            mono = _Mono(self.path, self._resampler, self.rate)
             done, damaged = 0.0, 0
             for number, part in enumerate(self._parts):
                 if damaged == _MOST_DAMAGED:
@@ -136,7 +138,7 @@ class Sound:
             AudioError: it cannot be decoded there.
         """
         with as_audio_error(self.path):
-            mono = _Mono(self.path, self._resampler, strict=False)
+            mono = _Mono(self.path, self._resampler, self.rate, strict=False)
             out, offset = [np.zeros(0, np.float32)], 0.0
             for number, part in enumerate(self._parts):
                 seconds = self._seconds(part)
@@ -259,10 +261,10 @@ def _float_scale(path: Path, mark: Mark, number: int, by: By) -> float:
 
 
 class _Mono:
-    """Blocks of any rates and channels to mono 32 kHz, each change from where it happens on."""
+    """Blocks of any rates and channels to mono at one rate, each change from where it happens on."""
 
-    def __init__(self, path: Path, resampler: Resampler, strict: bool = True) -> None:
-        self._path, self._resampler, self._strict = path, resampler, strict
+    def __init__(self, path: Path, resampler: Resampler, to: int, strict: bool = True) -> None:
+        self._path, self._resampler, self._to, self._strict = path, resampler, to, strict
         self._kind: tuple[int, int] | None = None
         self._offset: np.float32 | None = None
 
@@ -272,8 +274,8 @@ class _Mono:
         if kind != self._kind:
             yield from self.rest()
             self._kind = kind
-            self._mixdown, self._stream = Mixdown(*kind), resampling_stream(rate, self._resampler)
-            self._offset = np.float32(0) if rate == SAMPLE_RATE else None
+            self._mixdown, self._stream = Mixdown(*kind), resampling_stream(rate, self._resampler, self._to)
+            self._offset = np.float32(0) if rate == self._to else None
         yield from self._through(samples, last=False)
 
     def rest(self) -> Iterator[Samples]:

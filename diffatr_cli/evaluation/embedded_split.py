@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from ..checkpoint import load_weights, save_weights
 from ..core.text import normalise_caption
-from ..core.windows import spans
+from ..core.windows import Windowing, spans
 from ..data.manifest import Clip, Dataset, read_piece
+from ..data.resample import resample
+from ..errors import UsageError
 from ..model import Retriever
 from ..progress import Progress, silent
-from ..types import Direction
+from ..types import SAMPLE_RATE, Direction
 
 CLIPS_AT_ONCE = 64  # whose audio is in memory together
 
@@ -104,30 +107,87 @@ def recall_sum(metrics: dict[str, float]) -> float:
     return metrics["r1"] + metrics["r5"] + metrics["r10"]
 
 
-EmbedAudio = Callable[[Sequence[np.ndarray]], np.ndarray]
-"""32 kHz mono float32 waveforms -> (n, D) unit vectors."""
-EmbedText = Callable[[Sequence[str]], np.ndarray]
-"""Captions -> (m, D) unit vectors."""
+class SplitEncoders(Protocol):
+    """What embeds a split: a loaded model, or phase one's own towers in evaluation mode.
+
+    Attributes:
+        windowing: what recordings are cut into, at which rate.
+        audio_key: names a frozen audio encoder's pooled features in caches; None where the encoder is trained.
+    """
+
+    @property
+    def windowing(self) -> Windowing: ...
+
+    @property
+    def audio_key(self) -> str | None: ...
+
+    def pool_audio(self, waveforms: Sequence[np.ndarray]) -> Tensor:
+        """Mono float32 waveforms at the windowing's rate -> pooled features (n, F)."""
+
+    def embed_pooled_audio(self, pooled: Tensor) -> np.ndarray:
+        """Pooled features (n, F) -> unit vectors (n, D)."""
+
+    def embed_pooled_text(self, pooled: Tensor) -> np.ndarray:
+        """Pooled caption features (m, F) -> unit vectors (m, D)."""
+
+    def embed_text(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions -> unit vectors (m, D)."""
 
 
 def embed_split(
-    embed_audio: EmbedAudio,
-    embed_text: EmbedText,
-    dataset: Dataset,
-    split: str,
-    same_captions: str = "negatives",
-    progress: Progress = silent,
+    encoders: SplitEncoders, dataset: Dataset, split: str, same_captions: str = "negatives", progress: Progress = silent
 ) -> EmbeddedSplit:
     """A split by some encoders. Clips are embedded whole, a few at a time.
 
     `same_captions` is as in `Captions.positive_groups`.
     """
     clips = dataset.split(split)
-    audio = _embed_clips(embed_audio, dataset, clips, f"embedding {dataset.name} {split}", progress, lambda wave: [wave])
     captions = Captions.of(clips)
-    text = torch.from_numpy(embed_text(captions.texts))
+    given, pooled = dataset.given(split), pooled_clips(encoders, dataset, split, progress)
+    if pooled is None:
+        parts = _pool(encoders, dataset, clips, f"embedding {dataset.name} {split}", progress, lambda wave: [wave])
+        audio = np.concatenate([encoders.embed_pooled_audio(part) for part in parts])
+    else:
+        audio = encoders.embed_pooled_audio(pooled)
+    text = encoders.embed_text(captions.texts) if given is None else encoders.embed_pooled_text(given.text)
     return EmbeddedSplit(
-        torch.from_numpy(np.concatenate(audio)), text, captions.clip_index, captions.positive_groups(same_captions)
+        torch.from_numpy(audio), torch.from_numpy(text), captions.clip_index, captions.positive_groups(same_captions)
+    )
+
+
+def pooled_clips(encoders: SplitEncoders, dataset: Dataset, split: str, progress: Progress = silent) -> Tensor | None:
+    """The pooled features (n, F) of a split's clips that no training changes: those that the data set holds, or those of a
+    frozen encoder, from the cache beside the data set or computed into it; None where the encoder is trained."""
+    if (given := dataset.given(split)) is not None:
+        return given.audio
+    if encoders.audio_key is None:
+        return None
+    path = dataset.root / ".cache" / f"features-{encoders.audio_key}-{split}.safetensors"
+    source = {"encoder": encoders.audio_key, "data": dataset.fingerprint}
+    if (cached := _cached(path, source)) is None:
+        note = f"features of {dataset.name} {split}"
+        cached = {"audio": torch.cat(_pool(encoders, dataset, dataset.split(split), note, progress, lambda wave: [wave]))}
+        save_weights(path, cached, source)
+    return cached["audio"]
+
+
+def check_fit(model: Retriever, dataset: Dataset) -> None:
+    """Raises UsageError where a model cannot embed a data set: one takes audio and the other is of vectors, or sizes differ."""
+    takes, holds = model.given_sizes, dataset.given_sizes
+    if takes == holds:
+        return
+    if takes is None:
+        raise UsageError(
+            f"{dataset.root}: holds vectors of a model run elsewhere, and {model.name} hears sounds. Name a data set with audio."
+        )
+    if holds is None:
+        raise UsageError(
+            f"{model.name}: was trained on vectors of a model run elsewhere, and {dataset.root} holds audio. Run that model on "
+            "it, and make a data set of its vectors with `diffatr prepare features`."
+        )
+    raise UsageError(
+        f"{dataset.root}: holds vectors of {holds[0]} numbers for clips and {holds[1]} for captions, and {model.name} was "
+        f"trained on {takes[0]} and {takes[1]}. Name a data set of the same models."
     )
 
 
@@ -138,7 +198,7 @@ def cached_split(
     path = run / "pretrain" / f"embeddings-{dataset.name}-{split}.safetensors"
     source = {"encoders": model.model_id, "data": dataset.fingerprint}
     if (cached := _cached(path, source)) is None:
-        embedded = embed_split(model.embed_audio, model.embed_text, dataset, split, progress=progress)
+        embedded = embed_split(model, dataset, split, progress=progress)
         cached = {"audio": embedded.audio, "text": embedded.text}
         save_weights(path, cached, source)
     captions = Captions.of(dataset.split(split))
@@ -158,18 +218,21 @@ def cached_windows(model: Retriever, run: Path, dataset: Dataset, split: str, pr
     path = run / "pretrain" / f"windows-{dataset.name}-{split}.safetensors"
     source = {"encoders": model.model_id, "data": dataset.fingerprint}
     if (cached := _cached(path, source)) is None:
-        parts = _embed_clips(
-            model.embed_audio,
-            dataset,
-            dataset.split(split),
-            f"embedding windows of {dataset.name} {split}",
-            progress,
-            lambda wave: [wave[start:end] for start, end in spans(len(wave))],
-        )
-        offsets = np.cumsum([0, *map(len, parts)])
-        cached = {"vectors": torch.from_numpy(np.concatenate(parts)), "offsets": torch.from_numpy(offsets)}
+        windows = embed_windows(model, dataset, split, progress)
+        cached = {"vectors": torch.from_numpy(windows.vectors), "offsets": torch.from_numpy(windows.offsets)}
         save_weights(path, cached, source)
     return EmbeddedWindows(cached["vectors"].numpy(), cached["offsets"].numpy())
+
+
+def embed_windows(model: SplitEncoders, dataset: Dataset, split: str, progress: Progress = silent) -> EmbeddedWindows:
+    """The windows of a split's clips; of a set that holds vectors in the place of audio, each clip is one."""
+    if (given := dataset.given(split)) is not None:
+        return EmbeddedWindows(model.embed_pooled_audio(given.audio), np.arange(len(given.audio) + 1))
+    windowing, note = model.windowing, f"embedding windows of {dataset.name} {split}"
+    parts = _pool(
+        model, dataset, dataset.split(split), note, progress, lambda wave: [wave[a:b] for a, b in spans(len(wave), windowing)]
+    )
+    return EmbeddedWindows(model.embed_pooled_audio(torch.cat(parts)), np.cumsum([0, *map(len, parts)]))
 
 
 def _cached(path: Path, source: dict[str, str]) -> dict[str, Tensor] | None:
@@ -180,19 +243,20 @@ def _cached(path: Path, source: dict[str, str]) -> dict[str, Tensor] | None:
     return tensors if facts == source else None
 
 
-def _embed_clips(
-    embed: EmbedAudio,
+def _pool(
+    encoders: SplitEncoders,
     dataset: Dataset,
     clips: Sequence[Clip],
     note: str,
     progress: Progress,
     cut: Callable[[np.ndarray], list[np.ndarray]],
-) -> list[np.ndarray]:
-    """The vectors of each clip's pieces."""
-    parts: list[np.ndarray] = []
+) -> list[Tensor]:
+    """The pooled features of each clip's pieces."""
+    parts: list[Tensor] = []
     for start in range(0, len(clips), CLIPS_AT_ONCE):
-        pieces = [cut(read_piece(dataset.root / clip.path)) for clip in clips[start : start + CLIPS_AT_ONCE]]
-        vectors = embed([piece for some in pieces for piece in some])
-        parts += np.split(vectors, np.cumsum([len(some) for some in pieces])[:-1])
+        waves = [read_piece(dataset.root / clip.path) for clip in clips[start : start + CLIPS_AT_ONCE]]
+        pieces = [cut(resample(wave, SAMPLE_RATE, to=encoders.windowing.rate)) for wave in waves]
+        pooled = encoders.pool_audio([piece for some in pieces for piece in some])
+        parts += torch.split(pooled, [len(some) for some in pieces])
         progress(min(start + CLIPS_AT_ONCE, len(clips)), len(clips), note)
     return parts

@@ -15,7 +15,7 @@ from ..recipe import differing_fields
 from ..recipe_schema import Recipe
 from ..runs import find_runs, recipe_of, run_folder, seeds_of
 from ..types import DIRECTIONS, Direction, System
-from .embedded_split import Captions, cached_split
+from .embedded_split import Captions, cached_split, check_fit
 from .ranking import rank
 from .results import EvaluationResult, SystemResult
 
@@ -44,7 +44,8 @@ def evaluate(
         steps, shortlist: override the recipe's `evaluation` section.
         noise_seed: of the diffusion noise; the same for every training seed.
     Raises:
-        UsageError: no such run, a seed that was not trained, or more steps than the chain has.
+        UsageError: no such run, a seed that was not trained, more steps than the chain has, or the data set is of vectors and
+            the runs are not, or of other ones.
         DiffATRError: the data set is not prepared, or a checkpoint does not fit.
     """
     notes: list[str] = []
@@ -63,6 +64,7 @@ def evaluate(
     for seed in chosen:
         run = run_folder(runs, folder.name, seed)
         retriever = load_retriever(run, device)
+        check_fit(retriever, dataset)
         sampling = sampling_of(retriever, steps=steps, shortlist=shortlist, seed=noise_seed)
         embedded = cached_split(retriever, run, dataset, split, progress=progress)
         for direction in DIRECTIONS:

@@ -1,17 +1,18 @@
-"""Phase one's batches: which captions and clips each holds, and cutting their log-mels while the one before trains."""
+"""Phase one's batches: which captions and clips each holds, and cutting the clips while the one before trains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..data.logmels import LogMels
 from ..evaluation.embedded_split import Captions
 from ..recipe_schema import PretrainSection
+from .clips import Clips
 from .streams import numpy_stream
 
 
@@ -20,13 +21,13 @@ class TrainSplit:
     """The training split as phase one reads it.
 
     Attributes:
-        logmels: of n clips.
+        clips: n of them, as the audio encoder takes them.
         captions: m of them.
         vectors: (m, F) what the caption encoder makes of the captions, where it is frozen.
         positive_group: (n,), equal for clips that are not negatives of one another (`Captions.positive_groups`).
     """
 
-    logmels: LogMels
+    clips: Clips
     captions: Captions
     vectors: Tensor | None
     positive_group: np.ndarray
@@ -68,20 +69,17 @@ def epoch_batches(
 
 
 def overlapped_batches(
-    train: TrainSplit, section: PretrainSection, frames: int, seed: int, steps_per_epoch: int, start: int
-) -> Iterator[tuple[int, np.ndarray, Tensor]]:
-    """(step, caption indices, log-mels of their clips) from a step on; the next batch is cut out while this one trains.
+    train: TrainSplit, section: PretrainSection, seed: int, steps_per_epoch: int, start: int
+) -> Iterator[tuple[int, np.ndarray, Any]]:
+    """(step, caption indices, crops of their clips) from a step on; the next batch is cut out while this one trains."""
 
-    `frames` is the length of a crop.
-    """
-
-    def cut(step: int, rows: np.ndarray) -> tuple[int, np.ndarray, Tensor]:
+    def cut(step: int, rows: np.ndarray) -> tuple[int, np.ndarray, Any]:
         clips = np.unique(train.captions.clip_index[rows])
-        return step, rows, train.logmels.crop(clips, frames, numpy_stream(seed, "crop", step))
+        return step, rows, train.clips.crop(clips, numpy_stream(seed, "crop", step))
 
     def plan() -> Iterator[tuple[int, np.ndarray]]:
         for epoch in range(start // steps_per_epoch, section.epochs):
-            for inside, rows in enumerate(epoch_batches(train.captions, section, seed, epoch, train.logmels.offsets)):
+            for inside, rows in enumerate(epoch_batches(train.captions, section, seed, epoch, train.clips.offsets)):
                 if epoch * steps_per_epoch + inside >= start:
                     yield epoch * steps_per_epoch + inside, rows
 

@@ -14,7 +14,8 @@ from torch.nn.utils import clip_grad_norm_
 from ..core.denoiser import AttentionDenoiser
 from ..core.losses import generation_loss
 from ..core.schedule import NoiseSchedule
-from ..model import build_denoiser, build_schedule, wants_bf16
+from ..device import wants_bf16
+from ..model import build_denoiser, build_schedule
 from ..recipe_schema import DiffusionSection, ModelSection
 from ..types import DIRECTIONS, Direction
 

@@ -14,7 +14,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from ..core.calibration import Calibration, Logistic, presence_features
+from ..core.calibration import Calibration, Logistic, distribution_of_cosines, presence_features
+from ..core.sampling import Sampling
 from ..core.scoring import Reranker
 from ..core.text import normalise_caption
 from ..core.windows import best_windows, mean_direction
@@ -27,7 +28,9 @@ FOLDERS = (16, 50, 150, 10**9)
 """Sizes of the made-up folders in which a query's sound is there or is not: distributions look different over few clips."""
 
 
-def fit_calibration(windows: EmbeddedWindows, text: np.ndarray, captions: Captions, reranker: Reranker, seed: int) -> Calibration:
+def fit_calibration(
+    windows: EmbeddedWindows, text: np.ndarray, captions: Captions, reranker: Reranker | None, seed: int
+) -> Calibration:
     """Fit each of a model's probabilities on a validation split; None for one whose examples are all of one label.
 
     Which captions and clips match is `matching`'s. Two clips match if they share a caption. Whether a sound is there at all is
@@ -36,10 +39,11 @@ def fit_calibration(windows: EmbeddedWindows, text: np.ndarray, captions: Captio
     Args:
         windows: of the n clips.
         text: (m, D) unit vectors of `captions`.
+        reranker: the model's diffusion; None of a model that ranks by its cosine.
         seed: of the queries and folders drawn, and of the noise.
     """
     rng = numpy_stream(seed, "calibration")
-    sampling = reranker.sampling.for_folder(seed=seed)
+    sampling = (reranker.sampling if reranker else Sampling()).for_folder(seed=seed)
     distinct, matches = matching(captions)
     first = {normalise_caption(caption): row for row, caption in reversed(list(enumerate(captions.texts)))}
     text = text[[first[caption] for caption in distinct]]
@@ -49,10 +53,14 @@ def fit_calibration(windows: EmbeddedWindows, text: np.ndarray, captions: Captio
     heard = np.sort(rng.permutation(len(sounds))[:QUERIES])
 
     def draws(direction: Direction, query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        if reranker is None:
+            return distribution_of_cosines(candidates @ query)
         of_draws = reranker.draws(direction, torch.from_numpy(query), torch.from_numpy(candidates), sampling)
         return of_draws.double().cpu().numpy()
 
     def final(direction: Direction, cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
+        if reranker is None:
+            return cosine
         near = len(x0_hat)
         of_near = reranker.final_score(direction, torch.from_numpy(cosine[:near]), torch.from_numpy(x0_hat))
         return np.concatenate([of_near.numpy(), cosine[near:]])

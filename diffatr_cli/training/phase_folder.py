@@ -94,7 +94,8 @@ def open_phase(
         with contextlib.suppress(OSError):
             if os.listdir(path) == [_LOCK]:  # it failed before it began
                 os.unlink(path / _LOCK)
-                path.rmdir()
+                for empty in (path, run, run.parent):
+                    empty.rmdir()
 
 
 class PhaseFolder:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from ..core.inference import pooled_features
-from ..core.level import levelled
+from ..core.audio_encoder import AudioEncoder
 from ..core.losses import nt_xent
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
 from ..core.towers import TwoTowers
-from ..data.logmels import cached_logmels
+from ..core.windows import OURS, Windowing
 from ..data.manifest import Dataset, load_dataset
-from ..errors import DiffATRError
+from ..device import resolve_device, wants_bf16
+from ..encoders import audio_key, is_given, pool_clips, source_id
+from ..errors import DiffATRError, UsageError
 from ..evaluation.embedded_split import Captions, EmbeddedSplit, embed_split, recall_sum
 from ..evaluation.ranking import rank
-from ..model import build_towers, resolve_device, trained_state, wants_bf16
+from ..model import build_towers, is_left_out, trained_state
 from ..progress import Progress, silent
 from ..recipe_schema import PretrainSection, Recipe
 from ..runs import FIRST_PHASE, SECOND_PHASE, run_folder
-from ..types import DIRECTIONS, SAMPLE_RATE
+from ..types import DIRECTIONS
 from .batches import TrainSplit, epoch_batches, overlapped_batches
+from .clips import PooledClips, training_clips
 from .denoisers import DenoiserPair
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .refit_heads import PooledViews, refit_heads
@@ -58,18 +61,34 @@ def pretrain(
         resume: the arguments of the command that does this job, for the record of how to resume it.
     Raises:
         DiffATRError: data are missing, or the loss is no longer a number.
-        UsageError: the run folder holds another recipe's run, or another process is training there.
+        UsageError: the run folder holds another recipe's run, or another process is training there; or the recipe has encoders
+            and the data set holds vectors, or the reverse.
     """
     began = time.monotonic()
     on_device = resolve_device(device)
     dataset = load_dataset(data, recipe.data.name)
+    _check_kind(recipe, dataset)
     command = resume_command("pretrain", resume or [name], data=data, runs=runs, seed=seed)
     # With L_G alone the denoisers are trained here too, by the sections that are phase two's otherwise.
     sections = FIRST_PHASE + (SECOND_PHASE if recipe.model.strategy == "gen" else ())
     run = run_folder(runs, name, seed)
+    phase = PhaseOne(recipe, seed, on_device, dataset.given_sizes)  # what is wrong with a model is told before all else
     with open_phase(run, "pretrain", recipe, sections, seed, command, dataset.fingerprint) as folder:
-        best = _train(PhaseOne(recipe, seed, on_device), recipe.pretrain, dataset, folder, progress)
+        best = _train(phase, recipe.pretrain, dataset, folder, progress)
     return TrainingResult(folder.path, best, time.monotonic() - began)
+
+
+def _check_kind(recipe: Recipe, dataset: Dataset) -> None:
+    if is_given(recipe.audio) and dataset.vectors is None:
+        raise UsageError(
+            f"audio.encoder: features takes the vectors of a data set, and {dataset.root} holds audio. Name another "
+            "encoder, or with data.name a set of `diffatr prepare features`."
+        )
+    if dataset.vectors is not None and not is_given(recipe.audio):
+        raise UsageError(
+            f"audio.encoder: {recipe.audio.encoder} hears sounds, and {dataset.root} holds vectors of a model run elsewhere. Set "
+            "audio.encoder and text.encoder to features, as the recipe `features` does, or name another data.name."
+        )
 
 
 def _train(
@@ -78,7 +97,7 @@ def _train(
     """All that is left to train; the log's row of the best epoch."""
     seed = phase.seed
     train = phase.read(dataset, progress)
-    steps_per_epoch = len(epoch_batches(train.captions, section, seed, 0, train.logmels.offsets))
+    steps_per_epoch = len(epoch_batches(train.captions, section, seed, 0, train.clips.offsets))
     total = section.epochs * steps_per_epoch
 
     state: dict[str, Any] = {"step": 0, "best": {}, "loss": 0.0} | folder.resume(phase, phase.optimizer)
@@ -88,7 +107,7 @@ def _train(
     if kept.get("epoch", 0) > section.epochs:  # killed after the refitted heads were kept and before that was noted
         best, state["refitted"] = kept, True
     refitted = state.get("refitted", False) or not section.head_steps
-    if state["step"] == total and refitted:
+    if (state["step"] == total or (best and not phase.trained)) and refitted:
         return best
     folder.record_start(phase.device, "bf16" if phase.bf16 else "fp32")
     log = folder.log(state["step"] // steps_per_epoch + state.get("refitted", False))
@@ -98,12 +117,16 @@ def _train(
         log.append(row)
         if not best or row["score"] > best["score"]:
             best = row
-            folder.keep_best(phase.kept(), {"best": best, "fusion_weights": {}})
+            folder.keep_best(phase.kept(), {"best": best, "fusion_weights": {}, "sources": phase.sources})
 
+    if not phase.trained:  # the encoders share a space as they are
+        keep_if_best({"epoch": 0, **phase.validate(dataset)})
+        folder.save(phase.kept(), phase.optimizer, {"step": 0, "best": best, "loss": 0.0})
+        return best
     saved = time.monotonic()
-    for step, rows, logmels in overlapped_batches(train, section, phase.frames, seed, steps_per_epoch, state["step"]):
+    for step, rows, clips in overlapped_batches(train, section, seed, steps_per_epoch, state["step"]):
         torch.manual_seed(torch_seed(seed, "augmentation", step))
-        loss_sum += phase.step(train, rows, logmels, learning_rate(section, step, steps_per_epoch))
+        loss_sum += phase.step(train, rows, clips, learning_rate(section, step, steps_per_epoch))
         epoch, inside = divmod(step + 1, steps_per_epoch)
         progress(
             step + 1,
@@ -131,41 +154,60 @@ def _train(
 class PhaseOne(nn.Module):
     """What phase one trains, and one step of it: the towers, and with strategy `gen` the denoisers beside them."""
 
-    def __init__(self, recipe: Recipe, seed: int, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, seed: int, device: torch.device, given: tuple[int, int] | None = None) -> None:
         super().__init__()
         torch.manual_seed(torch_seed(seed, "weights"))
         self.seed = seed
         self.device = device
         self.section, self.temperature = recipe.pretrain, recipe.model.temperature
-        self.finetuned, self.same_captions = recipe.text.finetune, recipe.data.same_captions
-        self.views, self.frames = recipe.diffusion.views, int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
+        self.audio_section, self.text_section, self.seconds = recipe.audio, recipe.text, recipe.data.seconds
+        self.finetuned, self.same_captions = recipe.text.finetune and not is_given(recipe.audio), recipe.data.same_captions
+        self.views, self.audio_key = recipe.diffusion.views, audio_key(recipe.audio)
         self.sampling = Sampling.of(recipe, seed=seed)
-        self.towers: TwoTowers = build_towers(recipe.audio, recipe.text, recipe.model)
+        self.towers: TwoTowers = build_towers(recipe.audio, recipe.text, recipe.model, given)
         self.denoisers = DenoiserPair(recipe.model, recipe.diffusion) if recipe.model.strategy == "gen" else None
         self.to(device)
         self.bf16 = wants_bf16(self.section.precision, device)
         make = torch.optim.AdamW if self.section.optimizer == "adamw" else torch.optim.Adam
         self.trained = [p for p in self.parameters() if p.requires_grad]
-        self.optimizer = make(self.trained, lr=self.section.lr, weight_decay=self.section.weight_decay, fused=True)
+        self.optimizer = make(
+            self.trained or [torch.zeros(1, device=device)],
+            lr=self.section.lr,
+            weight_decay=self.section.weight_decay,
+            fused=True,
+        )
         self._encoded: dict[tuple[str, ...], Tensor] = {}  # captions by a frozen encoder
 
     def read(self, dataset: Dataset, progress: Progress) -> TrainSplit:
         """The training split, with everything cached that training does not change. Raises DiffATRError if it has no clips."""
         captions = Captions.of(dataset.split("train"))
-        vectors = None if self.finetuned else self.text.encode(captions.texts)
-        logmels = cached_logmels(dataset, "train", self.towers.audio.hop, progress)
-        return TrainSplit(logmels, captions, vectors, captions.positive_groups(self.same_captions))
+        clips = training_clips(dataset, self.towers.audio, self.audio_section, self.seconds, self.eval(), progress)
+        given, vectors = dataset.given("train"), None
+        if given is not None:
+            vectors = given.text
+        elif not self.finetuned:
+            vectors = self.text.encode(captions.texts)
+        return TrainSplit(clips, captions, vectors, captions.positive_groups(self.same_captions))
+
+    @cached_property
+    def sources(self) -> dict[str, str]:
+        """What tells the encoders of others apart that checkpoints leave out, to notice later that they are others."""
+        names = {"audio": self.audio_section.encoder, "text": self.text_section.encoder}
+        tensors = self.towers.state_dict()
+        left_out = {name.partition(".")[0] for name in tensors if is_left_out(name, self.audio_section, self.text_section)}
+        return {which: source_id(names[which]) for which in sorted(left_out)}
 
     @property
     def text(self) -> Any:
         """The caption encoder, which phase one always has."""
         return self.towers.text
 
-    def step(self, train: TrainSplit, rows: np.ndarray, logmels: Tensor, lr: float) -> float:
-        """One optimizer step on captions `rows` and the log-mels of their clips; its loss."""
+    def step(self, train: TrainSplit, rows: np.ndarray, crops: Any, lr: float) -> float:
+        """One optimizer step on captions `rows` and the crops of their clips; its loss."""
         self.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            audio = self.towers.embed_logmel(logmels.to(self.device))
+            embed = self.towers.embed_pooled_audio if isinstance(train.clips, PooledClips) else self.towers.embed_clips
+            audio = embed(crops.to(self.device))
             text = self._embed_captions(train, rows)
         clips, position = np.unique(train.captions.clip_index[rows], return_inverse=True)
         audio, clip_ids = audio[torch.from_numpy(position)], torch.from_numpy(train.positive_group[clips[position]])
@@ -184,7 +226,7 @@ class PhaseOne(nn.Module):
     def refit_heads(self, train: TrainSplit, progress: Progress) -> float:
         """The heads fitted again on the frozen encoders; the loss. Needs cached caption vectors."""
         assert train.vectors is not None
-        audio = augmented_views(self.towers.audio, train.logmels, self.frames, self.views, self.seed, self.bf16, progress)
+        audio = augmented_views(self.towers.audio, train.clips, self.views, self.seed, self.bf16, self.device, progress)
         views = PooledViews(audio, train.vectors, train.captions, train.positive_group)
         return refit_heads(self.towers, views, self.section, self.temperature, self.seed, progress)
 
@@ -199,7 +241,7 @@ class PhaseOne(nn.Module):
     def validate(self, dataset: Dataset) -> dict[str, Any]:
         """R@1/5/10 of both directions on the validation split, and `score`, their sum, which chooses the best epoch."""
         self.eval()
-        val = embed_split(self._embed_waveforms, self._embed_texts, dataset, "val", self.same_captions)
+        val = embed_split(self, dataset, "val", self.same_captions)
         metrics = {direction: self._rank(val, direction) for direction in DIRECTIONS}
         row: dict[str, Any] = {f"{d}_{key}": m[key] for d, m in metrics.items() for key in ("r1", "r5", "r10")}
         return row | {"score": sum(map(recall_sum, metrics.values()))}
@@ -210,21 +252,38 @@ class PhaseOne(nn.Module):
         reranker = Reranker(self.denoisers.by_direction(), self.denoisers.schedule, self.sampling, {})
         return rank(val, direction, reranker)["diff"]
 
-    def _embed_waveforms(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        pooled = pooled_features(self.towers.audio, [torch.from_numpy(levelled(wave)) for wave in waveforms])
+    @property
+    def windowing(self) -> Windowing:
+        """At which rate the audio encoder hears."""
+        audio = self.towers.audio
+        return OURS if audio is None or isinstance(audio, AudioEncoder) else Windowing.of(audio.rate, audio.longest)
+
+    def pool_audio(self, waveforms: Sequence[np.ndarray]) -> Tensor:
+        """Waveforms -> pooled features (n, F); in evaluation mode."""
+        return pool_clips(self.towers.audio, waveforms, self.device)
+
+    @torch.no_grad()
+    def embed_pooled_audio(self, pooled: Tensor) -> np.ndarray:
+        """Pooled features (n, F) -> unit vectors (n, D)."""
         return self.towers.embed_pooled_audio(pooled.to(self.device)).cpu().numpy()
 
-    def _embed_texts(self, captions: Sequence[str]) -> np.ndarray:
+    @torch.no_grad()
+    def embed_pooled_text(self, pooled: Tensor) -> np.ndarray:
+        """Pooled caption features (m, F) -> unit vectors (m, D)."""
+        return self.towers.embed_pooled_text(pooled.to(self.device)).cpu().numpy()
+
+    def embed_text(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions -> unit vectors (m, D); those of a frozen encoder are kept for the next time."""
         encoded = self._encoded.get(tuple(captions))
         if encoded is None:
             encoded = self.text.encode(captions)
             if not self.finetuned:  # the same at every epoch
                 self._encoded[tuple(captions)] = encoded
-        return self.towers.embed_pooled_text(encoded.to(self.device)).cpu().numpy()
+        return self.embed_pooled_text(encoded)
 
     def kept(self) -> dict[str, Tensor]:
         """What checkpoints hold."""
-        towers = {f"towers.{k}": v for k, v in trained_state(self.towers, self.finetuned).items()}
+        towers = {f"towers.{k}": v for k, v in trained_state(self.towers, self.audio_section, self.text_section).items()}
         return towers | ({} if self.denoisers is None else {f"denoisers.{k}": v for k, v in self.denoisers.state_dict().items()})
 
 

@@ -16,17 +16,18 @@ from ..core.losses import cosine_similarity
 from ..core.metrics import retrieval_metrics
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker, diffusion_scores, fuse
-from ..data.logmels import cached_logmels
 from ..data.manifest import Dataset, load_dataset
+from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
-from ..evaluation.embedded_split import Captions, EmbeddedSplit, cached_split, cached_windows, recall_sum
-from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever, resolve_device, wants_bf16, weights_hash
+from ..evaluation.embedded_split import Captions, EmbeddedSplit, cached_split, cached_windows, check_fit, recall_sum
+from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever, weights_hash
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
 from ..recipe_schema import Recipe
 from ..runs import BEST, FIRST_PHASE, RECIPE, SECOND_PHASE, run_folder
-from ..types import DIRECTIONS, SAMPLE_RATE, Direction
+from ..types import DIRECTIONS, Direction
 from .candidates import CandidateBatches
+from .clips import training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from .fit_calibration import fit_calibration
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
@@ -109,6 +110,7 @@ def _train(
     if state["epoch"] == section.epochs:
         return best
     retriever, encoders = load_encoders(run, str(device)), weights_hash(run / "pretrain" / BEST)
+    check_fit(retriever, dataset)
     train = _training_views(run, recipe, dataset, retriever, seed, device, progress)
     val = cached_split(retriever, run, dataset, "val", recipe.data.same_captions, progress)
     folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32")
@@ -172,15 +174,15 @@ def _training_views(
     if (cached := load_views(path, source, captions, same)) is not None:
         return cached
     encoders = run / "pretrain" / BEST
-    towers = build_towers(recipe.audio.model_copy(update={"weights": None}), recipe.text, recipe.model)
+    towers = build_towers(recipe.audio.model_copy(update={"weights": None}), recipe.text, recipe.model, dataset.given_sizes)
     tensors = {k.removeprefix("towers."): v for k, v in load_weights(encoders)[0].items() if k.startswith("towers.")}
-    fill_towers(towers, tensors, recipe.text.finetune, encoders)
+    fill_towers(towers, tensors, recipe.audio, recipe.text, encoders)
     towers.to(device)
-    logmels = cached_logmels(dataset, "train", recipe.audio.hop, progress)
-    frames = int(recipe.data.seconds * SAMPLE_RATE) // recipe.audio.hop + 1
+    given = dataset.given("train")
+    clips = training_clips(dataset, towers.audio, recipe.audio, recipe.data.seconds, retriever, progress)
     bf16 = wants_bf16(recipe.pretrain.precision, device)
-    audio = embed_views(towers, augmented_views(towers.audio, logmels, frames, count, seed, bf16, progress))
-    text = torch.from_numpy(retriever.embed_text(captions.texts))
+    audio = embed_views(towers, augmented_views(towers.audio, clips, count, seed, bf16, device, progress), device)
+    text = torch.from_numpy(retriever.embed_text(captions.texts) if given is None else retriever.embed_pooled_text(given.text))
     return save_views(path, source, audio, text, captions, same)
 
 

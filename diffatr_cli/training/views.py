@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load_weights, save_weights
-from ..core.audio_encoder import AudioEncoder
 from ..core.towers import TwoTowers
-from ..data.logmels import LogMels
+from ..encoders import ClipEncoder
 from ..evaluation.embedded_split import Captions
 from ..progress import Progress, silent
+from .clips import Clips, PooledClips
 from .streams import numpy_stream, torch_seed
 
 VIEW_BATCH = 32  # clips that are embedded together under augmentation, as large as phase one's batches
@@ -38,44 +38,44 @@ class TrainingViews:
 
 @torch.inference_mode()
 def augmented_views(
-    encoder: AudioEncoder, logmels: LogMels, frames: int, views: int, seed: int, bf16: bool, progress: Progress = silent
+    encoder: ClipEncoder, clips: Clips, views: int, seed: int, bf16: bool, device: torch.device, progress: Progress = silent
 ) -> Tensor:
     """Every clip's pooled features under each of several of phase one's augmentations (crops, SpecAugment, dropout).
 
     Phase one has all but memorised its training clips as they are: embedded plainly, they lie closer to their captions than
-    any new clip will.
+    any new clip will. Pooled features (`PooledClips`), which no augmentation touches, are one view.
 
     Args:
-        frames: of a crop.
+        clips: n, as the encoder takes them.
         views: V.
         bf16: run the encoder under autocast.
 
     Returns:
         (V, n, F) float32 on the CPU.
     """
-    device = encoder.bn0.weight.device
+    if isinstance(clips, PooledClips):
+        return clips.vectors[None]
     encoder.train()
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # augmentation yes, statistics of the batch no: they would tie a clip to its neighbours
-    by_length = np.argsort(np.diff(logmels.offsets), kind="stable")  # or short clips would be padded to the longest
-    out = torch.empty(views, len(logmels), encoder.features)
+    by_length = np.argsort(np.diff(clips.offsets), kind="stable")  # or short clips would be padded to the longest
+    out = torch.empty(views, len(clips), encoder.features)
     for view in range(views):
         rng = numpy_stream(seed, "view crop", view)
         torch.manual_seed(torch_seed(seed, "view augmentation", view))
-        for start in range(0, len(logmels), VIEW_BATCH):
-            clips = by_length[start : start + VIEW_BATCH]
+        for start in range(0, len(clips), VIEW_BATCH):
+            batch = by_length[start : start + VIEW_BATCH]
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                out[view, clips] = encoder.pooled(logmels.crop(clips, frames, rng).to(device)).float().cpu()
-            done = view * len(logmels) + start + len(clips)
-            progress(done, views * len(logmels), f"training clips under augmentation, view {view + 1}")
+                out[view, batch] = encoder.pooled(clips.crop(batch, rng).to(device)).float().cpu()
+            done = view * len(clips) + start + len(batch)
+            progress(done, views * len(clips), f"training clips under augmentation, view {view + 1}")
     return out
 
 
 @torch.inference_mode()
-def embed_views(towers: TwoTowers, pooled: Tensor) -> Tensor:
+def embed_views(towers: TwoTowers, pooled: Tensor, device: torch.device) -> Tensor:
     """Pooled views (V, n, F) -> unit vectors (V, n, D) on the CPU. The head's dropout is a part of the augmentation."""
-    device = next(towers.audio_head.parameters()).device
     towers.audio_head.train()
     return torch.stack([towers.embed_pooled_audio(view.to(device)).cpu() for view in pooled])
 

