@@ -50,7 +50,7 @@ def test_a_field_that_the_schema_gained_is_no_other_recipe(workshop: Workshop, t
         return open_phase(tmp_path, "pretrain", workshop.recipe(*overrides), FIRST_PHASE, 0, "c", data)
 
     with opened() as folder:
-        folder.record_start(torch.device("cpu"), "fp32")
+        folder.record_start(torch.device("cpu"), "fp32", 0)
         folder.keep_best({"x": torch.zeros(1)}, {})
     path = tmp_path / "pretrain" / RECORD
     record = json.loads(path.read_text())

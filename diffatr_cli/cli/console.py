@@ -117,6 +117,11 @@ def show_line(text: str) -> None:
     _write(f"{printable(text)}\n")
 
 
+def show_text(text: str) -> None:
+    """A result on stdout that is a document of lines. Raises as `show`."""
+    _write("".join(f"{printable(line)}\n" for line in text.splitlines()))
+
+
 def _utf8(path: Path) -> str:
     """A path, in whatever encoding its name is, so that encoding it as UTF-8 with `surrogateescape` gives its own bytes."""
     return os.fsencode(path).decode("utf-8", "surrogateescape")

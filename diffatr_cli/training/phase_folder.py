@@ -112,7 +112,7 @@ class PhaseFolder:
         }
         self._recipe = recipe
 
-    def record_start(self, device: torch.device, precision: str) -> None:
+    def record_start(self, device: torch.device, precision: str, epochs_done: int) -> None:
         """Note that training begins or goes on now: the record is written once, each start is added to it."""
         path = self.path / RECORD
         start = {
@@ -122,6 +122,7 @@ class PhaseFolder:
             "precision": precision,
             "threads": torch.get_num_threads(),
             "versions": versions(),
+            "epochs_done": epochs_done,
         }
         begun = any((self.path / name).is_file() for name in (BEST, LAST, _OLD_LAST))
         if begun and path.is_file():

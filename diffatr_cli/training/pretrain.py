@@ -109,8 +109,8 @@ def _train(
     refitted = state.get("refitted", False) or not section.head_steps
     if (state["step"] == total or (best and not phase.trained)) and refitted:
         return best
-    folder.record_start(phase.device, "bf16" if phase.bf16 else "fp32")
     log = folder.log(state["step"] // steps_per_epoch + state.get("refitted", False))
+    folder.record_start(phase.device, "bf16" if phase.bf16 else "fp32", len(log.rows))
 
     def keep_if_best(row: dict[str, Any]) -> None:
         nonlocal best

@@ -113,7 +113,7 @@ def _train(
     check_fit(retriever, dataset)
     train = _training_views(run, recipe, dataset, retriever, seed, device, progress)
     val = cached_split(retriever, run, dataset, "val", recipe.data.same_captions, progress)
-    folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32")
+    folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32", state["epoch"])
     batches = CandidateBatches(train, section, seed)
     sampling = Sampling.of(recipe, seed=seed)
     kept = dict(folder.load_best()[0]) if best else {}

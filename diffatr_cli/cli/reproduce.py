@@ -1,0 +1,80 @@
+"""`diffatr reproduce`: the paper's tables, beside what the same commands reach here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from .console import Device, Json, Runs, progress_bar, say, show, show_text
+from .evaluate import parse_seeds
+
+
+def reproduce(
+    what: Annotated[
+        list[str],
+        typer.Argument(metavar="TABLE... [KEY=VALUE]...", help="1 to 7, or all; and fields to change in all trainings."),
+    ],
+    world: Annotated[
+        str, typer.Option("--data", metavar="KIND", help="paper: AudioCaps and Clotho; scenes: composed stand-ins for both.")
+    ] = "paper",
+    seeds: Annotated[str, typer.Option("--seeds", help="Training seeds.")] = "0,1,2",
+    quick: Annotated[bool, typer.Option("--quick", help="A quarter of the epochs: a look, not the recipe's figures.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is there and what would be trained, and stop.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown on stdout.")] = False,
+    as_latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX (booktabs) on stdout.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print all figures as CSV on stdout.")] = False,
+    folder: Annotated[
+        Path, typer.Option("--data-folder", metavar="DIR", help="Folder of prepared data sets.", file_okay=False)
+    ] = Path("data"),
+    runs: Runs = Path("runs"),
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Reproduce the paper's tables: train what is missing, share what can be shared, and print ours beside the paper's.
+
+    Interrupt it whenever you like: the same command goes on. Runs that pretrain and train-diffusion made are found by their names.
+
+    Example: diffatr reproduce 1 5 --dry-run
+
+    Example: diffatr reproduce all --data scenes --seeds 0,1 --markdown
+    """
+    from ..reproduce.plan import TABLES, needed, plan
+    from ..reproduce.reproduce import reproduce as job
+    from ..reproduce.state import steps_of
+
+    if sum((as_json, as_markdown, as_latex, as_csv)) > 1:
+        raise UsageError("--json, --markdown, --latex and --csv exclude each other: stdout carries one of them.")
+    if world not in ("paper", "scenes"):
+        raise UsageError(f"--data: {world} is neither paper nor scenes.")
+    overrides = [each for each in what if "=" in each]
+    asked = [each for each in what if "=" not in each]
+    numbers = [*TABLES] if "all" in asked else [*dict.fromkeys(asked)]
+    if unknown := [number for number in numbers if number not in TABLES]:
+        raise UsageError(f"reproduce: there is no table {', '.join(unknown)}. Name some of {', '.join(TABLES)}, or all.")
+    chosen = parse_seeds(seeds) or ()
+    tables = plan(numbers, world, quick=quick, overrides=overrides)  # type: ignore[arg-type]
+    from ..report import reproduction as report
+
+    if dry_run:
+        steps = steps_of(needed(training for table in tables for training in table.trainings), chosen, runs)
+        show(report.plan_json(steps), report.plan_table(steps), as_json=as_json)
+        return
+    with progress_bar() as progress:
+        filled = job(tables, chosen, data=folder, runs=runs, device=device, progress=progress, told=say)
+    if as_markdown:
+        show_text("\n".join(report.markdown(table, quick) for table in filled))
+    elif as_latex:
+        show_text("\n".join(report.latex(table, quick) for table in filled))
+    elif as_csv:
+        show_text(report.comma_separated(filled))
+    else:
+        document = [table.to_json() | {"quick": quick} for table in filled]
+        show(document, *(report.terminal_table(table, quick) for table in filled), as_json=as_json)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command("reproduce")(reproduce)
