@@ -6,10 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffatr_cli.core.metrics import MetricAccumulator, retrieval_metrics
+from diffatr_cli.core.metrics import Measure, MetricAccumulator, retrieval_metrics
+
+MEASURES = [Measure(), Measure(ap_cutoff=None, share=True), Measure(ap_cutoff=3), Measure(ap_cutoff=None), Measure(share=True)]
 
 
-def brute_force(scores, relevant):
+def brute_force(scores, relevant, measure=MEASURES[0]):
     """Mean over every order of the candidates that the scores allow; for the rank, the mean of the best and the worst."""
     table = []
     for row, good in zip(scores, relevant, strict=True):
@@ -19,12 +21,14 @@ def brute_force(scores, relevant):
                 continue
             found = [i + 1 for i, c in enumerate(order) if c in good]
             ranks.append(found[0])
-            hits.append([found[0] <= k for k in (1, 5, 10)])
-            precisions.append(sum((n + 1) / rank for n, rank in enumerate(found) if rank <= 10) / min(len(good), 10))
+            counted = [sum(rank <= k for rank in found) for k in (1, 5, 10)]
+            hits.append([count / len(good) if measure.share else count > 0 for count in counted])
+            last = measure.ap_cutoff or len(row)
+            precisions.append(sum((n + 1) / rank for n, rank in enumerate(found) if rank <= last) / min(len(good), last))
         table.append([*np.mean(hits, 0), np.mean(precisions), (min(ranks) + max(ranks)) / 2])
-    r1, r5, r10, map10, meanr = np.mean(table, 0)
+    r1, r5, r10, ap, meanr = np.mean(table, 0)
     medr = np.median([row[4] for row in table])
-    return {"r1": 100 * r1, "r5": 100 * r5, "r10": 100 * r10, "map10": 100 * map10, "medr": medr, "meanr": meanr}
+    return {"r1": 100 * r1, "r5": 100 * r5, "r10": 100 * r10, measure.ap_name: 100 * ap, "medr": medr, "meanr": meanr}
 
 
 queries = st.lists(
@@ -32,11 +36,11 @@ queries = st.lists(
 )
 
 
-@settings(max_examples=25)
-@given(queries)
-def test_equals_every_tie_order_tried(rows):
+@settings(max_examples=60)
+@given(queries, st.sampled_from(MEASURES))
+def test_equals_every_tie_order_tried(rows, measure):
     scores, relevant = np.array([r[0] for r in rows], float), [sorted(r[1]) for r in rows]
-    assert retrieval_metrics(scores, relevant) == pytest.approx(brute_force(scores, relevant))
+    assert retrieval_metrics(scores, relevant, measure) == pytest.approx(brute_force(scores, relevant, measure))
 
 
 @pytest.mark.parametrize("captions", [1, 5, 40])

@@ -10,12 +10,13 @@ AP@10   1 / min(R, 10) times the sum, over the relevant candidates among the fir
         being the number of relevant candidates. Under ties the expectation when they are broken at random.
 
 With several relevant candidates (audio-to-text, five captions a clip) rank and R@k count the best of them, as the paper
-does; AP@10 counts all.
+does; AP@10 counts all. A `Measure` states otherwise: another cutoff of AP or none, or R@k as the share of the relevant
+candidates that are found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -32,11 +33,36 @@ AP_CUTOFF = 10
 FEW = 32  # relevant candidates up to which counting is faster than sorting the row
 
 
+@dataclass(frozen=True)
+class Measure:
+    """Which of the definitions in use the metrics follow, where there are several.
+
+    Attributes:
+        ap_cutoff: k of AP@k; None takes the whole ranking, where AP is what scikit-learn calls `average_precision_score`.
+        share: R@k is the share of the relevant candidates that are among the first k, and not whether one of them is.
+    """
+
+    ap_cutoff: int | None = AP_CUTOFF
+    share: bool = False
+
+    @property
+    def ap_name(self) -> str:
+        """The key of the mean of AP: `map10`, `map16`, or `map` of the whole ranking."""
+        return f"map{self.ap_cutoff or ''}"
+
+
+def mean_metrics(queries: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+    """What is reported of some queries: the means of what `MetricAccumulator.queries` holds, and of the ranks the median too."""
+    means = {name: float(values.mean()) for name, values in queries.items() if name != "rank"}
+    return means | {"medr": float(np.median(queries["rank"])), "meanr": float(queries["rank"].mean())}
+
+
 class MetricAccumulator:
     """Metrics over blocks of queries, so that the (Q, C) matrix of scores need never exist as a whole."""
 
-    def __init__(self) -> None:
-        self._rows: list[tuple[float, ...]] = []  # of each query: rank, R@1, R@5, R@10, AP@10
+    def __init__(self, measure: Measure | None = None) -> None:
+        self.measure = measure or Measure()
+        self._rows: list[tuple[float, ...]] = []  # of each query: rank, R@1, R@5, R@10, AP
 
     def update(self, scores: Scores, relevant: Relevant) -> None:
         """Count some queries.
@@ -53,47 +79,47 @@ class MetricAccumulator:
             raise ValueError(
                 f"scores are (queries, candidates) with relevance for each query, got {rows.shape} and {len(relevant)}"
             )
-        self._rows += [_query(row, indices) for row, indices in zip(rows, _as_indices(relevant, rows.shape), strict=True)]
+        self._rows += [
+            _query(row, indices, self.measure) for row, indices in zip(rows, _as_indices(relevant, rows.shape), strict=True)
+        ]
 
     @property
     def ranks(self) -> NDArray[np.float64]:
         """Rank of the best relevant candidate of each query so far, (Q,), from 1, by the module's tie rule."""
         return np.array([row[0] for row in self._rows])
 
+    def queries(self) -> dict[str, NDArray[np.float64]]:
+        """The metrics of each query so far, (Q,) each: `rank`, and in percent `r1`, `r5`, `r10` and AP by its name."""
+        table = np.array(self._rows).reshape(-1, 2 + len(CUTOFFS))
+        names = (*(f"r{k}" for k in CUTOFFS), self.measure.ap_name)
+        return {"rank": table[:, 0]} | {name: 100 * table[:, i] for i, name in enumerate(names, 1)}
+
     def result(self) -> dict[str, float]:
-        """r1, r5, r10 and map10 in percent, medr and meanr in ranks.
+        """r1, r5, r10 and mean AP (`map10`, unless the measure says otherwise) in percent, medr and meanr in ranks.
 
         Raises:
             ValueError: no query was counted.
         """
         if not self._rows:
             raise ValueError("there is no query to measure")
-        table = np.array(self._rows)
-        r1, r5, r10, map10 = (100 * table[:, 1:].mean(0)).tolist()
-        return {
-            "r1": r1,
-            "r5": r5,
-            "r10": r10,
-            "map10": map10,
-            "medr": float(np.median(table[:, 0])),
-            "meanr": float(table[:, 0].mean()),
-        }
+        return mean_metrics(self.queries())
 
 
-def retrieval_metrics(scores: Scores, relevant: Relevant) -> dict[str, float]:
+def retrieval_metrics(scores: Scores, relevant: Relevant, measure: Measure | None = None) -> dict[str, float]:
     """R@1, R@5, R@10, mAP@10 (percent), median and mean rank; see the module for the rules.
 
     Args:
         scores: (Q, C), higher is better.
         relevant: (Q, C) booleans, or for each query the indices of its relevant candidates.
+        measure: other definitions; None takes the paper's.
 
     Returns:
-        A dict with keys r1, r5, r10, map10, medr, meanr.
+        A dict with keys r1, r5, r10, map10 (or the measure's `ap_name`), medr, meanr.
 
     Raises:
         ValueError: NaN among the scores, no query, a query without a relevant candidate, shapes that disagree.
     """
-    accumulator = MetricAccumulator()
+    accumulator = MetricAccumulator(measure)
     accumulator.update(scores, relevant)
     return accumulator.result()
 
@@ -125,8 +151,8 @@ def _as_indices(relevant: Relevant, shape: tuple[int, ...]) -> list[NDArray[np.i
     return indices
 
 
-def _query(row: NDArray[np.floating], relevant: NDArray[np.intp]) -> tuple[float, ...]:
-    """Rank, R@k for each cutoff and AP@10 of one query with scores (C,) and sorted indices of its relevant candidates."""
+def _query(row: NDArray[np.floating], relevant: NDArray[np.intp], measure: Measure) -> tuple[float, ...]:
+    """Rank, R@k for each cutoff and AP of one query with scores (C,) and sorted indices of its relevant candidates."""
     if np.isnan(row.max()):
         raise ValueError("NaN among the scores")
     values, hits = np.unique(row[relevant], return_counts=True)
@@ -141,20 +167,30 @@ def _query(row: NDArray[np.floating], relevant: NDArray[np.intp]) -> tuple[float
     groups = list(zip(above[::-1], size[::-1], hits[::-1].tolist(), strict=True))
 
     best, tied, good = groups[0]
-    recalls = []
-    for k in CUTOFFS:
-        places = min(max(k - best, 0), tied)  # places of this tie among the first k
-        orders = comb(tied, places)
-        recalls.append((orders - comb(tied - good, places)) / orders)
+    recalls = [_share(groups, k) / len(relevant) if measure.share else _any(groups[0], k) for k in CUTOFFS]
 
+    cutoff = len(row) if measure.ap_cutoff is None else measure.ap_cutoff
     precision_sum, found = 0.0, 0
     for start, members, wanted in groups:
-        for place in range(min(members, AP_CUTOFF - start)):
-            # P(this place is relevant) x E(relevant ones up to here | it is) / rank
-            before = place * (wanted - 1) / (members - 1) if members > 1 else 0.0
-            precision_sum += wanted / members * (found + 1 + before) / (start + place + 1)
+        places = np.arange(max(0, min(members, cutoff - start)))
+        # P(this place is relevant) x E(relevant ones up to here | it is) / rank
+        before = places * ((wanted - 1) / max(members - 1, 1))
+        precision_sum += wanted / members * float(((found + 1 + before) / (start + places + 1)).sum())
         found += wanted
-    return best + 1 + (tied - good) / 2, *recalls, precision_sum / min(len(relevant), AP_CUTOFF)
+    return best + 1 + (tied - good) / 2, *recalls, precision_sum / min(len(relevant), cutoff)
+
+
+def _any(group: tuple[int, int, int], k: int) -> float:
+    """The probability that one of the relevant candidates in this group, the best that has any, is among the first k."""
+    above, tied, good = group
+    places = min(max(k - above, 0), tied)  # places of this tie among the first k
+    orders = comb(tied, places)
+    return (orders - comb(tied - good, places)) / orders
+
+
+def _share(groups: list[tuple[int, int, int]], k: int) -> float:
+    """The expected number of relevant candidates among the first k."""
+    return sum(wanted * min(max(k - above, 0), members) / members for above, members, wanted in groups)
 
 
 def auroc(scores: NDArray[np.floating], labels: NDArray[np.bool_]) -> float:
