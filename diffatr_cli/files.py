@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,10 +49,48 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        refusal = _refusal(error)
-        if refusal is not None and _is_about(refusal, {path, temporary, *path.parents}):
-            raise DiffATRError(f"{path}: {reason(refusal)}") from error
+        _tell_refusal(error, path, {path, temporary, *path.parents})
         raise
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder beside `path`; when the block ends well it takes the place of `path`, with all that was there.
+
+    Whoever calls makes sure that what is there may go.
+
+    Raises:
+        DiffATRError: it cannot be written; `path` is as it was.
+    """
+    path = path.absolute()
+    temporary, aside = (path.with_name(f".{path.name[:100]}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        if path.exists():
+            os.replace(path, aside)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if aside.exists():
+                os.replace(aside, path)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    except BaseException as error:
+        named = getattr(error, "filename", None)
+        inside = {Path(os.fsdecode(named))} if named and Path(os.fsdecode(named)).is_relative_to(temporary) else set()
+        shutil.rmtree(temporary, ignore_errors=True)
+        _tell_refusal(error, path, {path, temporary, *path.parents} | inside)
+        raise
+
+
+def _tell_refusal(error: BaseException, path: Path, places: set[Path]) -> None:
+    """Raises DiffATRError in the place of an error that says why these places cannot be written."""
+    refusal = _refusal(error)
+    if refusal is not None and _is_about(refusal, places):
+        raise DiffATRError(f"{path}: {reason(refusal)}") from error
 
 
 @contextlib.contextmanager

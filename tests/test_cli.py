@@ -49,7 +49,7 @@ def test_the_module_runs_as_a_program() -> None:
     assert done.stdout.startswith("diffatr ")
     done = subprocess.run([sys.executable, "-m", "diffatr_cli", "evaluate"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "--source" in done.stderr
+    assert "--target" in done.stderr
 
 
 def test_a_whole_experiment(diffatr: Diffatr, workshop: Workshop, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_debug_shows_the_traceback(diffatr: Diffatr, tmp_path: Path) -> None:
         (("query", "x", "--top", "many"), "--top"),
         (("index",), "DIR"),
         (("index", "a", "b"), "b"),
-        (("evaluate",), "--source"),
+        (("evaluate",), "--target"),
         (("pretrain",), "RECIPE"),
         (("pretrain", "demo", "--data", __file__), "--data"),
         (("prepare", "nonsense"), "nonsense"),

@@ -77,9 +77,9 @@ def test_steps_shortlist_and_noise_reach_the_sampler(workshop: Workshop, trained
     seen: list[Sampling] = []
     plain = ranking.diffusion_score_blocks
 
-    def listening(*arguments: Any) -> Any:
+    def listening(*arguments: Any, **options: Any) -> Any:
         seen.append(arguments[3])
-        return plain(*arguments)
+        return plain(*arguments, **options)
 
     monkeypatch.setattr(ranking, "diffusion_score_blocks", listening)
     run(workshop)

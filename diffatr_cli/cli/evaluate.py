@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,14 +24,46 @@ NoiseSeed = Annotated[int, typer.Option("--noise-seed", min=0, max=2**31 - 1, he
 
 
 def evaluate(
-    source: Annotated[str, typer.Option("--source", help="Data set that the model learnt from.", metavar="NAME")],
     target: Annotated[str, typer.Option("--target", help="Data set to test on.", metavar="NAME")],
+    source: Annotated[str | None, typer.Option("--source", help="Data set that the model learnt from.", metavar="NAME")] = None,
     model: Model = None,
     recipe: RecipeOption = None,
     seeds: Seeds = None,
     steps: Steps = None,
     shortlist: Shortlist = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
+    protocol: Annotated[
+        str,
+        typer.Option(
+            "--protocol", help="What counts as found: paper, all-captions, dcase2024, dcase2025 or shared.", metavar="NAME"
+        ),
+    ] = "paper",
+    relevance: Annotated[
+        Path | None,
+        typer.Option("--relevance", help="CSV of caption,fname, for --protocol dcase2025.", metavar="FILE", dir_okay=False),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option("--export", help="Write ranks, best candidates and the challenge's CSV here.", metavar="DIR"),
+    ] = None,
+    matrices: Annotated[bool, typer.Option("--matrices", help="With --export: all scores too, float16.")] = False,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            "--scores",
+            help="In the place of --source: a matrix of anybody's scores (captions x clips) in an npz or npy file.",
+            metavar="FILE",
+            dir_okay=False,
+        ),
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            "--compare",
+            help="In the place of --source: two runs (runs/RECIPE/seed-N, or runs/RECIPE with all seeds), query by query.",
+            metavar="RUN_A RUN_B",
+        ),
+    ] = None,
     noise_seed: NoiseSeed = 0,
     data: Data = Path("data"),
     runs: Runs = Path("runs"),
@@ -41,31 +73,63 @@ def evaluate(
     """Test trained models: the cosine baseline and diffusion side by side, in both directions.
 
     Shows R@1, R@5, R@10, mAP@10 and ranks as mean and standard deviation over training seeds, with the paper's numbers
-    beside them where it has some.
+    beside them where it has some, and what diffusion gains over the baseline, with a 95 % interval.
 
     Example: diffatr evaluate --source clotho --target audiocaps --seeds 0,1,2
     """
-    from ..evaluation.evaluate import evaluate as job
-    from ..report.tables import evaluation_table
+    ways = {"--source": source, "--scores": scores, "--compare": compare}
+    if len(given := [name for name, value in ways.items() if value]) != 1:
+        raise UsageError(f"evaluate: takes one of {', '.join(ways)}" + (f", got {' and '.join(given)}" if given else ""))
+    of_models: dict[str, Any] = {
+        "--model": model,
+        "--recipe": recipe,
+        "--seeds": seeds,
+        "--export": export,
+        "--matrices": matrices,
+    }
+    of_sampling = {"--steps": steps, "--shortlist": shortlist}
+    if scores is not None:
+        of_models |= of_sampling
+    if source is None and (unwanted := [name for name, value in of_models.items() if value]):
+        raise UsageError(f"{', '.join(unwanted)}: not with {given[0]}")
+    if matrices and export is None:
+        raise UsageError("--matrices: needs --export DIR")
+    asked: dict[str, Any] = {"data": data, "split": split, "protocol": protocol, "relevance": relevance}
+    sampling: dict[str, Any] = {"steps": steps, "shortlist": shortlist, "noise_seed": noise_seed, "device": device}
+    if scores is not None:
+        _evaluate_scores(scores, target, asked, as_json)
+    elif compare is not None:
+        _compare(compare, target, asked | sampling, as_json)
+    else:
+        from ..evaluation.evaluate import evaluate as job
+        from ..report.tables import evaluation_table
+
+        models: dict[str, Any] = {"runs": runs, "model": model, "recipe": recipe, "seeds": parse_seeds(seeds)}
+        with progress_bar() as progress:
+            result = job(source or "", target, export=export, matrices=matrices, progress=progress, **asked, **models, **sampling)
+        _tell(result.notes)
+        if export is not None:
+            say(f"exported to {export}")
+        show(result.to_json(), evaluation_table(result), as_json=as_json)
+
+
+def _evaluate_scores(scores: Path, target: str, asked: dict[str, Any], as_json: bool) -> None:
+    from ..evaluation.scores import evaluate_scores
+    from ..report.tables import scores_table
+
+    result = evaluate_scores(scores, target, **asked)
+    _tell(result.notes)
+    show(result.to_json(), scores_table(result), as_json=as_json)
+
+
+def _compare(pair: tuple[Path, Path], target: str, options: dict[str, Any], as_json: bool) -> None:
+    from ..evaluation.evaluate import compare
+    from ..report.tables import comparison_table
 
     with progress_bar() as progress:
-        result = job(
-            source,
-            target,
-            data=data,
-            runs=runs,
-            model=model,
-            recipe=recipe,
-            seeds=parse_seeds(seeds),
-            steps=steps,
-            shortlist=shortlist,
-            split=split,
-            noise_seed=noise_seed,
-            device=device,
-            progress=progress,
-        )
-    _tell(result.notes)
-    show(result.to_json(), evaluation_table(result), as_json=as_json)
+        result = compare(*pair, target, progress=progress, **options)
+    _tell(list(dict.fromkeys((*result.first.notes, *result.second.notes))))
+    show(result.to_json(), comparison_table(result), as_json=as_json)
 
 
 def cross_domain(

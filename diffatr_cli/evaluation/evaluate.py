@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from ..data.manifest import load_dataset
-from ..errors import UsageError
-from ..model import load_retriever, sampling_of
+import numpy as np
+from torch import Tensor
+
+from ..core.metrics import mean_metrics
+from ..core.sampling import Sampling
+from ..errors import DiffATRError, UsageError
+from ..model import Retriever, load_retriever, sampling_of
 from ..progress import Progress, silent
 from ..recipe import differing_fields
 from ..recipe_schema import Recipe
-from ..runs import find_runs, recipe_of, run_folder, seeds_of
-from ..types import DIRECTIONS, Direction, System
-from .embedded_split import Captions, cached_split, check_fit
-from .ranking import rank
-from .results import EvaluationResult, SystemResult
+from ..runs import BEST, find_runs, recipe_of, run_folder, seeds_of
+from ..types import Direction, System
+from .embedded_split import cached_split, check_fit
+from .evaluation_set import EvaluationSet, load_evaluation_set
+from .export import Exporter, exporting
+from .protocol import PAPER
+from .query_results import query_results_file, write_query_results
+from .ranking import rank_queries
+from .results import ComparisonResult, EvaluationResult, SystemResult
 
 
 def evaluate(
@@ -29,23 +40,25 @@ def evaluate(
     model: str | None = None,
     recipe: str | None = None,
     seeds: Sequence[int] | None = None,
-    steps: int | None = None,
-    shortlist: int | None = None,
     split: str = "test",
-    noise_seed: int = 0,
-    device: str = "auto",
-    progress: Progress = silent,
+    protocol: str = PAPER,
+    relevance: Path | None = None,
+    export: Path | None = None,
+    matrices: bool = False,
+    **options: Any,
 ) -> EvaluationResult:
     """Rank `target`'s split by models that learnt from `source`: by cosine, and with x0_hat.
 
     Args:
         model, recipe: which runs, where several learnt from `source`.
         seeds: training seeds; None takes all that were trained.
-        steps, shortlist: override the recipe's `evaluation` section.
-        noise_seed: of the diffusion noise; the same for every training seed.
+        protocol, relevance: what counts as found (`load_evaluation_set`).
+        export: a folder for ranks and best candidates of every query, and with `matrices` for all scores (`export.exporting`).
+        options: of `evaluate_runs`.
+
     Raises:
-        UsageError: no such run, a seed that was not trained, more steps than the chain has, or the data set is of vectors and
-            the runs are not, or of other ones.
+        UsageError: no such run, a seed that was not trained, more steps than the chain has, an export folder in use, or the
+            data set is of vectors and the runs are not, or of other ones.
         DiffATRError: the data set is not prepared, or a checkpoint does not fit.
     """
     notes: list[str] = []
@@ -56,41 +69,166 @@ def evaluate(
         raise UsageError(f"{folder}: seeds {missing} were not trained, only {trained}. Train them with pretrain --seed N.")
     if not chosen:
         raise UsageError(f"{folder}: no seed has finished an epoch of phase one yet. Run pretrain again; it continues.")
-    learnt = _common_recipe([run_folder(runs, folder.name, seed) for seed in chosen])
-    dataset = load_dataset(data, target)
-    captions = Captions.of(dataset.split(split))
-    metrics: dict[tuple[System, Direction], list[dict[str, float]]] = {}
+    folders = [run_folder(runs, folder.name, seed) for seed in chosen]
+    asked = load_evaluation_set(data, target, split, protocol, relevance)
+    identity = {"source": source, "target": target, "split": split, "protocol": protocol, "recipe": folder.name}
+    with exporting(export, asked, identity, matrices) if export else contextlib.nullcontext() as exporter:
+        result = evaluate_runs(folders, chosen, asked, notes=notes, exporter=exporter, **options)
+        if exporter is not None:
+            exporter.finish(result)
+    return result
+
+
+def evaluate_runs(
+    folders: Sequence[Path],
+    seeds: Sequence[int],
+    asked: EvaluationSet,
+    *,
+    steps: int | None = None,
+    shortlist: int | None = None,
+    noise_seed: int = 0,
+    device: str = "auto",
+    progress: Progress = silent,
+    notes: Sequence[str] = (),
+    exporter: Exporter | None = None,
+) -> EvaluationResult:
+    """Rank a split by the models of some seed folders of one recipe. What each query got is kept in their folders.
+
+    Args:
+        seeds: of the folders.
+        steps, shortlist: override the recipe's `evaluation` section.
+        noise_seed: of the diffusion noise; the same for every training seed.
+        notes: what is worth knowing already.
+
+    Raises as `evaluate`.
+    """
+    learnt, told = _common_recipe(folders), [*notes, *asked.notes]
+    found: dict[tuple[System, Direction], list[dict[str, np.ndarray]]] = {}
     weights: dict[Direction, list[float]] = {}
-    for seed in chosen:
-        run = run_folder(runs, folder.name, seed)
+    for run, seed in zip(folders, seeds, strict=True):
         retriever = load_retriever(run, device)
-        check_fit(retriever, dataset)
+        check_fit(retriever, asked.dataset)
         sampling = sampling_of(retriever, steps=steps, shortlist=shortlist, seed=noise_seed)
-        embedded = cached_split(retriever, run, dataset, split, progress=progress)
-        for direction in DIRECTIONS:
-            results = rank(embedded, direction, retriever.reranker, sampling, progress)
-            for system, result in results.items():
-                metrics.setdefault((system, direction), []).append(result)
+        of_run = _rank_run(run, retriever, sampling, asked, progress, exporter.of_seed(seed) if exporter else None)
+        for key, queries in of_run.items():
+            found.setdefault(key, []).append(queries)
+        for direction in asked.tasks:
             if retriever.reranker and retriever.reranker.fuses:
                 weights.setdefault(direction, []).append(retriever.reranker.fusion_weights[direction])
+        try:
+            _keep(run, retriever, sampling, asked, of_run)
+        except DiffATRError as error:
+            told.append(f"what each query got is not kept: {error}")
     return EvaluationResult(
-        source=source,
-        target=target,
-        split=split,
-        recipe=folder.name,
+        source=learnt.data.name,
+        target=asked.dataset.name,
+        split=asked.split,
+        recipe=folders[0].parent.name,
         model=learnt.audio.encoder,
-        seeds=chosen,
-        clips=len(embedded.audio),
-        captions=len(captions.texts),
-        systems=tuple(SystemResult(system, direction, tuple(each)) for (system, direction), each in metrics.items()),
+        seeds=tuple(seeds),
+        clips=len(asked.clips),
+        captions=len(asked.captions.texts),
+        systems=tuple(
+            SystemResult(system, direction, tuple(map(mean_metrics, each)), tuple(each))
+            for (system, direction), each in found.items()
+        ),
         strategy=learnt.model.strategy,
         batch_size=learnt.pretrain.batch_size,
         chain=learnt.diffusion.steps,
         steps=sampling.steps or learnt.diffusion.steps,
         shortlist=sampling.shortlist,
         fusion_weights={direction: tuple(each) for direction, each in weights.items()},
-        notes=tuple(notes),
+        protocol=asked.protocol.name,
+        query_clips=asked.query_clips,
+        notes=tuple(told),
     )
+
+
+def _rank_run(
+    run: Path,
+    retriever: Retriever,
+    sampling: Sampling,
+    asked: EvaluationSet,
+    progress: Progress,
+    on_scores: Callable[[Direction, System, slice, Tensor], None] | None,
+) -> dict[tuple[System, Direction], dict[str, np.ndarray]]:
+    """What each query got of each system, by the model of one seed folder."""
+    embedded = cached_split(retriever, run, asked.dataset, asked.split, progress=progress)
+    found: dict[tuple[System, Direction], dict[str, np.ndarray]] = {}
+    for direction, task in asked.tasks.items():
+        queries, candidates, _ = embedded.task(direction)
+        ranked = rank_queries(
+            queries[task.queries],
+            candidates,
+            task.relevant,
+            direction,
+            retriever.reranker,
+            sampling,
+            progress,
+            query_ids=task.queries.tolist(),
+            measure=asked.protocol.measure,
+            on_scores=partial(on_scores, direction) if on_scores else None,
+        )
+        found |= {(system, direction): each.queries() for system, each in ranked.items()}
+    return found
+
+
+def query_facts(retriever: Retriever, sampling: Sampling, asked: EvaluationSet) -> dict[str, Any]:
+    """What the results of a model's queries depend on: equal facts, equal results."""
+    return {
+        "model": retriever.calibration_key,
+        "data": asked.dataset.fingerprint,
+        "split": asked.split,
+        "protocol": asked.protocol.name,
+        "relevance": asked.relevance_hash,
+        "sampling": asdict(sampling),
+    }
+
+
+def _keep(
+    run: Path,
+    retriever: Retriever,
+    sampling: Sampling,
+    asked: EvaluationSet,
+    of_run: Mapping[tuple[System, Direction], Mapping[str, np.ndarray]],
+) -> None:
+    places = {direction: task.queries for direction, task in asked.tasks.items()}
+    path = query_results_file(run, asked.dataset.name, asked.split, asked.protocol.name)
+    write_query_results(path, of_run, places, asked.query_clips, query_facts(retriever, sampling, asked))
+
+
+def compare(
+    first: Path,
+    second: Path,
+    target: str,
+    *,
+    data: Path,
+    split: str = "test",
+    protocol: str = PAPER,
+    relevance: Path | None = None,
+    **options: Any,
+) -> ComparisonResult:
+    """Two runs on one split, query by query: each a seed folder (`runs/RECIPE/seed-N`), or a recipe's folder with all its seeds.
+
+    Raises as `evaluate`; UsageError too where a folder is neither.
+    """
+    folders = [_seed_folders(run) for run in (first, second)]
+    asked = load_evaluation_set(data, target, split, protocol, relevance)
+    results = [evaluate_runs(each, list(map(_seed_of, each)), asked, **options) for each in folders]
+    return ComparisonResult(names=(str(first), str(second)), first=results[0], second=results[1])
+
+
+def _seed_folders(run: Path) -> list[Path]:
+    if (run / "pretrain" / BEST).is_file():
+        return [run]
+    if found := [run / f"seed-{seed}" for seed in seeds_of(run)]:
+        return found
+    raise UsageError(f"{run}: neither a run (runs/RECIPE/seed-N) nor a recipe's folder with runs that have finished an epoch.")
+
+
+def _seed_of(run: Path) -> int:
+    name = run.resolve().name.removeprefix("seed-")
+    return int(name) if name.isdecimal() else 0
 
 
 def _common_recipe(seed_folders: Sequence[Path]) -> Recipe:

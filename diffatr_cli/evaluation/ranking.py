@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from torch import Tensor
+
 from ..core.losses import cosine_similarity
-from ..core.metrics import MetricAccumulator
+from ..core.metrics import Measure, MetricAccumulator
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker, diffusion_score_blocks
 from ..progress import Progress, silent
@@ -11,6 +16,9 @@ from ..types import Direction, System
 from .embedded_split import EmbeddedSplit
 
 QUERIES_AT_ONCE = 1024
+
+OnScores = Callable[[System, slice, Tensor], None]
+"""Called with what a system scores a block of queries: the rows, and (rows, candidates)."""
 
 
 def rank(
@@ -20,23 +28,54 @@ def rank(
     sampling: Sampling | None = None,
     progress: Progress = silent,
 ) -> dict[System, dict[str, float]]:
-    """Metrics of each system in one direction: `baseline` by cosine, `diff` by the reranker's final score.
+    """Metrics of each system in one direction over the whole split, as `rank_queries` has them."""
+    queries, candidates, relevant = split.task(direction)
+    ranked = rank_queries(queries, candidates, relevant, direction, reranker, sampling, progress)
+    return {system: accumulator.result() for system, accumulator in ranked.items()}
+
+
+def rank_queries(
+    queries: Tensor,
+    candidates: Tensor,
+    relevant: Sequence[np.ndarray],
+    direction: Direction,
+    reranker: Reranker | None = None,
+    sampling: Sampling | None = None,
+    progress: Progress = silent,
+    *,
+    query_ids: Sequence[int] | None = None,
+    measure: Measure | None = None,
+    on_scores: OnScores | None = None,
+) -> dict[System, MetricAccumulator]:
+    """What each query got of each system: `baseline` by cosine, `diff` by the reranker's final score.
 
     `sampling` is the reranker's own if None. A reranker that does not fuse belongs to a model without a contrastive space
     (strategy `gen`): there is no baseline. Blocks of queries pass through, so the full matrix is never held.
+
+    Args:
+        queries, candidates: unit vectors (Q, D) and (C, D).
+        relevant: for each query the indices of the candidates that it is to find.
+        query_ids: an integer a query that its noise follows; None takes the row numbers.
+        measure: the definitions of the metrics; None takes the paper's.
     """
-    queries, candidates, relevant = split.task(direction)
-    by_cosine, by_diffusion = MetricAccumulator(), MetricAccumulator()
+    systems: dict[System, MetricAccumulator] = {}
+
+    def count(system: System, rows: slice, scores: Tensor) -> None:
+        systems.setdefault(system, MetricAccumulator(measure)).update(scores, relevant[rows])
+        if on_scores is not None:
+            on_scores(system, rows, scores)
+
     if reranker is None:
         for start in range(0, len(queries), QUERIES_AT_ONCE):
-            rows = slice(start, start + QUERIES_AT_ONCE)
-            by_cosine.update(cosine_similarity(queries[rows], candidates), relevant[rows])
-        return {"baseline": by_cosine.result()}
+            rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
+            count("baseline", rows, cosine_similarity(queries[rows], candidates))
+        return systems
     prepared = reranker.prepare(direction, candidates)
-    for rows, x0_hat in diffusion_score_blocks(queries, prepared, reranker.schedule, sampling or reranker.sampling):
+    blocks = diffusion_score_blocks(queries, prepared, reranker.schedule, sampling or reranker.sampling, query_ids=query_ids)
+    for rows, x0_hat in blocks:
         cosine = cosine_similarity(queries[rows], candidates)
-        by_cosine.update(cosine, relevant[rows])
-        by_diffusion.update(reranker.final_score(direction, cosine, x0_hat), relevant[rows])
+        if reranker.fuses:
+            count("baseline", rows, cosine)
+        count("diff", rows, reranker.final_score(direction, cosine, x0_hat))
         progress(rows.stop, len(queries), f"diffusion, {direction}")
-    results: dict[System, dict[str, float]] = {"baseline": by_cosine.result()} if reranker.fuses else {}
-    return results | {"diff": by_diffusion.result()}
+    return systems

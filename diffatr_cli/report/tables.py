@@ -13,14 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from ..evaluation.paper import TEST_SETS, PaperValue
-from ..evaluation.results import METRICS, EvaluationResult, SystemResult
+from ..evaluation.protocol import PROTOCOLS
+from ..evaluation.results import METRICS, ComparisonResult, EvaluationResult, MetricIntervals, ScoresResult, SystemResult
 from ..types import Direction, System
 
-METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map10": "mAP@10", "medr": "MedR", "meanr": "MeanR"}
+METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map10": "mAP@10", "map16": "mAP@16", "map": "mAP"} | {
+    "medr": "MedR",
+    "meanr": "MeanR",
+}
 DIRECTION_NAMES: dict[Direction, str] = {"t2a": "Text-to-Audio", "a2t": "Audio-to-Text"}
 SYSTEM_NAMES: dict[System, str] = {"baseline": "baseline", "diff": "Diff"}
 MODEL_NAMES = {"resnet38": "ResNet38", "cnn14": "CNN14"}
 _RECALLS = METRICS[:3]
+_INTERVAL = "95 % intervals: bootstrap over queries, those of a clip together, all seeds."
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str | None = None) -> Table:
@@ -36,38 +41,70 @@ def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
 
 def evaluation_table(result: EvaluationResult) -> Table:
-    """Systems by directions with every metric, mean ± std over seeds; below each the paper's number where it has one."""
-    table = _table(f"{result.source} → {result.target}, {_model(result)}", evaluation_caption(result))
-    table.add_column("")
-    for metric in METRICS:
-        table.add_column(METRIC_NAMES[metric], justify="right", no_wrap=True)
+    """Systems by directions with every metric, mean ± std over seeds; below each the paper's number where it has one, and what
+    it gains over the baseline, with a 95 % interval."""
+    metrics = result.metrics
+    table = _metric_table(f"{result.source} → {result.target}, {_model(result)}", evaluation_caption(result), metrics)
     for direction, name in DIRECTION_NAMES.items():
         of_direction = [system for system in result.systems if system.direction == direction]
         if not of_direction:
             continue
-        table.add_section()
-        table.add_row(Text(name, style="bold"))
+        _add_direction(table, name)
         for system in of_direction:
-            table.add_row(SYSTEM_NAMES[system.system], *(_own(system, metric) for metric in METRICS))
+            table.add_row(SYSTEM_NAMES[system.system], *(_own(system, metric) for metric in metrics))
             if paper := result.paper(system.system, direction):
-                table.add_row("  the paper", *(_papers(paper, metric) for metric in METRICS), style="dim")
+                table.add_row("  the paper", *(_papers(paper, metric) for metric in metrics), style="dim")
+        for name, of in result.differences.items():
+            if direction in of:
+                _add_interval(table, f"{SYSTEM_NAMES[name]} - {SYSTEM_NAMES['baseline']}", of[direction], signed=True)
+    return table
+
+
+def comparison_table(result: ComparisonResult) -> Table:
+    """What the second run gains over the first in each system, direction and metric, with 95 % intervals."""
+    first, second = result.names
+    runs = f"first {first} (seeds {_listed(result.first.seeds)}), second {second} (seeds {_listed(result.second.seeds)})"
+    caption = f"{runs}: {_counts(result.second)}; {PROTOCOLS[result.second.protocol].summary}. {_INTERVAL}"
+    table = _metric_table(f"second - first on {result.second.target}", caption, result.second.metrics)
+    for direction, name in DIRECTION_NAMES.items():
+        rows = {system: of[direction] for system, of in result.differences.items() if direction in of}
+        if rows:
+            _add_direction(table, name)
+        for system, intervals in rows.items():
+            for label, run in (("first", result.first), ("second", result.second)):
+                own = run.get(system, direction)
+                table.add_row(f"{SYSTEM_NAMES[system]}, {label}", *(_own(own, metric) for metric in run.metrics))
+            _add_interval(table, "  second - first", intervals, signed=True)
+    return table
+
+
+def scores_table(result: ScoresResult) -> Table:
+    """Somebody's scores, measured, with 95 % intervals."""
+    caption = f"{_counts(result)}; {PROTOCOLS[result.protocol].summary}. {_INTERVAL}"
+    metrics = tuple(next(iter(result.directions.values())))
+    table = _metric_table(f"{result.scores} → {result.target}", caption, metrics)
+    for direction, intervals in result.directions.items():
+        _add_direction(table, DIRECTION_NAMES[direction])
+        _add_interval(table, "scores", intervals)
     return table
 
 
 def evaluation_caption(result: EvaluationResult) -> str:
     """What the figures were computed on and how, in plain words."""
-    counts = f"{result.split} split, {result.clips:,} clips and {result.captions:,} captions"
+    counts = _counts(result)
     if result.split == "test" and (paper := TEST_SETS.get(result.target)):
         counts += f" (the paper: {paper.clips:,} and {paper.captions:,})"
-    seeds = ", ".join(map(str, result.seeds))
+    seeds = _listed(result.seeds)
     spread = "mean ± sample standard deviation over seeds" if len(result.seeds) > 1 else "seed"
-    parts = [f"{result.recipe}: {counts}; {spread} {seeds}; a2t ranks by the best of a clip's captions"]
+    parts = [f"{result.recipe}: {counts}; {spread} {seeds}; {PROTOCOLS[result.protocol].summary}"]
     if any(system.system == "diff" for system in result.systems):
         among = "all candidates" if result.shortlist is None else f"the {result.shortlist:,} best by cosine"
         parts.append(f"Diff takes {result.steps} steps in a chain of {result.chain} over {among}")
     if result.fusion_weights:
         weights = (f"{direction} {', '.join(f'{w:g}' for w in each)}" for direction, each in result.fusion_weights.items())
         parts.append(f"Weight of x0_hat beside the cosine: {'; '.join(weights)}")
+    if result.differences:
+        parts.append(_INTERVAL.removesuffix("."))
     return ". ".join(parts) + "."
 
 
@@ -91,6 +128,37 @@ def cross_domain_tables(results: Sequence[EvaluationResult]) -> list[Table]:
                     table.add_row("  the paper", *(_papers(paper, m) for _, _, paper in row for m in _RECALLS), style="dim")
         tables.append(table)
     return tables
+
+
+def _counts(result: EvaluationResult | ScoresResult) -> str:
+    return f"{result.split} split, {result.clips:,} clips and {result.captions:,} captions"
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _metric_table(title: str, caption: str, metrics: Sequence[str]) -> Table:
+    """A table of metrics, without rows yet."""
+    table = _table(title, caption)
+    table.add_column("")
+    for metric in metrics:
+        table.add_column(METRIC_NAMES[metric], justify="right", no_wrap=True)
+    return table
+
+
+def _add_direction(table: Table, name: str) -> None:
+    table.add_section()
+    table.add_row(Text(name, style="bold"))
+
+
+def _add_interval(table: Table, name: str, intervals: MetricIntervals, signed: bool = False) -> None:
+    """Three rows: the values, and where their 95 % intervals begin and end."""
+    sign = "+" if signed else ""
+    each = intervals.values()
+    table.add_row(Text(name), *(f"{interval.mean:{sign}.1f}" for interval in each))
+    table.add_row("  95 % from", *(f"{interval.low:{sign}.1f}" for interval in each), style="dim")
+    table.add_row("  95 % to", *(f"{interval.high:{sign}.1f}" for interval in each), style="dim")
 
 
 def _table(title: str, caption: str | None) -> Table:
