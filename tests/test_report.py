@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
 
+from diffatr_cli.core.intervals import Interval
 from diffatr_cli.evaluation.paper import PaperValue, paper_result, paper_tables
-from diffatr_cli.evaluation.results import METRICS, EvaluationResult, SystemResult
-from diffatr_cli.report.tables import cross_domain_tables, evaluation_table, rows_table
+from diffatr_cli.evaluation.results import METRICS, ComparisonResult, EvaluationResult, ScoresResult, SystemResult
+from diffatr_cli.report.tables import comparison_table, cross_domain_tables, evaluation_table, rows_table, scores_table
 
 PAPER = Path(__file__).parents[2] / "shared" / "paper"
 
@@ -33,6 +36,20 @@ def result(
     )
     fields = {"recipe": "r", "clips": 913, "captions": 4565, "systems": systems, "fusion_weights": {"t2a": (0.5,) * seeds}}
     return EvaluationResult(source=source, target=target, model=model, seeds=tuple(range(seeds)), **(fields | changed))  # type: ignore[arg-type]
+
+
+def of_queries(given: EvaluationResult, gains: dict[str, float]) -> EvaluationResult:
+    """The same with what each of eight queries of four clips got, better by a gain in percent, and by a tenth of it in ranks."""
+    rng = np.random.default_rng(0)
+    base = [{name: rng.uniform(30, 60, 8) for name in ("rank", "r1", "r5", "r10", "map10")} for _ in given.seeds]
+
+    def of(system: str) -> tuple[dict[str, np.ndarray], ...]:
+        gain = gains[system]
+        return tuple({k: v + (-gain / 10 if k == "rank" else gain) for k, v in seed.items()} for seed in base)
+
+    systems = tuple(replace(each, queries=of(each.system)) for each in given.systems)
+    clips = np.arange(8) // 2
+    return replace(given, systems=systems, query_clips={"t2a": clips, "a2t": clips})
 
 
 def printed(table: Table, width: int = 80) -> list[str]:
@@ -144,6 +161,45 @@ class TestTables:
         assert "over seeds 0, 1, 2" in text
         assert "50 steps in a chain of 50 over all candidates" in text
         assert "t2a 0.5, 0.5, 0.5" in text
+
+    def test_gains_stand_below_the_systems_and_fit_80_columns(self) -> None:
+        better = of_queries(result(), {"baseline": 0, "diff": 20})
+        lines = printed(evaluation_table(better))
+        rows = [line.split() for line in lines]
+        (start, _) = [i for i, row in enumerate(rows) if row[:3] == ["Diff", "-", "baseline"]]
+        assert rows[start][3:] == ["+20.0"] * 4 + ["-2.0", "-2.0"]
+        assert rows[start + 1] == ["95", "%", "from", *["+20.0"] * 4, "-2.0", "-2.0"]  # the same for every query: no doubt
+        assert rows[start + 2] == ["95", "%", "to", *["+20.0"] * 4, "-2.0", "-2.0"]
+        text = " ".join(" ".join(lines).split())
+        assert "95 % intervals: bootstrap over queries, those of a clip together, all seeds" in text
+        assert better.to_json()["difference"]["diff"]["a2t"]["medr"] == pytest.approx({"mean": -2, "low": -2, "high": -2})
+        assert "95 %" not in " ".join(printed(evaluation_table(result())))
+
+    def test_a_comparison_and_scores_of_others(self) -> None:
+        first, second = (of_queries(result(), {"baseline": gain, "diff": 1}) for gain in (0, 10))
+        compared = ComparisonResult(names=("runs/[a]", "runs/b"), first=first, second=second)
+        lines = printed(comparison_table(compared))
+        rows = [line.split() for line in lines]
+        gains = [row for row in rows if row[:3] == ["second", "-", "first"]]
+        assert [row[3] for row in gains] == ["on", "+10.0", "+0.0", "+10.0", "+0.0"]
+        assert "first runs/[a] (seeds 0, 1, 2), second runs/b" in " ".join(" ".join(lines).split())
+        measured = ScoresResult(
+            scores="[x].npz", target="t", split="val", protocol="dcase2025", clips=2, captions=1234, directions={
+                "t2a": {metric: Interval(50.0, 41.5, 58.25) for metric in ("r1", "r5", "r10", "map16", "medr", "meanr")}
+            },
+        )  # fmt: skip
+        lines = printed(scores_table(measured))
+        rows = [line.split() for line in lines]
+        assert ["scores", *["50.0"] * 6] in rows
+        assert ["95", "%", "from", *["41.5"] * 6] in rows
+        assert ["R@1", "R@5", "R@10", "mAP@16", "MedR", "MeanR"] in rows
+        assert "val split, 2 clips and 1,234 captions" in " ".join(" ".join(lines).split())
+
+    def test_evaluation_by_another_protocol(self) -> None:
+        text = " ".join(" ".join(printed(evaluation_table(result(protocol="all-captions")))).split())
+        assert "protocol all-captions" in text
+        assert "the paper" not in " ".join(text.split("(")[0].split("R@1")[1:])
+        assert result(protocol="shared").to_json()["paper"] == {}
 
     def test_evaluation_of_ones_own_data_with_one_seed(self) -> None:
         text = " ".join(" ".join(printed(evaluation_table(result("[b]mine", "x", seeds=1, shortlist=32, steps=5)))).split())

@@ -25,7 +25,7 @@ DIRECTION_NAMES: dict[Direction, str] = {"t2a": "Text-to-Audio", "a2t": "Audio-t
 SYSTEM_NAMES: dict[System, str] = {"baseline": "baseline", "diff": "Diff"}
 MODEL_NAMES = {"resnet38": "ResNet38", "cnn14": "CNN14"}
 _RECALLS = METRICS[:3]
-_INTERVAL = "95 % intervals: bootstrap over queries, those of a clip together, all seeds."
+_INTERVAL = "95 % intervals: bootstrap over queries, those of a clip together"
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str | None = None) -> Table:
@@ -64,7 +64,7 @@ def comparison_table(result: ComparisonResult) -> Table:
     """What the second run gains over the first in each system, direction and metric, with 95 % intervals."""
     first, second = result.names
     runs = f"first {first} (seeds {_listed(result.first.seeds)}), second {second} (seeds {_listed(result.second.seeds)})"
-    caption = f"{runs}: {_counts(result.second)}; {PROTOCOLS[result.second.protocol].summary}. {_INTERVAL}"
+    caption = f"{runs}: {_counts(result.second)}; {PROTOCOLS[result.second.protocol].summary}. {_INTERVAL}, all seeds."
     table = _metric_table(f"second - first on {result.second.target}", caption, result.second.metrics)
     for direction, name in DIRECTION_NAMES.items():
         rows = {system: of[direction] for system, of in result.differences.items() if direction in of}
@@ -80,7 +80,7 @@ def comparison_table(result: ComparisonResult) -> Table:
 
 def scores_table(result: ScoresResult) -> Table:
     """Somebody's scores, measured, with 95 % intervals."""
-    caption = f"{_counts(result)}; {PROTOCOLS[result.protocol].summary}. {_INTERVAL}"
+    caption = f"{_counts(result)}; {PROTOCOLS[result.protocol].summary}. {_INTERVAL}."
     metrics = tuple(next(iter(result.directions.values())))
     table = _metric_table(f"{result.scores} → {result.target}", caption, metrics)
     for direction, intervals in result.directions.items():
@@ -104,7 +104,7 @@ def evaluation_caption(result: EvaluationResult) -> str:
         weights = (f"{direction} {', '.join(f'{w:g}' for w in each)}" for direction, each in result.fusion_weights.items())
         parts.append(f"Weight of x0_hat beside the cosine: {'; '.join(weights)}")
     if result.differences:
-        parts.append(_INTERVAL.removesuffix("."))
+        parts.append(f"{_INTERVAL}, all seeds")
     return ". ".join(parts) + "."
 
 
