@@ -38,9 +38,8 @@ from .encoders import (
     source_id,
 )
 from .errors import DiffATRError, UsageError
-from .files import file_hash
 from .recipe_schema import AudioSection, DiffusionSection, ModelSection, Recipe, TextSection
-from .runs import BEST, recipe_of
+from .runs import BEST, Encoders, encoders_of, recipe_of, weights_hash
 from .types import DIRECTIONS, Direction
 
 
@@ -244,8 +243,8 @@ def load_encoders(run: Path, device: str = "auto") -> Retriever:
 
 
 def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
-    recipe = recipe_of(run)
-    path = run / "pretrain" / BEST
+    recipe, first = recipe_of(run), encoders_of(run)
+    weights, path = first.check(), first.folder / BEST
     tensors, facts = load_weights(path)
     of_heads = {"towers.audio_head.0.weight", "towers.text_head.0.weight"}
     if recipe.model.heads != "none" and not of_heads <= tensors.keys():
@@ -282,8 +281,10 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
             _check_source(run, facts, "text", recipe.text.encoder)
         return text
 
-    weights, on_device = weights_hash(path), resolve_device(device)
-    reranker, calibration = _load_reranker(run, recipe, tensors, facts, weights, on_device) if with_denoisers else (None, None)
+    on_device = resolve_device(device)
+    reranker, calibration = None, None
+    if with_denoisers:
+        reranker, calibration = _load_reranker(run, first, recipe, tensors, facts, weights, on_device)
     model_id = id_of_encoders(weights)
     return Retriever(
         (load_head("audio_head"), load_head("text_head")),
@@ -337,20 +338,24 @@ def shipped_model() -> Path:
 
 
 def _load_reranker(
-    run: Path, recipe: Recipe, tensors: dict[str, Tensor], facts: dict[str, Any], encoders: str, device: torch.device
+    run: Path,
+    first: Encoders,
+    recipe: Recipe,
+    tensors: dict[str, Tensor],
+    facts: dict[str, Any],
+    weights: str,
+    device: torch.device,
 ) -> tuple[Reranker | None, Calibration | None]:
     """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds; and what their
     scores are worth."""
-    path, inside = run / "pretrain" / BEST, "denoisers."
+    path, inside = first.folder / BEST, "denoisers."
     if recipe.model.strategy != "gen":
         path, inside = run / "diffusion" / BEST, ""
         if not path.is_file():
             return None, None
         tensors, facts = load_weights(path)
-        if facts["encoders"] != encoders:
-            raise DiffATRError(
-                f"{path}: was trained on other encoders than {run / 'pretrain'} holds now. Run train-diffusion again."
-            )
+        if facts["encoders"] != weights:
+            raise DiffATRError(f"{path}: was trained on other encoders than {first.folder} holds now. Run train-diffusion again.")
     denoisers: dict[Direction, AttentionDenoiser] = {}
     for direction in DIRECTIONS:
         denoiser = build_denoiser(recipe.model, recipe.diffusion)
@@ -369,8 +374,3 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def id_of_encoders(weights: str) -> str:
     """A model's id by the hash of its encoders' checkpoint: vectors also depend on what the encoders hear of a recording."""
     return hashlib.sha256(f"{weights} {HEARING}".encode()).hexdigest()[:16]
-
-
-def weights_hash(path: Path) -> str:
-    """A short hash of a checkpoint file's content."""
-    return file_hash(path)[:16]

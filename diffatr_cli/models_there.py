@@ -12,9 +12,9 @@ import yaml
 from .calibrations import calibrations_folder
 from .checkpoint import load_weights
 from .errors import DiffATRError
-from .model import id_of_encoders, shipped_model, weights_hash
 from .pretrained.hub import cache_folder, read_config, weights_of
-from .runs import BEST, recipe_of
+from .model import id_of_encoders, shipped_model
+from .runs import BEST, encoders_of, models_below, recipe_of, weights_hash
 from .two_tower import SHIPPED, calibration_key
 
 _TEXT = ("bert", "roberta", "mpnet", "distilbert", "deberta", "xlm-roberta", "electra", "albert", "camembert", "modernbert")
@@ -52,9 +52,9 @@ def models_there(runs: Path, notes: list[str]) -> list[ModelThere]:
         notes: models that cannot be read are named here, and passed over.
     """
     found = [_run(SHIPPED, shipped_model(), "shipped", "English", "non-commercial use (docs/model-card.md)")]
-    for best in sorted(runs.glob(f"*/seed-*/pretrain/{BEST}")):
+    for run in models_below(runs):
         try:
-            found.append(_run(str(best.parents[1]), best.parents[1], "run", None, None))
+            found.append(_run(str(run), run, "run", None, None))
         except DiffATRError as error:
             notes.append(f"passed over {error}")
     for folder in sorted(cache_folder().glob("models--*")):
@@ -67,9 +67,10 @@ def models_there(runs: Path, notes: list[str]) -> list[ModelThere]:
 
 def _run(name: str, run: Path, kind: str, languages: str | None, licence: str | None) -> ModelThere:
     recipe_of(run)
-    files = [path for phase in ("pretrain", "diffusion") if (path := run / phase / BEST).is_file()]
+    first = encoders_of(run)
+    files = [path for path in (first.folder / BEST, run / "diffusion" / BEST) if path.is_file()]
+    key = "-".join([id_of_encoders(first.check()), *map(weights_hash, files[1:])])
     own = any(load_weights(path)[1].get("calibration") for path in files)
-    key = "-".join([id_of_encoders(weights_hash(files[0])), *map(weights_hash, files[1:])])
     return ModelThere(name, kind, _megabytes(files), languages, licence, own or _is_calibrated(key))
 
 

@@ -3,6 +3,9 @@
     runs/<recipe>/seed-<n>/pretrain/     phase one
     runs/<recipe>/seed-<n>/diffusion/    phase two
 
+A run may stand on the phase one of another (`train-diffusion --encoders`). It has no `pretrain/` then: the record of its phase
+two says where the encoders are, and the hash of their checkpoint.
+
 Each phase's folder holds `recipe.yaml` (resolved), `run.json` (versions, git revision, seed, data, how to resume),
 `metrics.jsonl` and `metrics.csv`, `best.safetensors` and `last.safetensors` (everything that resuming needs). They are written by
 `training.phase_folder`.
@@ -10,13 +13,18 @@ Each phase's folder holds `recipe.yaml` (resolved), `run.json` (versions, git re
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from .errors import DiffATRError, UsageError
+from .files import file_hash
 from .recipe import load_recipe
 from .recipe_schema import Recipe
 
@@ -59,6 +67,104 @@ def recipe_of_record(path: Path) -> Recipe:
         ) from None
 
 
+@dataclass(frozen=True)
+class Encoders:
+    """The phase one that a model stands on.
+
+    Attributes:
+        run: the seed folder that holds it.
+        checkpoint: the hash (`weights_hash`) that its checkpoint must have; None where it is the run's own.
+    """
+
+    run: Path
+    checkpoint: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Of phase one: its recipe, its checkpoint, and caches of what its encoders make of data."""
+        return self.run / "pretrain"
+
+    def check(self) -> str:
+        """The hash of the checkpoint.
+
+        Raises:
+            DiffATRError: it is missing, or another one than the run was trained on.
+        """
+        path = self.folder / BEST
+        if not path.is_file():
+            raise DiffATRError(f"{path}: there is no such checkpoint. Train one, or name another run.")
+        found = weights_hash(path)
+        if self.checkpoint not in (None, found):
+            raise DiffATRError(
+                f"{self.folder}: holds other encoders now than phase two was trained on. Restore them, or run train-diffusion "
+                "under another --name."
+            )
+        return found
+
+    def record(self, run: Path) -> dict[str, str]:
+        """What the record of a run that stands on these says of them: their folder, relative to the run's where it can be."""
+        to, start = self.run.resolve(), run.resolve()
+        try:
+            place = os.path.relpath(to, start)
+        except ValueError:  # on another drive
+            place = str(to)
+        return {"run": place, "checkpoint": self.check()}
+
+
+def weights_hash(path: Path) -> str:
+    """A short hash of a checkpoint file's content."""
+    return file_hash(path)[:16]
+
+
+def borrowed_encoders(run: Path) -> Encoders | None:
+    """The encoders of another run that a run's phase two was begun on; None where its record names none."""
+    path = run / "diffusion" / RECORD
+    if not path.is_file():
+        return None
+    match read_record(path).get("encoders"):
+        case None:
+            return None
+        case {"run": str(place), "checkpoint": str(checkpoint)}:
+            # Without the dots: a folder that is missing is then named as a person would.
+            return Encoders(Path(os.path.normpath(run.resolve() / place)), checkpoint)
+    raise DiffATRError(f"{path}: does not say which encoders it stands on. Train again, or restore the file.")
+
+
+def encoders_of(run: Path) -> Encoders:
+    """The phase one of a seed folder: its own, or another run's.
+
+    Raises:
+        DiffATRError: it is not a run folder, or those encoders are not where they were.
+    """
+    if (run / "pretrain" / RECIPE).is_file():
+        return Encoders(run)
+    encoders = borrowed_encoders(run)
+    if encoders is None:
+        raise DiffATRError(f"{run}: not a run folder (no pretrain/{RECIPE} in it).")
+    if not (encoders.folder / RECIPE).is_file():
+        raise DiffATRError(
+            f"{run}: stands on the encoders of {encoders.run}, which are not there. Put them back, or say where they are: "
+            "train-diffusion RECIPE --name NAME --encoders RUN."
+        )
+    return encoders
+
+
+def _finished(run: Path) -> Path | None:
+    """The checkpoint whose presence says that a seed folder holds a model; None where it holds none."""
+    own, second = run / "pretrain" / BEST, run / "diffusion" / BEST
+    if own.is_file():
+        return own
+    if second.is_file() and not (run / "pretrain" / RECIPE).is_file():
+        with contextlib.suppress(DiffATRError):
+            return second if borrowed_encoders(run) else None
+    return None
+
+
+def models_below(runs: Path) -> Iterator[Path]:
+    """The seed folders that hold a model, in the order of their names."""
+    return (run for run in sorted(runs.glob("*/seed-*")) if _finished(run))
+
+
 def find_runs(
     runs: Path, source: str, model: str | None = None, recipe: str | None = None, notes: list[str] | None = None
 ) -> Path:
@@ -72,8 +178,10 @@ def find_runs(
     """
     found: set[Path] = set()
     unread: list[str] = []
-    for record in sorted(runs.glob(f"*/seed-*/pretrain/{RECORD}")):
+    for record in sorted([*runs.glob(f"*/seed-*/pretrain/{RECORD}"), *runs.glob(f"*/seed-*/diffusion/{RECORD}")]):
         try:
+            if record.parent.name == "diffusion" and read_record(record).get("encoders") is None:
+                continue  # its phase one has told already
             learnt = recipe_of_record(record)
         except DiffATRError as error:
             unread.append(f"passed over {error}")
@@ -100,17 +208,18 @@ def find_runs(
 
 def seeds_of(recipe_folder: Path) -> list[int]:
     """The seeds that were trained under a recipe's folder, ascending."""
-    return sorted(
-        int(path.name.removeprefix("seed-")) for path in recipe_folder.glob("seed-*") if (path / "pretrain" / BEST).is_file()
-    )
+    return sorted(int(path.name.removeprefix("seed-")) for path in recipe_folder.glob("seed-*") if _finished(path))
 
 
 def newest_run(runs: Path) -> Path:
-    """The seed folder whose phase one finished an epoch most recently. Raises DiffATRError when there is none."""
-    found = list(runs.glob(f"*/seed-*/pretrain/{BEST}"))
+    """The seed folder whose phase one, or phase two where it stands on others' encoders, finished an epoch most recently.
+
+    Raises DiffATRError when there is none.
+    """
+    found = {run: path.stat().st_mtime for run in runs.glob("*/seed-*") if (path := _finished(run))}
     if not found:
         raise DiffATRError(f"{runs}: no trained model there. Train one (`diffatr demo` takes minutes), or name one with --run.")
-    return max(found, key=lambda path: path.stat().st_mtime).parents[1]
+    return max(found, key=found.__getitem__)
 
 
 def recipe_of(run: Path) -> Recipe:
@@ -118,11 +227,9 @@ def recipe_of(run: Path) -> Recipe:
     phase two has finished an epoch, its `diffusion` and `evaluation`.
 
     Raises:
-        DiffATRError: it is not a run folder.
+        DiffATRError: it is not a run folder, or the encoders that it stands on are not there.
     """
-    if not (run / "pretrain" / RECIPE).is_file():
-        raise DiffATRError(f"{run}: not a run folder (no pretrain/{RECIPE} in it).")
-    recipe = load_recipe(run / "pretrain" / RECIPE)
+    recipe = load_recipe(encoders_of(run).folder / RECIPE)
     if recipe.model.strategy != "gen" and (run / "diffusion" / BEST).is_file():
         second = load_recipe(run / "diffusion" / RECIPE)
         recipe = recipe.model_copy(update={name: getattr(second, name) for name in SECOND_PHASE})

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 
 from diffatr_cli.checkpoint import load_weights, save_weights
-from diffatr_cli.model import weights_hash
-from diffatr_cli.runs import BEST
+from diffatr_cli.runs import BEST, weights_hash
 
 LARGEST = 30_000_000  # bytes
 

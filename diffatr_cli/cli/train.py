@@ -56,6 +56,15 @@ def train_diffusion(
     data: Data = Path("data"),
     runs: Runs = Path("runs"),
     name: Name = None,
+    encoders: Annotated[
+        Path | None,
+        typer.Option(
+            "--encoders",
+            metavar="RUN",
+            help="Stand on the phase one of another run (runs/RECIPE/seed-N), which is found again and checked, not copied.",
+            file_okay=False,
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -65,15 +74,17 @@ def train_diffusion(
     Continues by itself where an earlier call was cut off. Everything is kept under RUNS/RECIPE/seed-N/diffusion.
 
     Example: diffatr train-diffusion clotho-resnet38 --seed 0
+    Example: diffatr train-diffusion clotho-resnet38 diffusion.steps=10 --name steps10 --encoders runs/clotho-resnet38/seed-0
     """
     stated = [override.partition("=")[0].strip() for override in overrides or ()]
 
     def job(*arguments: Any, **options: Any) -> TrainingResult:
         from ..training.train_diffusion import train_diffusion as train
 
-        return train(*arguments, stated=stated, **options)
+        return train(*arguments, encoders=encoders, stated=stated, **options)
 
-    _train(job, recipe, overrides, data, runs, name, seed, device, as_json)
+    more = ("--encoders", str(encoders)) if encoders else ()
+    _train(job, recipe, overrides, data, runs, name, seed, device, as_json, more)
 
 
 def _train(
@@ -86,13 +97,17 @@ def _train(
     seed: int,
     device: str,
     as_json: bool,
+    more: tuple[str, ...] = (),
 ) -> None:
-    """Run `job`, which loads what it needs, torch above all, only when it is called: after the recipe has been read."""
+    """Run `job`, which loads what it needs, torch above all, only when it is called: after the recipe has been read.
+
+    `more`: options that the command to resume needs beside its own.
+    """
     from ..recipe import load_recipe
 
     changed = tuple(overrides or ())
     loaded = load_recipe(recipe, changed)
-    resume = (recipe, *changed, *(("--name", name) if name else ()))
+    resume = (recipe, *changed, *(("--name", name) if name else ()), *more)
     with progress_bar() as progress:
         result = job(
             name or Path(recipe).stem, loaded, data=data, runs=runs, seed=seed, device=device, resume=resume, progress=progress

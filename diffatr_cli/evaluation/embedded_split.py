@@ -23,6 +23,7 @@ from ..data.resample import resample
 from ..errors import UsageError
 from ..model import Retriever
 from ..progress import Progress, silent
+from ..runs import encoders_of
 from ..types import SAMPLE_RATE, Direction
 
 CLIPS_AT_ONCE = 64  # whose audio is in memory together
@@ -194,8 +195,8 @@ def check_fit(model: Retriever, dataset: Dataset) -> None:
 def cached_split(
     model: Retriever, run: Path, dataset: Dataset, split: str, same_captions: str = "negatives", progress: Progress = silent
 ) -> EmbeddedSplit:
-    """`embed_split` by the encoders of a run, from the cache in its folder or computed into it."""
-    path = run / "pretrain" / f"embeddings-{dataset.name}-{split}.safetensors"
+    """`embed_split` by the encoders of a run, from the cache in their folder or computed into it."""
+    path = encoders_of(run).folder / f"embeddings-{dataset.name}-{split}.safetensors"
     source = {"encoders": model.model_id, "data": dataset.fingerprint}
     if (cached := _cached(path, source)) is None:
         embedded = embed_split(model, dataset, split, progress=progress)
@@ -214,8 +215,8 @@ class EmbeddedWindows:
 
 
 def cached_windows(model: Retriever, run: Path, dataset: Dataset, split: str, progress: Progress = silent) -> EmbeddedWindows:
-    """The windows of a split's clips by the encoders of a run, from the cache in its folder or computed into it."""
-    path = run / "pretrain" / f"windows-{dataset.name}-{split}.safetensors"
+    """The windows of a split's clips by the encoders of a run, from the cache in their folder or computed into it."""
+    path = encoders_of(run).folder / f"windows-{dataset.name}-{split}.safetensors"
     source = {"encoders": model.model_id, "data": dataset.fingerprint}
     if (cached := _cached(path, source)) is None:
         windows = embed_windows(model, dataset, split, progress)

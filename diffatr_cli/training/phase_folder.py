@@ -112,6 +112,13 @@ class PhaseFolder:
         }
         self._recipe = recipe
 
+    def add_fact(self, name: str, value: Any) -> None:
+        """Have the record say something more, or say it anew."""
+        self._facts[name] = value
+        path = self.path / RECORD
+        if path.is_file() and (record := read_record(path)).get(name) != value:
+            write_text(path, json.dumps(record | {name: value}, indent=2))
+
     def record_start(self, device: torch.device, precision: str, epochs_done: int) -> None:
         """Note that training begins or goes on now: the record is written once, each start is added to it."""
         path = self.path / RECORD

@@ -32,7 +32,7 @@ from ..evaluation.ranking import rank
 from ..model import build_towers, is_left_out, trained_state
 from ..progress import Progress, silent
 from ..recipe_schema import PretrainSection, Recipe
-from ..runs import FIRST_PHASE, SECOND_PHASE, run_folder
+from ..runs import FIRST_PHASE, SECOND_PHASE, borrowed_encoders, run_folder
 from ..types import DIRECTIONS
 from .batches import TrainSplit, epoch_batches, overlapped_batches
 from .clips import PooledClips, training_clips
@@ -72,6 +72,8 @@ def pretrain(
     # With L_G alone the denoisers are trained here too, by the sections that are phase two's otherwise.
     sections = FIRST_PHASE + (SECOND_PHASE if recipe.model.strategy == "gen" else ())
     run = run_folder(runs, name, seed)
+    if borrowed_encoders(run):
+        raise UsageError(f"{run}: holds a run on the encoders of another. Choose another --name for encoders of its own.")
     phase = PhaseOne(recipe, seed, on_device, dataset.given_sizes)  # what is wrong with a model is told before all else
     with open_phase(run, "pretrain", recipe, sections, seed, command, dataset.fingerprint) as folder:
         best = _train(phase, recipe.pretrain, dataset, folder, progress)

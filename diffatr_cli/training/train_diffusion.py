@@ -20,11 +20,22 @@ from ..data.manifest import Dataset, load_dataset
 from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
 from ..evaluation.embedded_split import Captions, EmbeddedSplit, cached_split, cached_windows, check_fit, recall_sum
-from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever, weights_hash
+from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
 from ..recipe_schema import Recipe
-from ..runs import BEST, FIRST_PHASE, RECIPE, SECOND_PHASE, run_folder
+from ..runs import (
+    BEST,
+    FIRST_PHASE,
+    RECIPE,
+    RECORD,
+    SECOND_PHASE,
+    Encoders,
+    borrowed_encoders,
+    encoders_of,
+    read_record,
+    run_folder,
+)
 from ..types import DIRECTIONS, Direction
 from .candidates import CandidateBatches
 from .clips import training_clips
@@ -43,6 +54,7 @@ def train_diffusion(
     runs: Path,
     seed: int = 0,
     device: str = "auto",
+    encoders: Path | None = None,
     stated: Sequence[str] = (),
     resume: Sequence[str] = (),
     progress: Progress = silent,
@@ -53,42 +65,67 @@ def train_diffusion(
     `diffusion` and `evaluation` are taken. Where its other sections differ from the encoders', the result's notes say so.
 
     Args:
+        encoders: the seed folder of the run whose phase one is taken, where it is not this run's own. It is recorded with the
+            hash of its checkpoint; a run that was begun so is continued with or without it.
         stated: fields (`section.field`) that the caller asks for beyond the recipe's file. They may not contradict the encoders.
         resume: the arguments of the command that does this job, for the record of how to resume it.
 
     Raises:
         UsageError: the strategy has no phase two, a stated field contradicts the encoders, the run folder holds another
             recipe's run, or another process is training there.
-        DiffATRError: phase one is missing, or the loss is no longer a number.
+        DiffATRError: phase one is missing or another than this run was begun on, or the loss is no longer a number.
     """
     if recipe.model.strategy != "gen-dis":
         raise UsageError(f"model.strategy: `{recipe.model.strategy}` has no phase two. Evaluate the run of pretrain as it is.")
     began = time.monotonic()
     run = run_folder(runs, name, seed)
-    encoders = run / "pretrain" / BEST
-    if not encoders.is_file():
-        raise DiffATRError(
-            f"{run}: phase one has not been trained. Run first: {resume_command('pretrain', resume or [name], seed=seed)}"
-        )
-    recipe, notes = _on_encoders(run, recipe, stated)
+    first = _phase_one(run, encoders, resume_command("pretrain", resume or [name], seed=seed))
+    checkpoint = first.check()
+    recipe, notes = _on_encoders(first, recipe, stated)
     dataset = load_dataset(data, recipe.data.name)
     on_device = resolve_device(device)
     command = resume_command("train-diffusion", resume or [name], data=data, runs=runs, seed=seed)
-    fingerprint = f"{dataset.fingerprint} {weights_hash(encoders)}"
+    fingerprint = f"{dataset.fingerprint} {checkpoint}"
     with open_phase(run, "diffusion", recipe, SECOND_PHASE, seed, command, fingerprint) as folder:
-        best = _train(run, recipe, dataset, seed, on_device, folder, progress)
-        _calibrate(run, recipe, dataset, seed, on_device, folder, progress)
+        if first.run != run:
+            folder.add_fact("encoders", first.record(run))
+        best = _train(first, recipe, dataset, seed, on_device, folder, progress)
+        _calibrate(run, first, recipe, dataset, seed, on_device, folder, progress)
     chosen = {f"{d}_{key}": value for d in DIRECTIONS for key, value in best[d].items()}
     return TrainingResult(folder.path, chosen, time.monotonic() - began, notes)
 
 
-def _on_encoders(run: Path, recipe: Recipe, stated: Sequence[str]) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe with the sections that the encoders of a run were trained by, and a note where it said otherwise."""
-    first = load_recipe(run / "pretrain" / RECIPE)
+def _phase_one(run: Path, named: Path | None, pretrain: str) -> Encoders:
+    """The encoders that a run's phase two stands on: those named, those that it was begun on, or its own.
+
+    `pretrain` is the command that trains its own. Raises as `train_diffusion`.
+    """
+    own, begun = (run / "pretrain" / BEST).is_file(), borrowed_encoders(run)
+    if named is None:
+        if own or begun:
+            return encoders_of(run)
+        raise DiffATRError(
+            f"{run}: phase one has not been trained. Run first: {pretrain} (or take another run's, with --encoders RUN)"
+        )
+    if not named.is_dir():
+        raise DiffATRError(f"{named}: there is no such run. Name a seed folder, such as runs/RECIPE/seed-0.")
+    first = encoders_of(named)
+    if first.run.resolve() == run.resolve():
+        return Encoders(run)
+    if own:
+        raise UsageError(f"{run}: has encoders of its own. Keep a run on others' under another --name.")
+    if begun and begun.checkpoint != first.check() and (run / "diffusion" / BEST).is_file():
+        raise UsageError(f"{run}: was trained on other encoders, those of {begun.run}. Choose another --name.")
+    return first
+
+
+def _on_encoders(encoders: Encoders, recipe: Recipe, stated: Sequence[str]) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with the sections that some encoders were trained by, and a note where it said otherwise."""
+    first = load_recipe(encoders.folder / RECIPE)
     differing = [name for name in differing_fields(first, recipe) if name.partition(".")[0] in FIRST_PHASE]
     if contradicting := [name for name in differing if name in stated]:
         raise UsageError(
-            f"{', '.join(contradicting)}: the encoders in {run / 'pretrain'} were trained with another value. Leave it out, or "
+            f"{', '.join(contradicting)}: the encoders in {encoders.folder} were trained with another value. Leave it out, or "
             "train encoders of their own first, under another --name."
         )
     if first.model.strategy != "gen-dis":
@@ -98,7 +135,7 @@ def _on_encoders(run: Path, recipe: Recipe, stated: Sequence[str]) -> tuple[Reci
 
 
 def _train(
-    run: Path, recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, folder: PhaseFolder, progress: Progress
+    first: Encoders, recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, folder: PhaseFolder, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """All epochs that are left; by direction the epoch that validation chose."""
     section = recipe.diffusion
@@ -109,10 +146,10 @@ def _train(
     best: dict[str, dict[str, Any]] = state["best"]
     if state["epoch"] == section.epochs:
         return best
-    retriever, encoders = load_encoders(run, str(device)), weights_hash(run / "pretrain" / BEST)
+    retriever, encoders = load_encoders(first.run, str(device)), first.check()
     check_fit(retriever, dataset)
-    train = _training_views(run, recipe, dataset, retriever, seed, device, progress)
-    val = cached_split(retriever, run, dataset, "val", recipe.data.same_captions, progress)
+    train = _training_views(first, recipe, dataset, retriever, device, progress)
+    val = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
     folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32", state["epoch"])
     batches = CandidateBatches(train, section, seed)
     sampling = Sampling.of(recipe, seed=seed)
@@ -164,16 +201,19 @@ def choose_fusion(
 
 
 def _training_views(
-    run: Path, recipe: Recipe, dataset: Dataset, retriever: Retriever, seed: int, device: torch.device, progress: Progress
+    first: Encoders, recipe: Recipe, dataset: Dataset, retriever: Retriever, device: torch.device, progress: Progress
 ) -> TrainingViews:
-    """The training split under augmentation, from the cache in the run's folder or computed into it."""
+    """The training split under augmentation, from the cache in the encoders' folder or computed into it.
+
+    The augmentation follows the encoders' seed: whoever stands on them sees the same views.
+    """
     count, same = recipe.diffusion.views, recipe.data.same_captions
-    path = run / "pretrain" / f"embeddings-views{count}.safetensors"
+    path = first.folder / f"embeddings-views{count}.safetensors"
     source = {"encoders": retriever.model_id, "data": dataset.fingerprint}
     captions = Captions.of(dataset.split("train"))
     if (cached := load_views(path, source, captions, same)) is not None:
         return cached
-    encoders = run / "pretrain" / BEST
+    encoders, seed = first.folder / BEST, int(read_record(first.folder / RECORD)["seed"])
     towers = build_towers(recipe.audio.model_copy(update={"weights": None}), recipe.text, recipe.model, dataset.given_sizes)
     tensors = {k.removeprefix("towers."): v for k, v in load_weights(encoders)[0].items() if k.startswith("towers.")}
     fill_towers(towers, tensors, recipe.audio, recipe.text, encoders)
@@ -187,7 +227,14 @@ def _training_views(
 
 
 def _calibrate(
-    run: Path, recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, folder: PhaseFolder, progress: Progress
+    run: Path,
+    first: Encoders,
+    recipe: Recipe,
+    dataset: Dataset,
+    seed: int,
+    device: torch.device,
+    folder: PhaseFolder,
+    progress: Progress,
 ) -> None:
     """Fit what the kept model's scores are worth, once."""
     tensors, facts = folder.load_best()
@@ -197,8 +244,8 @@ def _calibrate(
     retriever = load_retriever(run, str(device))
     assert retriever.reranker is not None
     captions = Captions.of(dataset.split("val"))
-    split = cached_split(retriever, run, dataset, "val", recipe.data.same_captions, progress)
-    windows = cached_windows(retriever, run, dataset, "val", progress)
+    split = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
+    windows = cached_windows(retriever, first.run, dataset, "val", progress)
     fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed)
     folder.keep_best(tensors, facts | {"calibration": fitted.to_json()})
     progress(1, 1, "calibrating scores")
