@@ -12,8 +12,8 @@ import yaml
 from .calibrations import calibrations_folder
 from .checkpoint import load_weights
 from .errors import DiffATRError
-from .pretrained.hub import cache_folder, read_config, weights_of
 from .model import id_of_encoders, shipped_model
+from .pretrained.hub import cache_folder, read_config, weights_of
 from .runs import BEST, encoders_of, models_below, recipe_of, weights_hash
 from .two_tower import SHIPPED, calibration_key
 

@@ -167,6 +167,10 @@ class PretrainSection(Section):
 class DiffusionSection(Section):
     """Phase two: the attention denoisers under the generation loss of Eq. 6, on frozen, cached embeddings."""
 
+    objective: Literal["diffusion", "discriminative"] = Field(
+        default="diffusion",
+        description="`discriminative` trains and asks the same network without diffusion: x_k = 0, one pass, cross-entropy",
+    )
     epochs: Positive = 30
     batch_size: Annotated[int, Field(ge=2)] = 32
     lr: Rate = 1e-3

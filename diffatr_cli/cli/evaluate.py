@@ -20,6 +20,9 @@ Steps = Annotated[
 Shortlist = Annotated[
     int | None, typer.Option("--shortlist", min=2, help="Re-rank only this many best by cosine; all if left out.")
 ]
+Rivals = Annotated[
+    bool, typer.Option("--rivals", help="Also rank by the cosine with querybank normalisation, and by diffusion in one step.")
+]
 NoiseSeed = Annotated[int, typer.Option("--noise-seed", min=0, max=2**31 - 1, help="Seed of the diffusion noise.")]
 
 
@@ -65,6 +68,7 @@ def evaluate(
         ),
     ] = None,
     noise_seed: NoiseSeed = 0,
+    rivals: Rivals = False,
     data: Data = Path("data"),
     runs: Runs = Path("runs"),
     device: Device = "auto",
@@ -87,7 +91,7 @@ def evaluate(
         "--export": export,
         "--matrices": matrices,
     }
-    of_sampling = {"--steps": steps, "--shortlist": shortlist}
+    of_sampling = {"--steps": steps, "--shortlist": shortlist, "--rivals": rivals}
     if scores is not None:
         of_models |= of_sampling
     if source is None and (unwanted := [name for name, value in of_models.items() if value]):
@@ -96,6 +100,7 @@ def evaluate(
         raise UsageError("--matrices: needs --export DIR")
     asked: dict[str, Any] = {"data": data, "split": split, "protocol": protocol, "relevance": relevance}
     sampling: dict[str, Any] = {"steps": steps, "shortlist": shortlist, "noise_seed": noise_seed, "device": device}
+    sampling |= {"rivals": True} if rivals else {}
     if scores is not None:
         _evaluate_scores(scores, target, asked, as_json)
     elif compare is not None:
@@ -145,6 +150,7 @@ def cross_domain(
     steps: Steps = None,
     shortlist: Shortlist = None,
     noise_seed: NoiseSeed = 0,
+    rivals: Rivals = False,
     data: Data = Path("data"),
     runs: Runs = Path("runs"),
     device: Device = "auto",
@@ -171,6 +177,7 @@ def cross_domain(
             steps=steps,
             shortlist=shortlist,
             noise_seed=noise_seed,
+            rivals=rivals,
             device=device,
             progress=progress,
         )

@@ -35,7 +35,7 @@ def reproduce(
 ) -> None:
     """Reproduce the paper's tables: train what is missing, share what can be shared, and print ours beside the paper's.
 
-    Interrupt it whenever you like: the same command goes on. Runs that pretrain and train-diffusion made are found by their names.
+    Interrupt it whenever you like: the same command goes on. Runs of pretrain and train-diffusion are found by their names.
 
     Example: diffatr reproduce 1 5 --dry-run
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
 X0 = Literal["softmax", "clip"]
+Objective = Literal["diffusion", "discriminative"]
+"""What phase two trains: to denoise x_k, or the same network with x_k = 0."""
 
 FOLDER_SHORTLIST = 100
 """Files that a search of a folder re-ranks where the recipe says all: a folder may hold a million."""
@@ -25,6 +27,8 @@ class _Evaluation(Protocol):
 class _Diffusion(Protocol):
     @property
     def x0(self) -> X0: ...
+    @property
+    def objective(self) -> Objective: ...
 
 
 class SamplingRecipe(Protocol):
@@ -47,9 +51,10 @@ class Sampling:
         draws: independent noise draws whose x0_hat are averaged.
         shortlist: candidates that are sampled over, the best by cosine; None takes all.
         seed: of the noise.
+        noise: x_K is noise; False, for a model trained without diffusion, makes it zero, in the one step that there is.
 
     Raises:
-        ValueError: a setting out of its range.
+        ValueError: a setting out of its range, or more than one step or draw without noise.
     """
 
     steps: int | None = None
@@ -58,6 +63,7 @@ class Sampling:
     draws: int = 1
     shortlist: int | None = None
     seed: int = 0
+    noise: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
@@ -66,6 +72,8 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if not self.noise and (self.steps, self.draws) != (1, 1):
+            raise ValueError("this model was trained without diffusion: it takes one step and no noise draws")
 
     @classmethod
     def of(cls, recipe: SamplingRecipe, **overrides: Any) -> Self:
@@ -83,6 +91,8 @@ class Sampling:
             "draws": section.draws,
             "shortlist": section.shortlist,
         }
+        if recipe.diffusion.objective == "discriminative":
+            settings |= {"steps": 1, "eta": 0.0, "draws": 1, "noise": False}
         return cls(**settings | {name: value for name, value in overrides.items() if value is not None})
 
     def but(self, **overrides: Any) -> Self:

@@ -95,7 +95,7 @@ def diffusion_score_blocks(
         listed = None if shortlist is None else cosine_similarity(query, embeddings).topk(shortlist, dim=1).indices
         x0_hat = torch.zeros(len(query), n, dtype=embeddings.dtype, device=embeddings.device)
         for draw in range(sampling.draws):
-            noise = query_noise(sampling.seed, ids[rows], n, draw)
+            noise = _start(sampling, ids[rows], n, draw)
             if listed is None:
                 x0_hat += _sample(prepared.factors, query, prepared, schedule, sampling, noise)
             else:
@@ -145,13 +145,18 @@ def diffusion_draws(
         ValueError: more steps than the chain has.
     """
     n = prepared.candidates.shape[1]
-    of_draw = [query_noise(sampling.seed, [query_id], n, draw) for draw in range(sampling.draws)]
+    of_draw = [_start(sampling, [query_id], n, draw) for draw in range(sampling.draws)]
     queries = query.to(prepared.candidates).expand(sampling.draws, -1)
 
     def noise(step: int) -> Tensor:
         return torch.cat([draw(step) for draw in of_draw])
 
     return _sample(prepared.factors, queries, prepared, schedule, sampling, noise, on_step)
+
+
+def _start(sampling: Sampling, query_ids: Sequence[int], n: int, draw: int) -> Callable[[int], Tensor]:
+    """What the chain starts from: `query_noise`, or nothing at all."""
+    return query_noise(sampling.seed, query_ids, n, draw) if sampling.noise else lambda step: torch.zeros(len(query_ids), n)
 
 
 def _sample(

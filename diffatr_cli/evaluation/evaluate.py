@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..core.metrics import mean_metrics
 from ..core.sampling import Sampling
+from ..data.manifest import load_dataset
 from ..errors import DiffATRError, UsageError
 from ..model import Retriever, load_retriever, sampling_of
 from ..progress import Progress, silent
 from ..recipe import differing_fields
 from ..recipe_schema import Recipe
 from ..runs import BEST, find_runs, recipe_of, run_folder, seeds_of
-from ..types import Direction, System
+from ..types import DIRECTIONS, SYSTEMS, Direction, System
 from .embedded_split import cached_split, check_fit
 from .evaluation_set import EvaluationSet, load_evaluation_set
 from .export import Exporter, exporting
@@ -29,6 +30,7 @@ from .protocol import PAPER
 from .query_results import query_results_file, write_query_results
 from .ranking import rank_queries
 from .results import ComparisonResult, EvaluationResult, SystemResult
+from .rivals import Querybank, querybank_of, rank_rivals
 
 
 def evaluate(
@@ -87,6 +89,7 @@ def evaluate_runs(
     steps: int | None = None,
     shortlist: int | None = None,
     noise_seed: int = 0,
+    rivals: bool = False,
     device: str = "auto",
     progress: Progress = silent,
     notes: Sequence[str] = (),
@@ -98,6 +101,8 @@ def evaluate_runs(
         seeds: of the folders.
         steps, shortlist: override the recipe's `evaluation` section.
         noise_seed: of the diffusion noise; the same for every training seed.
+        rivals: also rank by `evaluation.rivals`; querybank normalisation needs the training and validation splits of the data
+            set that the models learnt from, beside the one that is ranked.
         notes: what is worth knowing already.
 
     Raises as `evaluate`.
@@ -105,14 +110,22 @@ def evaluate_runs(
     learnt, told = _common_recipe(folders), [*notes, *asked.notes]
     found: dict[tuple[System, Direction], list[dict[str, np.ndarray]]] = {}
     weights: dict[Direction, list[float]] = {}
+    betas: dict[Direction, list[float]] = {}
     for run, seed in zip(folders, seeds, strict=True):
         retriever = load_retriever(run, device)
         check_fit(retriever, asked.dataset)
         sampling = sampling_of(retriever, steps=steps, shortlist=shortlist, seed=noise_seed)
-        of_run = _rank_run(run, retriever, sampling, asked, progress, exporter.of_seed(seed) if exporter else None)
+        bank = None
+        if rivals:
+            learnt_from = load_dataset(asked.dataset.root.parent, learnt.data.name)
+            bank = querybank_of(retriever, run, learnt_from, learnt.data.same_captions, progress)
+        on_scores = exporter.of_seed(seed) if exporter else None
+        of_run = _rank_run(run, retriever, sampling, asked, progress, on_scores, rivals=rivals, bank=bank)
         for key, queries in of_run.items():
             found.setdefault(key, []).append(queries)
         for direction in asked.tasks:
+            if bank is not None:
+                betas.setdefault(direction, []).append(bank.betas[direction])
             if retriever.reranker and retriever.reranker.fuses:
                 weights.setdefault(direction, []).append(retriever.reranker.fusion_weights[direction])
         try:
@@ -130,8 +143,12 @@ def evaluate_runs(
         captions=len(asked.captions.texts),
         systems=tuple(
             SystemResult(system, direction, tuple(map(mean_metrics, each)), tuple(each))
-            for (system, direction), each in found.items()
+            for direction in DIRECTIONS
+            for system in SYSTEMS
+            if (each := found.get((system, direction)))
         ),
+        objective=learnt.diffusion.objective,
+        querybank_betas={direction: tuple(each) for direction, each in betas.items()},
         strategy=learnt.model.strategy,
         batch_size=learnt.pretrain.batch_size,
         chain=learnt.diffusion.steps,
@@ -151,24 +168,24 @@ def _rank_run(
     asked: EvaluationSet,
     progress: Progress,
     on_scores: Callable[[Direction, System, slice, Tensor], None] | None,
+    *,
+    rivals: bool = False,
+    bank: Querybank | None = None,
 ) -> dict[tuple[System, Direction], dict[str, np.ndarray]]:
     """What each query got of each system, by the model of one seed folder."""
     embedded = cached_split(retriever, run, asked.dataset, asked.split, progress=progress)
     found: dict[tuple[System, Direction], dict[str, np.ndarray]] = {}
     for direction, task in asked.tasks.items():
         queries, candidates, _ = embedded.task(direction)
-        ranked = rank_queries(
-            queries[task.queries],
-            candidates,
-            task.relevant,
-            direction,
-            retriever.reranker,
-            sampling,
-            progress,
-            query_ids=task.queries.tolist(),
-            measure=asked.protocol.measure,
-            on_scores=partial(on_scores, direction) if on_scores else None,
-        )
+        what = queries[task.queries], candidates, task.relevant, direction
+        how: dict[str, Any] = {
+            "query_ids": task.queries.tolist(),
+            "measure": asked.protocol.measure,
+            "on_scores": partial(on_scores, direction) if on_scores else None,
+        }
+        ranked = rank_queries(*what, retriever.reranker, sampling, progress, **how)
+        if rivals:
+            ranked |= rank_rivals(*what, retriever, bank, sampling, progress, **how)
         found |= {(system, direction): each.queries() for system, each in ranked.items()}
     return found
 

@@ -102,9 +102,10 @@ class EvaluationResult:
 
     `clips` and `captions` are counts of that split as it was ranked. `chain` is K, `steps` the DDIM steps taken,
     `shortlist` how many candidates diffusion re-ranked (None: all). `fusion_weights` holds the weight of x0_hat beside the
-    cosine, one a seed, chosen on the validation split of `source`; it is empty where nothing was fused. `protocol` names the
-    definitions that the metrics follow. `query_clips` is the clip of each query, by direction. `notes`: what is worth knowing
-    beside it.
+    cosine, one a seed, chosen on the validation split of `source`; it is empty where nothing was fused. `querybank_betas` holds
+    the inverse temperature of querybank normalisation, chosen likewise. `objective` is the recipe's: what `diff` was trained as.
+    `protocol` names the definitions that the metrics follow. `query_clips` is the clip of each query, by direction. `notes`: what
+    is worth knowing beside it.
     """
 
     source: str
@@ -124,6 +125,8 @@ class EvaluationResult:
     fusion_weights: Mapping[Direction, tuple[float, ...]] | None = None
     protocol: str = PAPER
     query_clips: Mapping[Direction, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    querybank_betas: Mapping[Direction, tuple[float, ...]] | None = None
+    objective: str = "diffusion"
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -152,7 +155,7 @@ class EvaluationResult:
 
     def paper(self, system: System, direction: Direction) -> dict[str, PaperValue] | None:
         """The paper's numbers for the same setting, or None. They are all of test splits, by the paper's protocol."""
-        if self.split != "test" or self.protocol != PAPER:
+        if self.split != "test" or self.protocol != PAPER or (system == "diff" and self.objective != "diffusion"):
             return None
         return paper_result(
             self.source,
@@ -193,6 +196,8 @@ class EvaluationResult:
             "chain": self.chain,
             "steps": self.steps,
             "shortlist": self.shortlist,
+            "objective": self.objective,
+            "querybank_betas": {direction: list(betas) for direction, betas in (self.querybank_betas or {}).items()},
             "fusion_weights": {direction: list(weights) for direction, weights in (self.fusion_weights or {}).items()},
             "notes": list(self.notes),
             "systems": systems,

@@ -19,6 +19,10 @@ from ..types import DIRECTIONS
 from .tables import DIRECTION_NAMES, METRIC_NAMES
 
 Kind = Literal["ours", "difference", "paper"]
+_COLUMNS = (
+    *("table", "row", "system", "run", "direction", "metric", "mean", "std", "seeds"),
+    *("difference", "low", "high", "paper", "paper_std", "departs"),
+)
 _MARK = "*"
 """Stands behind figures of the paper whose recipe ours departs from."""
 
@@ -49,8 +53,8 @@ def notes_of(table: FilledTable, quick: bool) -> list[str]:
     seeds = ", ".join(map(str, table.seeds))
     notes = [
         f"{table.table.source} to {table.table.target}: {table.clips:,} clips, {table.captions:,} captions; mean ± sample "
-        f"deviation over training seeds {seeds}; differences with 95 % intervals (paired bootstrap over queries, clustered by clip, "
-        "all seeds)"
+        f"deviation over training seeds {seeds}; differences with 95 % intervals (paired bootstrap over queries, clustered by "
+        "clip, all seeds)"
     ]
     if quick:
         notes.append(f"quick: epochs divided by {QUICK}, so that no figure is what the recipe reaches")
@@ -85,7 +89,9 @@ def markdown(table: FilledTable, quick: bool) -> str:
     rows = [["", *heads()], ["---", *["---:"] * len(heads())]]
     rows += [[_indented(line.label, "&nbsp;&nbsp;"), *line.cells] for line in lines_of(table)]
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    notes = "\n".join(f"- {note.replace(_MARK, chr(92) + _MARK, 1) if note.startswith(_MARK) else note}" for note in notes_of(table, quick))
+    notes = "\n".join(
+        f"- {note.replace(_MARK, chr(92) + _MARK, 1) if note.startswith(_MARK) else note}" for note in notes_of(table, quick)
+    )
     return f"### Table {table.table.number}. {table.table.title}\n\n{body}\n\n{notes}\n"
 
 
@@ -110,24 +116,20 @@ def comma_separated(tables: Sequence[FilledTable]) -> str:
     """All figures of some tables, one a row: long, as programs like it."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        ["table", "row", "system", "run", "direction", "metric", "mean", "std", "seeds", "difference", "low", "high", "paper", "paper_std", "departs"]
-    )  # fmt: skip
+    writer.writerow(_COLUMNS)
     for table in tables:
         for row in table.rows:
             for direction, result in row.results.items():
                 for metric in METRICS:
                     interval = row.difference.get(direction, {}).get(metric)
                     paper = row.paper.get(direction, {}).get(metric)
+                    ours = [_number(result.mean(metric)), _number(result.std(metric)), len(table.seeds)]
+                    of_difference = [interval.mean, interval.low, interval.high] if interval else [None] * 3
+                    of_paper = list(paper) if paper else [None] * 2
                     writer.writerow(
-                        [
-                            table.table.number, row.row.label, row.row.system, row.row.training.name, direction, metric,
-                            _number(result.mean(metric)), _number(result.std(metric)), len(table.seeds),
-                            *((_number(interval.mean), _number(interval.low), _number(interval.high)) if interval else ("", "", "")),
-                            *((paper.mean, "" if paper.std is None else paper.std) if paper else ("", "")),
-                            " ".join(row.row.departs),
-                        ]
-                    )  # fmt: skip
+                        [table.table.number, row.row.label, row.row.system, row.row.training.name, direction, metric, *ours]
+                        + [*map(_number, of_difference), *map(_number, of_paper), " ".join(row.row.departs)]
+                    )
     return out.getvalue()
 
 
@@ -141,7 +143,14 @@ def plan_table(steps: Sequence[Step]) -> RichTable:
         title=Text("Plan", style="bold"), caption=Text(f"Left: {total}. On the disk: {size / 1e6:,.0f} MB.", style="dim"),
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    for name, side in (("run", "left"), ("seed", "right"), ("phase", "left"), ("epochs", "right"), ("left", "right"), ("MB", "right")):
+    for name, side in (
+        ("run", "left"),
+        ("seed", "right"),
+        ("phase", "left"),
+        ("epochs", "right"),
+        ("left", "right"),
+        ("MB", "right"),
+    ):
         shown.add_column(name, justify=side)  # type: ignore[arg-type]
     for step in steps:
         encoders = f" on {step.training.encoders}" if step.training.encoders else ""

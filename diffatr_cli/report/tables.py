@@ -5,7 +5,7 @@ Whatever comes from outside (paths, queries, names) goes in as Text, so that bra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -22,7 +22,12 @@ METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map10": "mAP@10", "map
     "meanr": "MeanR",
 }
 DIRECTION_NAMES: dict[Direction, str] = {"t2a": "Text-to-Audio", "a2t": "Audio-to-Text"}
-SYSTEM_NAMES: dict[System, str] = {"baseline": "baseline", "diff": "Diff"}
+SYSTEM_NAMES: dict[System, str] = {
+    "baseline": "baseline",
+    "qbnorm": "baseline, QB-Norm",
+    "diff": "Diff",
+    "one-step": "Diff, one step",
+}
 MODEL_NAMES = {"resnet38": "ResNet38", "cnn14": "CNN14"}
 _RECALLS = METRICS[:3]
 _INTERVAL = "95 % intervals: bootstrap over queries, those of a clip together"
@@ -99,13 +104,21 @@ def evaluation_caption(result: EvaluationResult) -> str:
     parts = [f"{result.recipe}: {counts}; {spread} {seeds}; {PROTOCOLS[result.protocol].summary}"]
     if any(system.system == "diff" for system in result.systems):
         among = "all candidates" if result.shortlist is None else f"the {result.shortlist:,} best by cosine"
-        parts.append(f"Diff takes {result.steps} steps in a chain of {result.chain} over {among}")
+        if result.objective == "diffusion":
+            parts.append(f"Diff takes {result.steps} steps in a chain of {result.chain} over {among}")
+        else:
+            parts.append(f"Diff is the denoiser without diffusion (x_k = 0, one pass) over {among}")
     if result.fusion_weights:
-        weights = (f"{direction} {', '.join(f'{w:g}' for w in each)}" for direction, each in result.fusion_weights.items())
-        parts.append(f"Weight of x0_hat beside the cosine: {'; '.join(weights)}")
+        parts.append(f"Weight of x0_hat beside the cosine: {_by_direction(result.fusion_weights)}")
+    if result.querybank_betas:
+        parts.append(f"QB-Norm's beta: {_by_direction(result.querybank_betas)}")
     if result.differences:
         parts.append(f"{_INTERVAL}, all seeds")
     return ". ".join(parts) + "."
+
+
+def _by_direction(values: Mapping[Direction, Sequence[float]]) -> str:
+    return "; ".join(f"{direction} {', '.join(f'{value:g}' for value in each)}" for direction, each in values.items())
 
 
 def cross_domain_tables(results: Sequence[EvaluationResult]) -> list[Table]:

@@ -72,9 +72,7 @@ def _row_json(filled: FilledRow) -> dict[str, Any]:
         "difference": {
             direction: {metric: each.to_json() for metric, each in of.items()} for direction, of in filled.difference.items()
         },
-        "paper": {
-            direction: {metric: value._asdict() for metric, value in of.items()} for direction, of in filled.paper.items()
-        },
+        "paper": {direction: {metric: value._asdict() for metric, value in of.items()} for direction, of in filled.paper.items()},
     }
 
 

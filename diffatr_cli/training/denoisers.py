@@ -13,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..core.denoiser import AttentionDenoiser
 from ..core.losses import generation_loss
+from ..core.sampling import Objective
 from ..core.schedule import NoiseSchedule
 from ..device import wants_bf16
 from ..model import build_denoiser, build_schedule
@@ -30,6 +31,7 @@ def denoising_loss(
     candidates: Tensor,
     x_0: Tensor,
     generator: torch.Generator | None = None,
+    objective: Objective = "diffusion",
 ) -> Tensor:
     """One Monte Carlo term of Eq. 6: a noise level and a noise a row, x_k by Eq. 5, and the divergence of x0_hat from x_0.
 
@@ -38,10 +40,15 @@ def denoising_loss(
         candidates: (N, D) shared, or (B, N, D).
         x_0: (B, N) distributions: all mass on the true candidate, shared evenly where several are true.
         generator: of levels and noise; None is torch's global one.
+        objective: `discriminative` has neither: x_k is zero at the level where sampling starts, and the loss is the
+            cross-entropy of a classifier over the candidates.
 
     Returns:
         A scalar in nats.
     """
+    if objective == "discriminative":
+        last = torch.full((len(query),), len(schedule) - 1, device=query.device)
+        return generation_loss(denoiser.factored_forward(torch.zeros_like(x_0), last, query, candidates), x_0)
     level = torch.randint(len(schedule), (len(query),), generator=generator).to(query.device)
     noise = torch.randn(x_0.shape, generator=generator).to(query.device)
     logits = denoiser.factored_forward(schedule.q_sample(x_0, level, noise), level, query, candidates)
@@ -53,7 +60,7 @@ class DenoiserPair(nn.Module):
 
     def __init__(self, model: ModelSection, section: DiffusionSection) -> None:
         super().__init__()
-        self.precision = section.precision
+        self.precision, self.objective = section.precision, section.objective
         self.schedule = build_schedule(section)
         self.t2a = build_denoiser(model, section)
         self.a2t = build_denoiser(model, section)
@@ -72,7 +79,13 @@ class DenoiserPair(nn.Module):
         with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(self.precision, device)):
             losses = [
                 denoising_loss(
-                    self.of(direction), self.schedule, query.to(device), candidates.to(device), x_0.to(device), generator
+                    self.of(direction),
+                    self.schedule,
+                    query.to(device),
+                    candidates.to(device),
+                    x_0.to(device),
+                    generator,
+                    self.objective,
                 )
                 for direction, query, candidates, x_0 in batch
             ]
