@@ -17,7 +17,7 @@ from .. import __version__
 from ..errors import DiffATRError
 from ..files import reason
 from ..network import go_offline
-from . import demo, evaluate, models, prepare, query, reproduce, serve, signals, train
+from . import demo, evaluate, models, prepare, query, reproduce, serve, signals, train, trajectory
 from .console import ReaderGone, hear_package, prepare_streams, say, show_line
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ app.add_typer(prepare.app, name="prepare")
 train.register(app)
 evaluate.register(app)
 reproduce.register(app)
+trajectory.register(app)
 query.register(app)
 serve.register(app)
 models.register(app)

@@ -59,6 +59,7 @@ def diffusion_score_blocks(
     *,
     query_ids: Sequence[int] | None = None,
     chunk: int | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """x0_hat of every query over the candidates, a block of queries at a time, so that (Q, N) is never held.
 
@@ -73,6 +74,7 @@ def diffusion_score_blocks(
         sampling: steps, noise, draws and shortlist.
         query_ids: an integer a query that its noise follows; None takes the row numbers.
         chunk: queries a block; None chooses by memory.
+        on_step: as in `ddim_sample`, at every level of each block and draw; with a shortlist it sees those candidates alone.
 
     Yields:
         The rows, and their x0_hat (rows, N), zero outside the shortlist, on the device of the queries; the work is done on
@@ -97,9 +99,10 @@ def diffusion_score_blocks(
         for draw in range(sampling.draws):
             noise = _start(sampling, ids[rows], n, draw)
             if listed is None:
-                x0_hat += _sample(prepared.factors, query, prepared, schedule, sampling, noise)
+                x0_hat += _sample(prepared.factors, query, prepared, schedule, sampling, noise, on_step)
             else:
-                own = _sample(prepared.factors, query, embeddings[listed], schedule, sampling, _noise_of(noise, listed))
+                own_noise = _noise_of(noise, listed)
+                own = _sample(prepared.factors, query, embeddings[listed], schedule, sampling, own_noise, on_step)
                 x0_hat.scatter_add_(1, listed, own)
         yield rows, x0_hat.div_(sampling.draws).to(queries.device)
 

@@ -126,10 +126,9 @@ def comma_separated(tables: Sequence[FilledTable]) -> str:
                     ours = [_number(result.mean(metric)), _number(result.std(metric)), len(table.seeds)]
                     of_difference = [interval.mean, interval.low, interval.high] if interval else [None] * 3
                     of_paper = list(paper) if paper else [None] * 2
-                    writer.writerow(
-                        [table.table.number, row.row.label, row.row.system, row.row.training.name, direction, metric, *ours]
-                        + [*map(_number, of_difference), *map(_number, of_paper), " ".join(row.row.departs)]
-                    )
+                    where = [table.table.number, row.row.label, row.row.system, row.row.training.name, direction, metric]
+                    others = [*map(_number, of_difference), *map(_number, of_paper), " ".join(row.row.departs)]
+                    writer.writerow([*where, *ours, *others])
     return out.getvalue()
 
 
