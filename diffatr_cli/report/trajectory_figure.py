@@ -44,8 +44,7 @@ def draw(result: TrajectoryResult, path: Path) -> None:
         if kind == "gif":
             _film(result, file)
         else:
-            metadata = {"Date": None} if kind == "svg" else None  # the same figures give the same file
-            _picture(result).savefig(file, format=kind, dpi=DPI, metadata=metadata)
+            _picture(result).savefig(file, format=kind, dpi=DPI)
 
 
 @contextmanager
@@ -57,7 +56,6 @@ def _quiet() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {
-                "svg.hashsalt": "diffatr",
                 "font.size": 9,
                 "axes.spines.top": False,
                 "axes.spines.right": False,
