@@ -4,13 +4,14 @@
 
 Without --run, the model that ships. Prints one JSON document:
 
-- `steps`: for one step and for all of the chain, over noise draws one at a time: R@1 of the final score and of x0_hat alone (mean,
-  lowest and highest over draws), and the spread of x0_hat over draws (standard deviation, of the true candidates and of each
-  query's best). `same_first`: how often both name the same candidate first, from the same noise.
+- `steps`: R@1 of the final score and of x0_hat alone, for one step and for all of the chain: from one noise draw at a time (mean,
+  lowest and highest over draws), and with x0_hat averaged over all draws; and for one pass with x_K = 0, which draws nothing.
+  With them the spread of x0_hat over draws (standard deviation: of all candidates, the true ones and each query's best), and
+  `same_first`, how often two answers name the same candidate first.
 - `attention`: the spread over the candidates of Q K^T, and of x_K that is added to it.
-- `ties`: for each query how many candidates share their cosine with another, and R@k of the cosine, and of the cosine with noise of
-  1e-6 added, by four rules for ties: by expectation as `core.metrics` has it, all ties against the true candidates, all for them,
-  and in the order of a stable sort.
+- `ties`: how many candidates are equal to another, and R@k of the cosine, and of the cosine with noise of 1e-6 added, by four
+  rules for ties: by expectation as `core.metrics` has it, all ties against the true candidates, all for them, and in the order of
+  a stable sort.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(np.mean(values)), "lowest": min(values), "highest": max(values)}
 
 
+def same_first(one: Tensor, other: Tensor) -> float:
+    """How often two answers (Q, N) name the same candidate first."""
+    return float((one.argmax(1) == other.argmax(1)).float().mean())
+
+
 def steps_of(split: EmbeddedSplit, direction: Direction, reranker: Reranker, sampling: Sampling, draws: int) -> dict[str, Any]:
     """One step against the whole chain."""
     queries, candidates, relevant = split.task(direction)
@@ -54,27 +61,41 @@ def steps_of(split: EmbeddedSplit, direction: Direction, reranker: Reranker, sam
         for seed in range(draws):
             settings = replace(sampling, steps=steps, draws=1, shortlist=None, seed=seed)
             found.append(diffusion_scores(queries, prepared, reranker.schedule, settings))
-    document: dict[str, Any] = {"weight": reranker.fusion_weights.get(direction)}
+    by_cosine = retrieval_metrics(cosine, relevant)["r1"]
+    document: dict[str, Any] = {"weight": reranker.fusion_weights.get(direction), "r1_cosine": by_cosine}
+
+    def recalls(x0_hat: Tensor) -> tuple[float, float]:
+        scores = (reranker.final_score(direction, cosine, x0_hat), x0_hat)
+        one, other = (retrieval_metrics(each, relevant)["r1"] for each in scores)
+        return one, other
+
     truth = torch.tensor([int(each[0]) for each in relevant])
     for steps, found in sampled.items():
-        final = [retrieval_metrics(reranker.final_score(direction, cosine, each), relevant)["r1"] for each in found]
-        alone = [retrieval_metrics(each, relevant)["r1"] for each in found]
+        final, alone = zip(*(recalls(each) for each in [*found, torch.stack(found).mean(0)]), strict=True)
         deviation = torch.stack(found).std(0)
         best = torch.stack(found).mean(0).argmax(1, keepdim=True)
         document[f"{steps} steps" if steps > 1 else "1 step"] = {
-            "r1_final": spread(final),
-            "r1_x0_hat": spread(alone),
+            "r1_final": spread(final[:-1]),
+            "r1_x0_hat": spread(alone[:-1]),
+            "mean_of_draws": {"r1_final": final[-1], "r1_x0_hat": alone[-1]},
             "deviation_over_draws": {
                 "all": float(deviation.mean()),
                 "true": float(deviation.gather(1, truth[:, None]).mean()),
                 "best": float(deviation.gather(1, best).mean()),
             },
         }
-    pairs = list(zip(sampled[1], sampled[chain], strict=True))
-    document["same_first"] = float(np.mean([(one.argmax(1) == all_.argmax(1)).float().mean() for one, all_ in pairs]))
-    document["mean_difference_of_the_best"] = float(
-        np.mean([(one - all_).gather(1, all_.argmax(1, keepdim=True)).abs().mean() for one, all_ in pairs])
-    )
+    none = replace(sampling, steps=1, draws=1, eta=0.0, shortlist=None, noise=False)
+    still = diffusion_scores(queries, prepared, reranker.schedule, none)
+    final_still, alone_still = recalls(still)
+    document["x_K = 0, one pass"] = {"r1_final": final_still, "r1_x0_hat": alone_still}
+    chains, ones = sampled[chain], sampled[1]
+    document["same_first"] = {
+        "one step and the chain, the same noise": float(np.mean([same_first(*pair) for pair in zip(ones, chains, strict=True)])),
+        "the chain and itself, other noise": float(np.mean([same_first(a, b) for a, b in pairwise(chains)])),
+        "one step and itself, other noise": float(np.mean([same_first(a, b) for a, b in pairwise(ones)])),
+        "the mean of the chains and the mean of the steps": same_first(torch.stack(ones).mean(0), torch.stack(chains).mean(0)),
+        "the mean of the chains and x_K = 0": same_first(still, torch.stack(chains).mean(0)),
+    }
     return document
 
 
