@@ -39,11 +39,12 @@ ALLOWED: dict[str, set[str]] = {
     "model": SHARED | {"core"},
     "evaluation": SHARED | {"core", "data"},
     "training": SHARED | {"core", "data", "evaluation", "calibrations"},
+    "reproduce": SHARED | {"core", "data", "evaluation", "training"},
     "corpus": SHARED | {"core", "data"},
     "web": FOUNDATION | {"core", "data", "corpus"},
-    "report": FOUNDATION | {"evaluation"},
+    "report": FOUNDATION | {"evaluation", "reproduce"},
     "api": MODELS | {"data", "corpus"},
-    "cli": MODELS | {"models_there", "data", "evaluation", "training", "corpus", "web", "report"},
+    "cli": MODELS | {"models_there", "data", "evaluation", "training", "reproduce", "corpus", "web", "report"},
     "__main__": {"cli", "errors"},
 }
 REEXPORTS = {

@@ -1,0 +1,213 @@
+"""The paper's tables at one command: plans that share what can be shared, and tables from tiny sets."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from command_line import typed
+from tiny import make_bert, make_data
+
+from diffatr_cli.evaluation.evaluate import evaluate
+from diffatr_cli.evaluation.paper import paper_tables
+from diffatr_cli.reproduce.plan import TABLES, needed, plan
+from diffatr_cli.reproduce.state import seconds_an_epoch, steps_of
+from diffatr_cli.types import DIRECTIONS
+
+
+def trainings(*numbers: str, **options: object) -> set[str]:
+    return {each.name for table in plan(numbers, **options) for each in table.trainings}  # type: ignore[arg-type]
+
+
+def test_every_row_of_the_paper_is_there_and_by_its_recipe() -> None:
+    rows = {row.paper for table in plan(TABLES) for row in table.rows if row.paper}
+    assert rows == {(table, name) for table, cells in paper_tables().items() for name in cells}
+    assert not [row.departs for table in plan(TABLES) for row in table.rows if row.departs]
+
+
+def test_what_can_be_shared_is_shared() -> None:
+    assert (
+        trainings("1")
+        == trainings("4")
+        == {f"audiocaps-{name}" for name in ("resnet38", "cnn14", "resnet38-no-diffusion", "cnn14-no-diffusion")}
+    )
+    assert trainings("5") == {"audiocaps-resnet38", "audiocaps-resnet38-gen"}
+    chains = {f"audiocaps-resnet38-steps{steps}" for steps in (10, 100, 200)}
+    assert trainings("6") == {"audiocaps-resnet38"} | chains
+    assert trainings("7") == {"clotho-resnet38", "clotho-resnet38-batch16", "clotho-resnet38-batch32"}
+    everything = needed(each for table in plan(TABLES) for each in table.trainings)
+    assert len(everything) == len({each.name for each in everything}) == 4 + 4 + 1 + 3 + 2
+    # Only these train encoders; all others stand on theirs.
+    assert {each.name for each in everything if each.encoders is None} == {
+        *(f"{data}-{encoder}" for data in ("audiocaps", "clotho") for encoder in ("resnet38", "cnn14")),
+        "audiocaps-resnet38-gen", "clotho-resnet38-batch16", "clotho-resnet38-batch32",
+    }  # fmt: skip
+    order = [each.name for each in everything]
+    assert all(order.index(each.encoders) < order.index(each.name) for each in everything if each.encoders)
+
+
+def test_the_stand_ins_say_where_they_depart() -> None:
+    table = plan(["1"], "scenes")[0]
+    assert (table.source, table.target) == ("scenes-audiocaps", "scenes-audiocaps")
+    baseline, *_, diff = table.rows[:5]
+    assert {"audio.encoder", "text.encoder"} <= set(baseline.departs)
+    assert "diffusion.output" in diff.departs
+    assert table.rows[5].training.resolved().audio.channels == (16, 32, 64, 128)
+
+
+def test_quick_runs_are_runs_of_their_own() -> None:
+    slow, quick = (needed(e for t in plan(["6"], "scenes", quick=quick) for e in t.trainings) for quick in (False, True))
+    assert not {each.name for each in slow} & {each.name for each in quick}
+    for before, after in zip(slow, quick, strict=True):
+        assert after.resolved().pretrain.epochs == -(-before.resolved().pretrain.epochs // 4)
+        assert after.resolved().diffusion.steps == before.resolved().diffusion.steps
+        assert (after.encoders is None) == (before.encoders is None)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    make_data(root / "data", "scenes-audiocaps")
+    make_data(root / "data", "scenes-clotho", sizes=(16, 4, 12), seed=1)
+    make_bert(root / "bert")
+    return root
+
+
+def tiny(root: Path) -> list[str]:
+    return [
+        "data.seconds=0.8", "audio.channels=[8, 16]", "audio.time_stripe=4", f"text.encoder={root / 'bert'}", "model.dim=16",
+        "pretrain.epochs=2", "pretrain.precision=fp32", "diffusion.epochs=2", "diffusion.hidden=16", "diffusion.views=2",
+        "diffusion.precision=fp32", "pretrain.batch_size=8", "diffusion.batch_size=8",
+    ]  # fmt: skip
+
+
+def command(root: Path, *what: str) -> list[str]:
+    where = ["--data-folder", str(root / "data"), "--runs", str(root / "runs"), "--device", "cpu"]
+    return ["reproduce", *what, *tiny(root), "--data", "scenes", "--seeds", "0,1", *where]
+
+
+def test_tables_are_trained_and_filled(world: Path) -> None:
+    planned = typed([*command(world, "3", "5", "6"), "--dry-run", "--json"])
+    assert planned.code == 0, planned.err
+    steps = json.loads(planned.out)
+    assert all(step["done"] == 0 and step["seconds_left"] is None for step in steps)
+    assert not (world / "runs").exists()
+    done = typed([*command(world, "3", "5", "6"), "--json"])
+    assert done.code == 0, done.err
+    tables = {table["table"]: table for table in json.loads(done.out)}
+    assert list(tables) == ["3", "5", "6"]
+    again = json.loads(typed([*command(world, "3", "5", "6"), "--dry-run", "--json"]).out)
+    assert all(step["done"] == step["epochs"] and step["seconds_left"] == 0 and step["bytes"] > 0 for step in again)
+    # The figures are those of `evaluate`, the difference that of the means, and the paper's its own.
+    whole = evaluate(
+        "scenes-clotho", "scenes-audiocaps", data=world / "data", runs=world / "runs", recipe="scenes-clotho", seeds=(0, 1),
+        device="cpu",
+    )  # fmt: skip
+    rows = {row["label"]: row for row in tables["3"]["rows"]}
+    assert len(rows) == 10
+    assert (tables["3"]["clips"], tables["3"]["captions"]) == (whole.clips, whole.captions)
+    for direction in DIRECTIONS:
+        diff, baseline = rows["resnet38 (Diff)"], rows["resnet38 (baseline)"]
+        expected = whole.get("diff", direction)
+        assert expected is not None
+        assert diff["ours"][direction]["r1"]["mean"] == pytest.approx(expected.mean("r1"))
+        difference = diff["difference"][direction]["r1"]
+        means = [row["ours"][direction]["r1"]["mean"] for row in (diff, baseline)]
+        assert difference["mean"] == pytest.approx(means[0] - means[1])
+        assert difference["low"] <= difference["mean"] <= difference["high"]
+        assert diff["paper"][direction]["r1"] == {
+            "mean": {"t2a": 17.2, "a2t": 19.4}[direction],
+            "std": {"t2a": 0.2, "a2t": 0.3}[direction],
+        }
+    assert "difference" in rows["resnet38, QB-Norm"]
+    chains = {row["label"]: row for row in tables["6"]["rows"]}
+    assert chains["50"]["run"] == "scenes-audiocaps"
+    record = json.loads((world / "runs" / "scenes-audiocaps-steps10" / "seed-1" / "diffusion" / "run.json").read_text())
+    assert record["encoders"]["run"].endswith("scenes-audiocaps/seed-1")
+    assert not (world / "runs" / "scenes-audiocaps-steps10" / "seed-1" / "pretrain").exists()
+
+
+def test_the_same_figures_in_four_forms(world: Path) -> None:
+    forms = {form: typed([*command(world, "6"), form]) for form in ("--json", "--markdown", "--latex", "--csv")}
+    assert all(each.code == 0 for each in forms.values()), forms
+    (table,) = json.loads(forms["--json"].out)
+    rows = list(csv.DictReader(io.StringIO(forms["--csv"].out)))
+    assert len(rows) == 4 * 2 * 5
+    for row in rows:
+        ours = next(each for each in table["rows"] if each["label"] == row["row"])["ours"][row["direction"]][row["metric"]]
+        assert float(row["mean"]) == pytest.approx(ours["mean"], abs=1e-3)
+        shown = f"{ours['mean']:.1f}±{ours['std']:.1f}"
+        assert shown in forms["--markdown"].out
+        assert shown.replace("±", r"$\pm$") in forms["--latex"].out
+    assert "### Table 6. Diffusion steps" in forms["--markdown"].out
+    assert "departs from the recipe" in forms["--markdown"].out
+    assert forms["--latex"].out.count(r"\\") == 2 + sum(
+        1 + bool(each["difference"]) + bool(each["paper"]) for each in table["rows"]
+    )
+    shown = typed(command(world, "6"))
+    assert shown.code == 0
+    assert "Table 6. Diffusion steps" in shown.out
+    assert "the paper*" in shown.out
+
+
+def test_a_plan_goes_on_where_it_was_cut_off(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffatr_cli.reproduce.reproduce as module
+
+    genuine, begun = module.train_diffusion, []
+
+    def cut(name: str, *arguments: object, **options: object) -> object:
+        begun.append(name)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return genuine(name, *arguments, **options)  # type: ignore[arg-type]
+
+    arguments = [*command(world, "6")[:-2], "--runs", str(tmp_path / "runs"), "--device", "cpu", "--json"]
+    arguments[arguments.index("0,1")] = "1"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_diffusion", cut)
+        assert typed(arguments).code == 130
+    done = typed(arguments)
+    assert done.code == 0, done.err
+    assert "scenes-audiocaps, seed 1: pretrain" not in done.err
+    ours = json.loads(done.out)[0]["rows"]
+    both = json.loads(typed([*command(world, "6"), "--json"]).out)[0]["rows"]
+    for one, two in zip(ours, both, strict=True):
+        for direction in DIRECTIONS:
+            assert one["ours"][direction]["r1"]["per_seed"] == two["ours"][direction]["r1"]["per_seed"][1:]
+
+
+def test_time_left_is_what_epochs_took(world: Path) -> None:
+    (training,) = (each for each in needed(plan(["6"], "scenes", overrides=tiny(world))[0].trainings) if each.encoders is None)
+    folder = world / "runs" / training.name / "seed-0" / "pretrain"
+    assert 0 < (seconds_an_epoch(folder) or 0) < 600
+    steps = steps_of([training], [0, 7], world / "runs")
+    left = {(step.seed, step.phase): step for step in steps}
+    assert left[0, "pretrain"].seconds == 0
+    assert left[7, "pretrain"].seconds == pytest.approx(2 * (seconds_an_epoch(folder) or 0))
+    assert left[7, "pretrain"].size == left[0, "pretrain"].size
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["8"], "no table 8"),
+        (["1", "--data", "ours"], "neither paper nor scenes"),
+        (["1", "--json", "--csv"], "exclude each other"),
+        (["1", "pretrain.epoch=2"], "pretrain.epoch"),
+        (["1", "--seeds", "a"], "--seeds"),
+    ],
+)
+def test_wrong_use(arguments: list[str], words: str, tmp_path: Path) -> None:
+    result = typed(["reproduce", *arguments, "--runs", tmp_path / "runs", "--data-folder", tmp_path])
+    assert (result.code, result.out) == (2, "")
+    assert words in result.err
+
+
+def test_a_data_set_that_is_missing_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    result = typed(["reproduce", "1", "--runs", tmp_path / "runs", "--data-folder", tmp_path / "data"])
+    assert result.code == 1
+    assert "audiocaps" in result.err
+    assert not (tmp_path / "runs").exists()
