@@ -118,10 +118,8 @@ def test_tables_are_trained_and_filled(world: Path) -> None:
         means = [row["ours"][direction]["r1"]["mean"] for row in (diff, baseline)]
         assert difference["mean"] == pytest.approx(means[0] - means[1])
         assert difference["low"] <= difference["mean"] <= difference["high"]
-        assert diff["paper"][direction]["r1"] == {
-            "mean": {"t2a": 17.2, "a2t": 19.4}[direction],
-            "std": {"t2a": 0.2, "a2t": 0.3}[direction],
-        }
+        papers = {"t2a": {"mean": 17.2, "std": 0.2}, "a2t": {"mean": 19.4, "std": 0.3}}
+        assert diff["paper"][direction]["r1"] == papers[direction]
     assert "difference" in rows["resnet38, QB-Norm"]
     chains = {row["label"]: row for row in tables["6"]["rows"]}
     assert chains["50"]["run"] == "scenes-audiocaps"
@@ -144,13 +142,21 @@ def test_the_same_figures_in_four_forms(world: Path) -> None:
         assert shown.replace("±", r"$\pm$") in forms["--latex"].out
     assert "### Table 6. Diffusion steps" in forms["--markdown"].out
     assert "departs from the recipe" in forms["--markdown"].out
-    assert forms["--latex"].out.count(r"\\") == 2 + sum(
-        1 + bool(each["difference"]) + bool(each["paper"]) for each in table["rows"]
-    )
+    lines = sum(1 + bool(each["difference"]) + bool(each["paper"]) for each in table["rows"])
+    assert forms["--latex"].out.count(r"\\") == 2 + lines
     shown = typed(command(world, "6"))
     assert shown.code == 0
     assert "Table 6. Diffusion steps" in shown.out
     assert "the paper*" in shown.out
+
+
+def test_figure_3_is_drawn_of_the_main_setting(world: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = typed([*command(world, "figure3"), "--figure", str(tmp_path / "f.svg"), "--json"])
+    assert done.code == 0, done.err
+    (document,) = json.loads(done.out)
+    assert document["recipe"] == "scenes-audiocaps"
+    assert (tmp_path / "f.svg").read_text().startswith("<?xml")
 
 
 def test_a_plan_goes_on_where_it_was_cut_off(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from .evaluate import parse_seeds
 def reproduce(
     what: Annotated[
         list[str],
-        typer.Argument(metavar="TABLE... [KEY=VALUE]...", help="1 to 7, or all; and fields to change in all trainings."),
+        typer.Argument(metavar="TABLE... [KEY=VALUE]...", help="1 to 7, figure3, or all; and fields to change in all trainings."),
     ],
     world: Annotated[
         str, typer.Option("--data", metavar="KIND", help="paper: AudioCaps and Clotho; scenes: composed stand-ins for both.")
@@ -23,6 +23,9 @@ def reproduce(
     seeds: Annotated[str, typer.Option("--seeds", help="Training seeds.")] = "0,1,2",
     quick: Annotated[bool, typer.Option("--quick", help="A quarter of the epochs: a look, not the recipe's figures.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is there and what would be trained, and stop.")] = False,
+    figure_out: Annotated[
+        Path, typer.Option("--figure", metavar="FILE", help="Where figure3 is drawn: .png, .svg or .gif.", dir_okay=False)
+    ] = Path("figure3.png"),
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown on stdout.")] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX (booktabs) on stdout.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print all figures as CSV on stdout.")] = False,
@@ -41,8 +44,9 @@ def reproduce(
 
     Example: diffatr reproduce all --data scenes --seeds 0,1 --markdown
     """
-    from ..reproduce.plan import TABLES, needed, plan
+    from ..reproduce.plan import TABLES, figure, needed, plan
     from ..reproduce.reproduce import reproduce as job
+    from ..reproduce.reproduce import train_missing
     from ..reproduce.state import steps_of
 
     if sum((as_json, as_markdown, as_latex, as_csv)) > 1:
@@ -51,19 +55,37 @@ def reproduce(
         raise UsageError(f"--data: {world} is neither paper nor scenes.")
     overrides = [each for each in what if "=" in each]
     asked = [each for each in what if "=" not in each]
-    numbers = [*TABLES] if "all" in asked else [*dict.fromkeys(asked)]
+    drawn = "figure3" in asked or "all" in asked
+    numbers = [*TABLES] if "all" in asked else [each for each in dict.fromkeys(asked) if each != "figure3"]
     if unknown := [number for number in numbers if number not in TABLES]:
-        raise UsageError(f"reproduce: there is no table {', '.join(unknown)}. Name some of {', '.join(TABLES)}, or all.")
+        raise UsageError(f"reproduce: there is no table {', '.join(unknown)}. Name some of {', '.join(TABLES)}, figure3, or all.")
+    if not numbers and not drawn:
+        raise UsageError(f"reproduce: name some of {', '.join(TABLES)}, figure3, or all.")
     chosen = parse_seeds(seeds) or ()
     tables = plan(numbers, world, quick=quick, overrides=overrides)  # type: ignore[arg-type]
+    shown = figure(world, quick=quick, overrides=overrides)  # type: ignore[arg-type]
     from ..report import reproduction as report
 
     if dry_run:
-        steps = steps_of(needed(training for table in tables for training in table.trainings), chosen, runs)
+        trainings = [training for table in tables for training in table.trainings]
+        steps = steps_of(needed([*trainings, *([shown] if drawn else [])]), chosen, runs)
         show(report.plan_json(steps), report.plan_table(steps), as_json=as_json)
         return
+    if drawn:
+        from ..evaluation.trajectory import trajectory
+        from ..report.trajectory_figure import check_out, draw
+
+        check_out(figure_out)
     with progress_bar() as progress:
         filled = job(tables, chosen, data=folder, runs=runs, device=device, progress=progress, told=say)
+        if drawn:
+            train_missing([shown], chosen[:1], data=folder, runs=runs, device=device, progress=progress, told=say)
+            name = shown.resolved().data.name
+            chain = trajectory(
+                name, name, data=folder, runs=runs, recipe=shown.name, seed=chosen[0], device=device, progress=progress
+            )
+            draw(chain, figure_out)
+            say(f"Figure 3 is drawn in {figure_out}")
     if as_markdown:
         show_text("\n".join(report.markdown(table, quick) for table in filled))
     elif as_latex:
@@ -71,7 +93,8 @@ def reproduce(
     elif as_csv:
         show_text(report.comma_separated(filled))
     else:
-        document = [table.to_json() | {"quick": quick} for table in filled]
+        document: list[object] = [table.to_json() | {"quick": quick} for table in filled]
+        document += [chain.to_json() | {"figure": str(figure_out), "quick": quick}] if drawn else []
         show(document, *(report.terminal_table(table, quick) for table in filled), as_json=as_json)
 
 

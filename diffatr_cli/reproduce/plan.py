@@ -106,6 +106,11 @@ def plan(
     return tuple(made.table(number) for number in numbers)
 
 
+def figure(world: World = "paper", *, quick: bool = False, overrides: Sequence[str] = ()) -> Training:
+    """The training whose model Figure 3 shows: the paper's main setting on AudioCaps."""
+    return _Plan(world, quick, tuple(overrides)).base("audiocaps", "resnet38")
+
+
 class _Plan:
     """The tables of one world."""
 

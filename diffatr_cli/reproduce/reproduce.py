@@ -96,12 +96,34 @@ def reproduce(
     """
     for name in dict.fromkeys(name for table in tables for name in (table.source, table.target)):
         load_dataset(data, name)
-    for step in steps_of(needed(training for table in tables for training in table.trainings), seeds, runs):
+    train_missing(
+        needed(training for table in tables for training in table.trainings),
+        seeds,
+        data=data,
+        runs=runs,
+        device=device,
+        progress=progress,
+        told=told,
+    )
+    results: dict[tuple[str, str, str], EvaluationResult] = {}
+    return [_filled(table, seeds, data, runs, device, progress, results) for table in tables]
+
+
+def train_missing(
+    trainings: Sequence[Training],
+    seeds: Sequence[int],
+    *,
+    data: Path,
+    runs: Path,
+    device: str = "auto",
+    progress: Progress = silent,
+    told: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Train what is not there of some trainings, or go on with it. Arguments and errors as `reproduce`."""
+    for step in steps_of(trainings, seeds, runs):
         if not step.finished:
             told(f"{step.training.name}, seed {step.seed}: {step.phase}, {step.done} of {step.epochs} epochs are there")
             _train(step, data, runs, device, progress)
-    results: dict[tuple[str, str, str], EvaluationResult] = {}
-    return [_filled(table, seeds, data, runs, device, progress, results) for table in tables]
 
 
 def _train(step: Step, data: Path, runs: Path, device: str, progress: Progress) -> None:
