@@ -158,7 +158,9 @@ def test_the_same_export_again_replaces_and_another_is_refused(workshop: Worksho
     assert (folder / "diff" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"export": {}}', '{"export": {}, "files": 3}'])
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"export": {}}', '{"export": {}, "files": 3}', '{"export": 1, "files": []}']
+)
 def test_a_folder_of_something_else_is_refused(workshop: Workshop, runs: Path, tmp_path: Path, content: str | None) -> None:
     (tmp_path / ("thesis.tex" if content is None else "export.json")).write_text(content or "")
     with pytest.raises(UsageError, match="holds no earlier export"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from collections.abc import Sequence
@@ -236,10 +237,11 @@ class TestScores:
         (tmp_path / "empty.npy").touch()
         (tmp_path / "cut.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:3000])
         np.savez(tmp_path / "turned.npz", a2t=scores)
+        turned = f"{CLIPS} rows (clips) and {len(TEXTS)} columns (captions)"
         cases = [
-            ("two.npz", "2 arrays (one, other)"), ("none.npz", "0 arrays (none)"), ("object.npy", "not an npz"),
-            ("text.npz", "not an npz"), ("empty.npy", "not an npz"), ("cut.npz", "not an npz"), ("absent.npz", "absent.npz: "),
-            ("turned.npz", f"{CLIPS} rows (clips) and {len(TEXTS)} columns (captions)"),
+            ("two.npz", "2 arrays (one, other)"), ("none.npz", "0 arrays (none)"), ("object.npy", "holds Python objects"),
+            ("text.npz", "no npz or npy file"), ("empty.npy", "no npz or npy file"), ("cut.npz", "or a damaged one"),
+            ("absent.npz", "absent.npz: "), ("turned.npz", turned),
         ]  # fmt: skip
         for name, told in cases:
             code, out, err = self.typed(data, tmp_path / name)
@@ -249,6 +251,17 @@ class TestScores:
         code, _, err = self.typed(data, tmp_path / "a2t.npz", "--protocol", "dcase2024")
         assert code == 2
         assert "has no t2a" in err
+
+    def test_damage_of_any_bit_is_noticed_or_changes_nothing(self, data: Path, tmp_path: Path) -> None:
+        """A byte changed, or the end cut off, anywhere in an archive: never other numbers, never another error."""
+        path, rng = tmp_path / "damaged.npz", np.random.default_rng(0)
+        np.savez_compressed(path, t2a=rng.normal(size=(len(TEXTS), CLIPS)).astype(np.float16))
+        whole, expected = path.read_bytes(), evaluate_scores(path, "set", data=data).directions
+        for place in rng.choice(len(whole), 250, replace=False).tolist():
+            for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]):
+                path.write_bytes(damaged)
+                with contextlib.suppress(UsageError):
+                    assert evaluate_scores(path, "set", data=data).directions == expected
 
     @pytest.mark.parametrize(
         ("more", "told"),

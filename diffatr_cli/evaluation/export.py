@@ -169,8 +169,8 @@ def _check_free(folder: Path, identity: Mapping[str, str]) -> None:
         return
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        earlier, files = record["export"], set(record["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        earlier, files = dict(record["export"].items()), set(record["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UsageError(f"{folder}: is not empty and holds no earlier export. Name another folder for --export.") from None
     if earlier != dict(identity):
         told = ", ".join(f"{key} {value}" for key, value in earlier.items())
