@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import typed
 from conftest import Workshop
+from tiny import make_data
 
 from diffatr_cli.core.metrics import mean_metrics
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.evaluation import export
-from diffatr_cli.evaluation.evaluate import compare, evaluate, query_facts
-from diffatr_cli.evaluation.evaluation_set import load_evaluation_set
-from diffatr_cli.evaluation.query_results import query_results_file, read_query_results
+from diffatr_cli.evaluation.evaluate import compare, evaluate, kept_queries
+from diffatr_cli.evaluation.evaluation_set import clip_file, load_evaluation_set
+from diffatr_cli.evaluation.query_results import read_query_results
 from diffatr_cli.evaluation.results import EvaluationResult
 from diffatr_cli.evaluation.scores import evaluate_scores
 from diffatr_cli.files import replacing_folder
-from diffatr_cli.model import load_retriever, sampling_of
 from diffatr_cli.training.pretrain import pretrain
 from diffatr_cli.training.train_diffusion import train_diffusion
 from diffatr_cli.types import DIRECTIONS
@@ -209,10 +209,7 @@ def test_what_each_query_got_is_kept_beside_the_run(workshop: Workshop, runs: Pa
     asked = load_evaluation_set(workshop.data, "tones2")
     for number, seed in enumerate(result.seeds):
         folder = runs / "tiny" / f"seed-{seed}"
-        model = load_retriever(folder, "cpu")
-        facts = query_facts(model, sampling_of(model, seed=0), asked)
-        path = query_results_file(folder, "tones2", "test", "paper")
-        kept = read_query_results(path, facts)
+        kept = kept_queries(folder, asked)
         assert kept is not None
         assert set(kept) == {(system, direction) for system in SYSTEMS for direction in DIRECTIONS}
         for each in result.systems:
@@ -222,11 +219,53 @@ def test_what_each_query_got_is_kept_beside_the_run(workshop: Workshop, runs: Pa
             for name, values in each.queries[number].items():
                 assert columns[name].tolist() == values.tolist()
             assert mean_metrics(each.queries[number]) == each.per_seed[number]
-        assert read_query_results(path, facts | {"model": "another"}) is None
-        assert read_query_results(path.with_name("none.parquet"), facts) is None
-    damaged = path.with_name("damaged.parquet")
-    damaged.write_bytes(path.read_bytes()[:-50])
-    assert read_query_results(damaged, facts) is None
+
+
+def test_results_of_other_settings_models_and_data_are_told_apart(workshop: Workshop, runs: Path, tmp_path: Path) -> None:
+    copied, asked = shutil.copytree(runs, tmp_path / "runs"), load_evaluation_set(workshop.data, "tones2")
+    folder = copied / "tiny" / "seed-0"
+    shutil.rmtree(folder / "evaluation", ignore_errors=True)
+    assert kept_queries(folder, asked) is None
+    run(workshop, copied, seeds=(0,))
+    run(workshop, copied, seeds=(0,), steps=2)
+    run(workshop, copied, seeds=(0,), protocol="all-captions")
+    assert kept_queries(folder, asked) is not None  # each setting has its own
+    assert kept_queries(folder, asked, steps=2) is not None
+    assert kept_queries(folder, asked, steps=3) is None
+    assert kept_queries(folder, asked, noise_seed=1) is None
+    assert kept_queries(folder, load_evaluation_set(workshop.data, "tones")) is None
+    assert kept_queries(folder, load_evaluation_set(workshop.data, "tones2", protocol="shared")) is None
+    kept = kept_queries(folder, load_evaluation_set(workshop.data, "tones2", protocol="all-captions"))
+    assert kept is not None
+    assert "map" in kept["diff", "a2t"]
+    files = list((folder / "evaluation").iterdir())
+    assert len(files) == 3
+    make_data(tmp_path / "data", "tones2", sizes=(4, 4, 12), seed=7)
+    assert kept_queries(folder, load_evaluation_set(tmp_path / "data", "tones2")) is None
+    shutil.rmtree(folder / "diffusion")
+    train_diffusion("tiny", workshop.recipe("diffusion.epochs=2"), data=workshop.data, runs=copied, device="cpu")
+    assert kept_queries(folder, asked) is None
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-50])
+        assert read_query_results(path, {}) is None
+
+
+def test_a_query_gets_the_same_whoever_else_is_asked(workshop: Workshop, runs: Path, tmp_path: Path) -> None:
+    """The noise of a caption is its own: with some of the captions asked, each gets what it gets among all."""
+    asked = load_evaluation_set(workshop.data, "tones2")
+    chosen = [5, 6, 17]
+    with (tmp_path / "relevance.csv").open("w", newline="") as file:
+        rows = [(asked.captions.texts[i], clip_file(asked.clips[asked.captions.clip_index[i]])) for i in chosen]
+        csv.writer(file).writerows([("caption", "fname"), *rows])
+    few = run(workshop, runs, protocol="dcase2025", relevance=tmp_path / "relevance.csv", export=tmp_path / "few")
+    run(workshop, runs, protocol="dcase2024", export=tmp_path / "all")
+    best = [pq.read_table(tmp_path / name / "diff" / "top100.parquet").to_pylist() for name in ("few", "all")]
+    listed = [{(r["seed"], r["query"], r["candidate"]): r["score"] for r in rows} for rows in best]
+    asked_now = sorted({query for _, query, _ in listed[0]})
+    assert set(chosen) <= set(asked_now)
+    assert len(asked_now) < 24
+    assert len(few.systems[0].queries[0]["rank"]) == len(asked_now)
+    assert listed[0] == pytest.approx({key: score for key, score in listed[1].items() if key[1] in asked_now}, abs=1e-6)
 
 
 def test_a_run_that_can_only_be_read_is_evaluated_all_the_same(

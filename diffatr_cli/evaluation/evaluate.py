@@ -27,10 +27,13 @@ from .embedded_split import cached_split, check_fit
 from .evaluation_set import EvaluationSet, load_evaluation_set
 from .export import Exporter, exporting
 from .protocol import PAPER
-from .query_results import query_results_file, write_query_results
+from .query_results import query_results_file, read_query_results, write_query_results
 from .ranking import rank_queries
 from .results import ComparisonResult, EvaluationResult, SystemResult
 from .rivals import Querybank, querybank_of, rank_rivals
+
+COUNTED = 1
+"""Rises when a metric is counted in another way than before, so that results kept from then are not used."""
 
 
 def evaluate(
@@ -193,6 +196,7 @@ def _rank_run(
 def query_facts(retriever: Retriever, sampling: Sampling, asked: EvaluationSet) -> dict[str, Any]:
     """What the results of a model's queries depend on: equal facts, equal results."""
     return {
+        "counted": COUNTED,
         "model": retriever.calibration_key,
         "data": asked.dataset.fingerprint,
         "split": asked.split,
@@ -210,8 +214,23 @@ def _keep(
     of_run: Mapping[tuple[System, Direction], Mapping[str, np.ndarray]],
 ) -> None:
     places = {direction: task.queries for direction, task in asked.tasks.items()}
-    path = query_results_file(run, asked.dataset.name, asked.split, asked.protocol.name)
-    write_query_results(path, of_run, places, asked.query_clips, query_facts(retriever, sampling, asked))
+    facts = query_facts(retriever, sampling, asked)
+    write_query_results(query_results_file(run, asked.dataset.name, facts), of_run, places, asked.query_clips, facts)
+
+
+def kept_queries(
+    run: Path, asked: EvaluationSet, *, steps: int | None = None, shortlist: int | None = None, noise_seed: int = 0
+) -> dict[tuple[System, Direction], dict[str, np.ndarray]] | None:
+    """What each query got of the systems of a seed folder, as an earlier evaluation with the same settings kept it, with the
+    columns `query` and `clip` beside the metrics; None where there was none, or the model or the data have changed since.
+
+    Raises:
+        UsageError: settings that the model does not have.
+        DiffATRError: the folder holds no model.
+    """
+    retriever = load_retriever(run, "cpu")
+    facts = query_facts(retriever, sampling_of(retriever, steps=steps, shortlist=shortlist, seed=noise_seed), asked)
+    return read_query_results(query_results_file(run, asked.dataset.name, facts), facts)
 
 
 def compare(

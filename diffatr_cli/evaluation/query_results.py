@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +19,14 @@ Queries = Mapping[str, np.ndarray]
 _FACTS = b"diffatr"
 
 
-def query_results_file(run: Path, target: str, split: str, protocol: str) -> Path:
-    """Where the latest evaluation of a seed folder (`runs/RECIPE/seed-N`) on a split by a protocol is kept."""
-    return run / "evaluation" / f"{target}-{split}-{protocol}.parquet"
+def query_results_file(run: Path, target: str, facts: Mapping[str, Any]) -> Path:
+    """Where the results of a seed folder (`runs/RECIPE/seed-N`) on a data set are kept, a file for each setting that was asked.
+
+    Those of an earlier model or of earlier data have the same place, and are replaced.
+    """
+    settings = {name: value for name, value in facts.items() if name not in ("model", "data")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return run / "evaluation" / f"{target}-{facts['split']}-{facts['protocol']}-{digest}.parquet"
 
 
 def write_query_results(

@@ -48,8 +48,10 @@ def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 def evaluation_table(result: EvaluationResult) -> Table:
     """Systems by directions with every metric, mean ± std over seeds; below each the paper's number where it has one, and what
     it gains over the baseline, with a 95 % interval."""
-    metrics = result.metrics
-    table = _metric_table(f"{result.source} → {result.target}, {_model(result)}", evaluation_caption(result), metrics)
+    metrics, caption = result.metrics, evaluation_caption(result)
+    if result.differences:
+        caption += f" {_INTERVAL}, all seeds."
+    table = _metric_table(f"{result.source} → {result.target}, {_model(result)}", caption, metrics)
     for direction, name in DIRECTION_NAMES.items():
         of_direction = [system for system in result.systems if system.direction == direction]
         if not of_direction:
@@ -112,8 +114,6 @@ def evaluation_caption(result: EvaluationResult) -> str:
         parts.append(f"Weight of x0_hat beside the cosine: {_by_direction(result.fusion_weights)}")
     if result.querybank_betas:
         parts.append(f"QB-Norm's beta: {_by_direction(result.querybank_betas)}")
-    if result.differences:
-        parts.append(f"{_INTERVAL}, all seeds")
     return ". ".join(parts) + "."
 
 
