@@ -73,7 +73,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             os.replace(path, aside)
         try:
             os.replace(temporary, path)
-        except OSError:
+        except BaseException:  # a signal, too
             if aside.exists():
                 os.replace(aside, path)
             raise
