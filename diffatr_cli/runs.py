@@ -13,7 +13,6 @@ Each phase's folder holds `recipe.yaml` (resolved), `run.json` (versions, git re
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -155,8 +154,10 @@ def _finished(run: Path) -> Path | None:
     if own.is_file():
         return own
     if second.is_file() and not (run / "pretrain" / RECIPE).is_file():
-        with contextlib.suppress(DiffATRError):
+        try:
             return second if borrowed_encoders(run) else None
+        except DiffATRError:
+            return second  # whoever loads it is told what is wrong
     return None
 
 
@@ -179,9 +180,12 @@ def find_runs(
     found: set[Path] = set()
     unread: list[str] = []
     for record in sorted([*runs.glob(f"*/seed-*/pretrain/{RECORD}"), *runs.glob(f"*/seed-*/diffusion/{RECORD}")]):
+        second = record.parent.name == "diffusion"
+        if second and (record.parents[1] / "pretrain" / RECORD).is_file():
+            continue  # its phase one tells
         try:
-            if record.parent.name == "diffusion" and read_record(record).get("encoders") is None:
-                continue  # its phase one has told already
+            if second and read_record(record).get("encoders") is None:
+                continue  # what is left of a run
             learnt = recipe_of_record(record)
         except DiffATRError as error:
             unread.append(f"passed over {error}")

@@ -28,6 +28,7 @@ from diffatr_cli.evaluation.embedded_split import EmbeddedSplit
 from diffatr_cli.evaluation.evaluate import evaluate
 from diffatr_cli.evaluation.ranking import rank
 from diffatr_cli.evaluation.rivals import Querybank
+from diffatr_cli.evaluation.trajectory import trajectory
 from diffatr_cli.model import load_retriever, sampling_of
 from diffatr_cli.report.tables import evaluation_caption
 from diffatr_cli.training.denoisers import denoising_loss
@@ -169,6 +170,8 @@ def test_a_run_without_diffusion_is_its_own_rival(workshop: Workshop, trained: P
         measured(steps=4)
     with pytest.raises(UsageError, match="without diffusion"):
         sampling_of(model, draws=2)
+    with pytest.raises(UsageError, match="without diffusion"):
+        trajectory("tones", "tones2", data=workshop.data, runs=tmp_path, device="cpu")
     short = measured(shortlist=4)
     assert short.get("diff", "t2a") is not None
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import DIFFATR
 from conftest import Workshop
 from safetensors.torch import load_file
 
@@ -186,3 +189,35 @@ def test_wrong_use_is_told(workshop: Workshop, runs: Path) -> None:
     record.write_text(json.dumps(json.loads(record.read_text()) | {"encoders": ["x"]}))
     with pytest.raises(DiffATRError, match="does not say which encoders"):
         load_retriever(runs / "other" / "seed-3", "cpu")
+    record.write_text("{")
+    notes: list[str] = []
+    assert "other" not in {Path(each.name).parent.name for each in models_there(runs, notes) if each.kind == "run"}
+    assert any("other/seed-3" in note for note in notes)
+
+
+def test_a_damaged_record_of_phase_two_does_not_hide_a_run(workshop: Workshop, runs: Path) -> None:
+    shutil.rmtree(runs / "other")
+    (runs / "tiny" / "seed-0" / "diffusion" / RECORD).write_text("{")
+    notes: list[str] = []
+    assert find_runs(runs, "tones", notes=notes) == runs / "tiny"
+    assert not notes
+    shutil.rmtree(runs / "tiny" / "seed-0" / "pretrain")  # what is left is no run
+    with pytest.raises(UsageError, match="diffatr pretrain"):
+        find_runs(runs, "tones")
+
+
+def test_the_command_records_how_to_go_on(workshop: Workshop, runs: Path) -> None:
+    base = runs / "tiny" / "seed-0"
+    where = ["--data", workshop.data, "--runs", runs]
+    change = ["diffusion.epochs=1", "diffusion.steps=4"]
+    command = ["train-diffusion", workshop.recipe_file, *change, "--name", "short", "--encoders", base, *where, "--json"]
+    done = subprocess.run([*DIFFATR, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((runs / "short" / "seed-0" / "diffusion" / RECORD).read_text())
+    assert f"--name short --encoders {base}" in record["resume"]
+    again = subprocess.run([*DIFFATR, *shlex.split(record["resume"])[1:]], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    wrong = subprocess.run([*DIFFATR, *map(str, command[:7]), runs / "no", *map(str, where)], capture_output=True, text=True)
+    assert wrong.returncode == 1
+    assert "no such run" in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
