@@ -210,7 +210,7 @@ def _film(result: TrajectoryResult, file: Any) -> None:
             _bars(axis, values[place], result)
             axis.set_title(title)
             axis.set_ylim(min(0.0, float(values.min())) * 1.05, float(values.max()) * 1.05)
-            axis.set_xlabel("candidates, the nearest by cosine first; true ones in red", labelpad=9)
+            axis.set_xlabel("candidates, the nearest by cosine first; true ones in red", labelpad=14)
         right.plot([each.level for each in result.measures], [each.p_true for each in result.measures], color=FINAL)
         right.plot([level], [result.measures[place].p_true], "o", color=TRUE)
         right.set(
