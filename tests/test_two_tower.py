@@ -98,6 +98,19 @@ def test_the_index_keeps_models_apart(clap: Path, clips: Path, trained: Path, tm
     assert answer("index", clips, "--model", tmp_path / "wider")["embedded"] == 3
 
 
+def test_a_sound_of_some_samples_is_one_for_models_of_every_rate(clap: Path, clips: Path, trained: Path) -> None:
+    """Four samples at 192 kHz are less than half a sample at 16 kHz; what one model finds does not depend on the other's."""
+    tiny = clips / "tiny.wav"
+    soundfile.write(tiny, np.full(4, 0.1, np.float32), 192_000, subtype="FLOAT")
+    for model in ("--model", clap), ("--run", trained):
+        report = answer("index", clips, *model)
+        assert (report["files"], report["skipped"]) == (4, [])
+        assert len(answer("query", "--audio", tiny, "--corpus", clips, *model)["results"]) == 4
+    model = load_model(clap, "cpu")
+    for sound in (tiny, np.full(1, 0.1, np.float32)):
+        assert np.linalg.norm(model.embed_audio(sound, rate=192_000)) == pytest.approx(1, abs=1e-5)
+
+
 def test_calibrating_makes_probabilities_and_presence(clap: Path, clips: Path, tmp_path: Path) -> None:
     make_data(tmp_path / "data", "many", sizes=(1, 40, 1))
     result = answer("calibrate", "--model", clap, "--data", tmp_path / "data" / "many")
