@@ -19,7 +19,7 @@ from diffatr_cli import load_model
 from diffatr_cli.calibrations import calibrations_folder
 from diffatr_cli.core.calibration import distribution_of_cosines
 from diffatr_cli.data.audio import load_audio
-from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.errors import UsageError
 from diffatr_cli.two_tower import load_any, load_two_tower
 
 
@@ -94,6 +94,9 @@ def test_the_index_keeps_models_apart(clap: Path, clips: Path, trained: Path, tm
     assert answer("index", clips, "--model", clap)["embedded"] == 0
     other = shutil.copytree(clap, tmp_path / "other")
     assert answer("index", clips, "--model", other)["embedded"] == 0  # the same weights under another name
+    settings = json.loads((other / "preprocessor_config.json").read_text())
+    (other / "preprocessor_config.json").write_text(json.dumps(settings | {"frequency_min": 300}))
+    assert answer("index", clips, "--model", other)["embedded"] == 3  # which hears otherwise
     make_clap(tmp_path / "wider", features=24)
     assert answer("index", clips, "--model", tmp_path / "wider")["embedded"] == 3
 
@@ -150,7 +153,21 @@ def test_models_lists_what_is_there(clap: Path, trained: Path, workshop: Worksho
     cached("lab/ast", make_ast(tmp_path / "ast"))
     cached("lab/broken", clap)
     (tmp_path / "hub" / "models--lab--broken" / "snapshots" / "abc" / "model.safetensors").unlink()
+
+    def damaged(name: str, path: str, content: bytes) -> None:
+        cached(name, clap)
+        target = tmp_path / "hub" / ("models--" + name.replace("/", "--")) / path
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(content)
+
+    damaged("lab/letters", "refs/main", b"\xff\xfe")
+    damaged("lab/list", "snapshots/abc/config.json", b"[1]")
+    for number, weight_map in enumerate(("[1]", '{"a": 1}', "null")):
+        damaged(f"lab/index{number}", "snapshots/abc/model.safetensors.index.json", f'{{"weight_map": {weight_map}}}'.encode())
+        (tmp_path / "hub" / f"models--lab--index{number}" / "snapshots" / "abc" / "model.safetensors").unlink()
     runs = shutil.copytree(workshop.runs, tmp_path / "runs")
+    told = typed(["models", "--runs", runs])
+    assert (told.code, told.err.count("note: passed over ")) == (0, 4)
     rows = {row["name"]: row for row in answer("models", "--runs", runs)}
     run = str(runs / "tiny" / "seed-0")
     assert set(rows) == {"diffatr-small", run, "lab/clap", "lab/ast"}
@@ -165,6 +182,39 @@ def test_models_lists_what_is_there(clap: Path, trained: Path, workshop: Worksho
     answer("calibrate", "--model", "lab/clap", "--data", tmp_path / "data" / "many")
     assert {row["name"]: row for row in answer("models", "--runs", runs)}["lab/clap"]["calibrated"]
     assert "lab/clap" in typed(["models", "--runs", runs]).out
+
+
+def test_a_damaged_cache_of_the_hub_is_told_in_a_sentence(clap: Path, clips: Path, tmp_path: Path) -> None:
+    model = tmp_path / "hub" / "models--lab--clap"
+    shutil.copytree(clap, model / "snapshots" / "abc")
+    for path, content, code in (
+        ("refs/main", b"\xff\xfe", 1),
+        ("refs/main", b"abc", 0),
+        ("trees/abc.json", b'{"files": [1]}', 0),
+    ):
+        (model / path).parent.mkdir(exist_ok=True)
+        (model / path).write_bytes(content)
+        result = typed(["query", "x", "--corpus", clips, "--model", "lab/clap", "--offline"])
+        assert result.code == code, result.err
+        assert "unexpected" not in result.err
+
+
+def test_a_calibration_of_other_features_is_told(clap: Path, clips: Path, tmp_path: Path) -> None:
+    make_data(tmp_path / "data", "many", sizes=(1, 20, 1))
+    kept = Path(answer("calibrate", "--model", clap, "--data", tmp_path / "data" / "many")["kept"])
+    document = json.loads(kept.read_text())
+    document["calibration"]["presence"]["weights"].append(0.5)
+    kept.write_text(json.dumps(document))
+    result = typed(["query", "x", "--corpus", clips, "--model", clap])
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith(f"diffatr: {kept}: not a readable calibration")
+
+
+def test_a_folder_of_runs_names_one(clips: Path, trained: Path) -> None:
+    for folder in (trained.parent, trained.parents[1]):
+        result = typed(["query", "x", "--corpus", clips, "--model", folder])
+        assert result.code == 2
+        assert f"Name a run in it, such as {folder}" in result.err
 
 
 def test_from_python(clap: Path, clips: Path) -> None:
@@ -185,7 +235,7 @@ def test_what_is_no_two_tower_model(clips: Path, tmp_path: Path) -> None:
     for name, error, words in (
         (str(ast), UsageError, "has no towers of sound and of text"),
         ("./nowhere", UsageError, "is no folder"),
-        (str(clips), DiffATRError, "not a run folder"),
+        (str(clips), UsageError, r"holds no run \(no pretrain/\) and no model \(no config.json\)"),
     ):
         with pytest.raises(error, match=words):
             load_any(name, "cpu")
