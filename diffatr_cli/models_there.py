@@ -17,7 +17,11 @@ from .pretrained.hub import cache_folder, read_config, snapshot_of, weights_of
 from .runs import BEST, recipe_of
 from .two_tower import SHIPPED, calibration_key
 
-_TEXT = ("bert", "roberta", "mpnet", "distilbert", "deberta", "xlm-roberta", "electra", "albert", "camembert", "modernbert")
+_TEXT = (
+    "bert", "roberta", "mpnet", "distilbert", "deberta", "deberta-v2", "xlm-roberta", "electra", "albert", "camembert",
+    "modernbert", "longformer", "t5", "mt5", "umt5",
+)  # fmt: skip
+"""The types of text models that are listed; recipes take more."""
 
 
 @dataclass(frozen=True)

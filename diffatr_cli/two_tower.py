@@ -82,5 +82,5 @@ def _load(name: str | Path | None, device: str) -> Retriever:
     if folder.is_dir() and not (folder / "pretrain").is_dir():
         seeds = sorted(each.parent for each in (*folder.glob("seed-*/pretrain"), *folder.glob("*/seed-*/pretrain")))
         remedy = f"Name a run in it, such as {seeds[0]}" if seeds else "Name a run (RUNS/RECIPE/seed-N) or a model's whole folder"
-        raise UsageError(f"{name}: holds no run (no pretrain/) and no model (no config.json). {remedy}.")
+        raise UsageError(f"{folder}: holds no run (no pretrain/) and no model (no config.json). {remedy}.")
     return load_listener(folder, device)

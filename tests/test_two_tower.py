@@ -12,12 +12,15 @@ import pytest
 import soundfile
 from command_line import typed
 from conftest import Workshop
+from serving import client_of
 from tiny import make_data
-from tiny_models import make_ast, make_clap
+from tiny_models import AUDIO_MODELS, TEXT_MODELS, make_ast, make_clap
 
 from diffatr_cli import load_model
 from diffatr_cli.calibrations import calibrations_folder
 from diffatr_cli.core.calibration import distribution_of_cosines
+from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.corpus.session import SearchSession
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import UsageError
 from diffatr_cli.two_tower import load_any, load_two_tower
@@ -149,8 +152,13 @@ def test_models_lists_what_is_there(clap: Path, trained: Path, workshop: Worksho
         if card:
             (snapshot / "README.md").write_text(card)
 
+    kinds: dict[str, str] = {}
     cached("lab/clap", clap, "---\nlanguage:\n- en\n- de\nlicense: apache-2.0\n---\n# A model\n")
-    cached("lab/ast", make_ast(tmp_path / "ast"))
+    for kind, makers in (("sound", AUDIO_MODELS), ("text", TEXT_MODELS)):
+        for name, make in makers.items():
+            if name != "clap":
+                cached(f"lab/{name}", make(tmp_path / "made" / name))
+                kinds[f"lab/{name}"] = kind
     cached("lab/broken", clap)
     (tmp_path / "hub" / "models--lab--broken" / "snapshots" / "abc" / "model.safetensors").unlink()
 
@@ -170,12 +178,13 @@ def test_models_lists_what_is_there(clap: Path, trained: Path, workshop: Worksho
     assert (told.code, told.err.count("note: passed over ")) == (0, 4)
     rows = {row["name"]: row for row in answer("models", "--runs", runs)}
     run = str(runs / "tiny" / "seed-0")
-    assert set(rows) == {"diffatr-small", run, "lab/clap", "lab/ast"}
+    assert set(rows) == {"diffatr-small", run, "lab/clap", *kinds}
+    assert {name: rows[name]["kind"] for name in kinds} == kinds
     assert rows["lab/clap"] | {"megabytes": 0} == {
         "name": "lab/clap", "kind": "two towers", "megabytes": 0, "languages": "en, de", "licence": "apache-2.0",
         "calibrated": False,
     }  # fmt: skip
-    assert (rows["lab/ast"]["kind"], rows["lab/ast"]["calibrated"]) == ("sound", None)
+    assert rows["lab/ast"]["calibrated"] is None
     assert rows["diffatr-small"]["calibrated"]
     assert rows["diffatr-small"]["megabytes"] == pytest.approx(13.0, abs=0.1)
     make_data(tmp_path / "data", "many", sizes=(1, 20, 1))
@@ -227,7 +236,30 @@ def test_from_python(clap: Path, clips: Path) -> None:
     ranked = model.rank("a low tone", [clips / "a.wav", clips / "b.flac"])
     assert {each.index for each in ranked} == {0, 1}
     assert len(model.search(clips, "rain")) == 3
-    assert model.rank(clips / "a.wav", ["rain", "a tone"])[0].score >= -1
+    texts = ["rain", "a tone"]
+    cosine = model.embed_text(texts) @ by_path[0]
+    described = model.rank(clips / "a.wav", texts)
+    assert [each.index for each in described] == np.argsort(-cosine).tolist()
+    assert [each.score for each in described] == pytest.approx(sorted(cosine, reverse=True), abs=1e-5)
+
+
+@pytest.mark.parametrize("rate", [8_000, 48_000, 192_000])
+def test_the_page_finds_a_dropped_sound_of_any_rate(rate: int, clap: Path, tmp_path: Path) -> None:
+    samples = np.arange(rate // 2)
+    noise, tone = np.random.default_rng(rate).standard_normal(len(samples)), np.sin(2 * np.pi * 440 / rate * samples)
+    (tmp_path / "sounds").mkdir()
+    for name, sound in (("noise.wav", noise), ("tone.wav", tone)):
+        soundfile.write(tmp_path / "sounds" / name, 0.1 * sound, rate)
+    session = SearchSession(load_any(clap, "cpu"), FolderIndex(tmp_path / "sounds"))
+    session.update()
+    client = client_of(session)
+    for path in (tmp_path / "sounds").glob("*.wav"):
+        document = client.post("/api/sound", params={"name": path.name}, content=path.read_bytes()).json()
+        assert document["hits"][0]["name"] == path.name
+        assert document["hits"][0]["score"] == pytest.approx(1, abs=2e-3)
+    assert not client.get("/api/state").json()["diffuses"]
+    refused = client.get("/api/trajectory", params={"q": "a tone"})
+    assert (refused.status_code, "no diffusion phase" in refused.json()["error"]) == (400, True)
 
 
 def test_what_is_no_two_tower_model(clips: Path, tmp_path: Path) -> None:
