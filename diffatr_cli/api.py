@@ -64,7 +64,7 @@ class Model:
         self.dim = self._retriever.dim
 
     def embed_audio(self, sounds: str | Sound | Sequence[str | Sound], rate: int = SAMPLE_RATE) -> np.ndarray:
-        """Sounds as vectors, (n, D). One longer than 10 s is the direction of the mean over its windows.
+        """Sounds as vectors, (n, D). One longer than the model's windows (10 s or less) is the direction of the mean over them.
 
         Args:
             sounds: files, by path, or mono arrays with full scale +-1.

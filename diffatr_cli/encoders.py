@@ -24,7 +24,7 @@ from .device import wants_bf16
 from .errors import DiffATRError, UsageError
 from .files import file_hash
 from .pretrained import load_panns, load_text_encoder, text_folder
-from .pretrained.hub import weights_of
+from .pretrained.hub import EXTRACTOR, read_config, weights_of
 from .recipe_schema import AudioSection, TextSection
 
 AudioBuilder = Callable[[AudioSection], "ClipEncoder"]
@@ -66,7 +66,7 @@ def build_audio_encoder(section: AudioSection) -> ClipEncoder:
     if build := _OURS.get(section.encoder) or _registered.get(section.encoder) or _installed(section.encoder):
         return build(section) if section.encoder in _OURS else _build_others(build, section)
     if "/" not in section.encoder and not Path(section.encoder).is_dir():
-        names = sorted({*_OURS, *_registered, *(each.name for each in entry_points(group=GROUP))})
+        names = sorted({*_OURS, "features", *_registered, *(each.name for each in entry_points(group=GROUP))})
         raise UsageError(
             f"audio.encoder: there is no encoder {section.encoder}. Use one of {', '.join(names)}, an audio model's name on "
             "the hub (OWNER/NAME), or its folder."
@@ -118,25 +118,42 @@ def is_of_transformers(section: AudioSection) -> bool:
 def audio_key(section: AudioSection) -> str | None:
     """What caches call the pooled features of a recipe's frozen audio encoder; None where it is trained.
 
-    None too where nothing tells its weights apart: those that begin at random, and those of somebody's code.
+    None too where nothing tells its weights apart: those that begin at random, those of somebody's code, and those whose file
+    is gone.
+
+    Raises:
+        UsageError, DiffATRError: as `hub.model_folder`, for a model of transformers.
     """
     weights = section.weights or (section.encoder if is_of_transformers(section) else None)
     if section.finetune is not False or weights is None:
         return None
+    if section.weights and not Path(section.weights).expanduser().is_file():
+        return None
     settings = [section.encoder, section.pooling, section.weights, section.hop, section.channels]
-    return hashlib.sha256(json.dumps([settings, source_id(weights), HEARING]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([settings, source_id(weights, "audio.encoder"), HEARING]).encode()).hexdigest()[:16]
 
 
-def source_id(name: str) -> str:
-    """What tells the weights of others apart: a hash of the files that a name stands for; of the name where it has none."""
+def source_id(name: str, field: str) -> str:
+    """What tells models of others apart: a hash of the weights that a name stands for, and of its feature extractor's settings.
+
+    Args:
+        field: what `name` was given as, for messages.
+
+    Raises:
+        UsageError, DiffATRError: as `hub.model_folder`.
+    """
+    settings: list[str] = []
     if (path := Path(name).expanduser()).is_file():
         files = [path]
     else:
-        files = weights_of(text_folder(name))
+        folder = text_folder(name, field)
+        files = weights_of(folder)
+        if (folder / EXTRACTOR).is_file():
+            settings = [json.dumps(read_config(folder, EXTRACTOR), sort_keys=True)]
     # The hub's cache names its files by their hashes, and large ones take seconds to read.
     known = [file.resolve().name for file in files]
     hashes = [name if len(name) == 64 else file_hash(file) for name, file in zip(known, files, strict=True)]
-    return hashlib.sha256(" ".join(hashes or [name]).encode()).hexdigest()[:16]
+    return hashlib.sha256(" ".join([*(hashes or [name]), *settings]).encode()).hexdigest()[:16]
 
 
 def pool_clips(encoder: ClipEncoder, waveforms: Sequence[np.ndarray], device: torch.device) -> Tensor:

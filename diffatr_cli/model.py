@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -126,6 +127,7 @@ class Retriever:
         heads: the projection heads, of audio and of text.
         diffusion: the checkpoint of the denoisers, where they have one of their own.
         load_audio, load_text: load the encoders; both raise DiffATRError if the checkpoint does not fit the recipe.
+        key_of_audio: gives `audio_key`; raises DiffATRError where the encoder is gone or is another one now.
 
     Attributes:
         dim: D of the shared space.
@@ -134,7 +136,6 @@ class Retriever:
         calibration: what scores are worth; None where phase two did not fit it, or there is none.
         name: what people call the model: a run's folder, or a name of the hub.
         hears_logmels: the audio encoder is one of this package.
-        audio_key: names a frozen audio encoder's features in caches; None where the encoder is trained.
         given_sizes: of the vectors of a model run elsewhere, of sounds and of captions, that are all it takes; None where it has
             encoders.
     """
@@ -152,7 +153,7 @@ class Retriever:
         name: str = "",
         *,
         hears_logmels: bool = True,
-        audio_key: str | None = None,
+        key_of_audio: Callable[[], str | None] = lambda: None,
         diffusion: Path | None = None,
         given_sizes: tuple[int, int] | None = None,
     ) -> None:
@@ -163,9 +164,9 @@ class Retriever:
         self.calibration = calibration
         self.device = device
         self.name = name
-        self.hears_logmels, self.audio_key, self.given_sizes = hears_logmels, audio_key, given_sizes
+        self.hears_logmels, self.given_sizes = hears_logmels, given_sizes
         self._diffusion = diffusion
-        self._load_audio, self._load_text = load_audio, load_text
+        self._load_audio, self._load_text, self._key_of_audio = load_audio, load_text, key_of_audio
 
     @cached_property
     def _text(self) -> CaptionEncoder:
@@ -188,6 +189,11 @@ class Retriever:
     def calibration_key(self) -> str:
         """Under which a user's own calibration is kept: of the encoders and of the denoisers."""
         return self.model_id if self._diffusion is None else f"{self.model_id}-{weights_hash(self._diffusion)}"
+
+    @cached_property
+    def audio_key(self) -> str | None:
+        """Names a frozen audio encoder's features in caches; None where the encoder is trained."""
+        return self._key_of_audio()
 
     @cached_property
     def windowing(self) -> Windowing:
@@ -264,21 +270,31 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
     def load_audio() -> ClipEncoder:
         if is_given(recipe.audio):
             raise UsageError(f"{run}: {_NO_ENCODERS}")
-        audio = build_audio_encoder(recipe.audio.model_copy(update={"weights": None}))
-        if own := _below("towers.audio.", tensors):  # a frozen model of others is not in the checkpoint
+        own = _below("towers.audio.", tensors)  # but for a frozen model of others
+        with _told_of_run(run, "audio", recipe.audio.encoder):
+            if not own:
+                _check_source(facts, "audio", recipe.audio.encoder)
+            audio = build_audio_encoder(recipe.audio.model_copy(update={"weights": None}))
+        if own:
             fill(audio, own, path)
-        else:
-            _check_source(run, facts, "audio", recipe.audio.encoder)
         return audio
+
+    def key_of_audio() -> str | None:
+        with _told_of_run(run, "audio", recipe.audio.encoder):
+            if "audio" in facts.get("sources", {}):
+                _check_source(facts, "audio", recipe.audio.encoder)
+            return audio_key(recipe.audio)
 
     def load_text() -> CaptionEncoder:
         if is_given(recipe.audio):
             raise UsageError(f"{run}: {_NO_ENCODERS}")
-        text = build_text_encoder(recipe.text)
-        if tuned := _below("towers.text.", tensors):
+        tuned = _below("towers.text.", tensors)
+        with _told_of_run(run, "text", recipe.text.encoder):
+            if not tuned:
+                _check_source(facts, "text", recipe.text.encoder)
+            text = build_text_encoder(recipe.text)
+        if tuned:
             fill(text, tuned, path)
-        else:
-            _check_source(run, facts, "text", recipe.text.encoder)
         return text
 
     on_device = resolve_device(device)
@@ -297,17 +313,28 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
         on_device,
         str(run),
         hears_logmels=hears_logmels(recipe.audio) or is_given(recipe.audio),
-        audio_key=audio_key(recipe.audio),
+        key_of_audio=key_of_audio,
         diffusion=run / "diffusion" / BEST if reranker and recipe.model.strategy != "gen" else None,
         given_sizes=(size("audio_head"), size("text_head")) if is_given(recipe.audio) else None,
     )
 
 
-def _check_source(run: Path, facts: dict[str, Any], which: str, name: str) -> None:
+@contextmanager
+def _told_of_run(run: Path, which: str, name: str) -> Iterator[None]:
+    """Name the run in what is wrong with an encoder that its recipe names."""
+    try:
+        yield
+    except DiffATRError as error:
+        place = f" (looked for from {Path.cwd()})" if name.startswith(".") else ""
+        kind = UsageError if isinstance(error, UsageError) else DiffATRError
+        raise kind(f"{run}: was trained on the {which} encoder {name}{place}. {error}") from error
+
+
+def _check_source(facts: dict[str, Any], which: str, name: str) -> None:
     """Raises DiffATRError where a frozen encoder is not the one any more that a run was trained on."""
     known = facts.get("sources", {}).get(which)
-    if known and known != source_id(name):
-        raise DiffATRError(f"{run}: was trained on another {which} encoder than {name} is now. Restore it, or train again.")
+    if known and known != source_id(name, f"{which}.encoder"):
+        raise DiffATRError("That is another model now. Restore it, or train again.")
 
 
 def sampling_of(model: Retriever, *, folder: bool = False, **overrides: Any) -> Sampling:

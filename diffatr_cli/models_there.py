@@ -13,11 +13,15 @@ from .calibrations import calibrations_folder
 from .checkpoint import load_weights
 from .errors import DiffATRError
 from .model import id_of_encoders, shipped_model
-from .pretrained.hub import cache_folder, read_config, weights_of
+from .pretrained.hub import cache_folder, read_config, snapshot_of, weights_of
 from .runs import BEST, encoders_of, models_below, recipe_of, weights_hash
 from .two_tower import SHIPPED, calibration_key
 
-_TEXT = ("bert", "roberta", "mpnet", "distilbert", "deberta", "xlm-roberta", "electra", "albert", "camembert", "modernbert")
+_TEXT = (
+    "bert", "roberta", "mpnet", "distilbert", "deberta", "deberta-v2", "xlm-roberta", "electra", "albert", "camembert",
+    "modernbert", "longformer", "t5", "mt5", "umt5",
+)  # fmt: skip
+"""The types of text models that are listed; recipes take more."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,9 @@ def _run(name: str, run: Path, kind: str, languages: str | None, licence: str | 
 
 def _of_hub(folder: Path) -> Iterator[ModelThere]:
     """A model in the hub's cache, if it is whole and of a kind that is of use here."""
-    try:
-        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except OSError:
-        return
-    files = weights_of(snapshot)
-    if not (snapshot / "config.json").is_file() or not files or not all(path.is_file() for path in files):
+    snapshot = snapshot_of(folder)
+    files = weights_of(snapshot) if snapshot else []
+    if not snapshot or not (snapshot / "config.json").is_file() or not files or not all(path.is_file() for path in files):
         return
     from .pretrained.transformers_models import AUDIO_MODELS
 

@@ -52,7 +52,7 @@ def load_two_tower(name: str, device: str = "auto") -> Retriever:
 
 def calibration_key(folder: Path) -> str:
     """The id of a two-tower model as it is: of its vectors, and of what was fitted on them."""
-    return hashlib.sha256(f"two towers {source_id(str(folder))} {HEARING}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"two towers {source_id(str(folder), FIELD)} {HEARING}".encode()).hexdigest()[:16]
 
 
 def load_any(name: str | Path | None, device: str = "auto") -> Retriever:
@@ -61,6 +61,7 @@ def load_any(name: str | Path | None, device: str = "auto") -> Retriever:
     Where `diffatr calibrate` fitted what its scores are worth, that counts.
 
     Raises:
+        UsageError: a folder holds neither.
         UsageError, DiffATRError: as `load_listener` and `load_two_tower`.
     """
     model = _load(name, device)
@@ -75,6 +76,11 @@ def _load(name: str | Path | None, device: str) -> Retriever:
         shipped.name = SHIPPED
         return shipped
     folder = Path(name).expanduser()
-    # Of a folder that is neither, what is missing in a run is told. A Path is never a name of the hub.
-    is_model = (folder / "config.json").is_file() or (isinstance(name, str) and not folder.is_dir())
-    return load_two_tower(str(name), device) if is_model else load_listener(folder, device)
+    # A Path is never a name of the hub.
+    if (folder / "config.json").is_file() or (isinstance(name, str) and not folder.is_dir()):
+        return load_two_tower(str(name), device)
+    if folder.is_dir() and not (folder / "pretrain").is_dir():
+        seeds = sorted(each.parent for each in (*folder.glob("seed-*/pretrain"), *folder.glob("*/seed-*/pretrain")))
+        remedy = f"Name a run in it, such as {seeds[0]}" if seeds else "Name a run (RUNS/RECIPE/seed-N) or a model's whole folder"
+        raise UsageError(f"{folder}: holds no run (no pretrain/) and no model (no config.json). {remedy}.")
+    return load_listener(folder, device)

@@ -297,7 +297,10 @@ def test_calibrated_scores_are_shown_as_percentages(clips, monkeypatch):
     assert "%" not in table.stdout  # a share among those listed is no probability of a match
     assert table.stderr.count("compare the captions of this list") == 1
     as_json = run("query", "--audio", clips / "900.wav", "--captions", clips / "captions.txt", "--json")
-    assert "compare the captions of this list" in json.loads(as_json.stdout)["note"]
+    document = json.loads(as_json.stdout)
+    assert list(document) == ["query", "model", "note", "results"]
+    assert document["model"] == "fake"
+    assert "compare the captions of this list" in document["note"]
 
 
 def test_scores_without_a_calibration_are_no_percentages(clips, monkeypatch):
@@ -333,7 +336,7 @@ def test_captions_for_a_sound(clips, tmp_path):
     model = FakeRetriever(phase_two=True)
     choices = ["200 Hz", "6000 Hz [red]", "900 Hz"]
     expected = best_captions(model, embed_sound(model, load_audio(clips / "200.wav")), choices)
-    assert list(document) == ["query", "note", "results"]
+    assert list(document) == ["query", "model", "note", "results"]
     assert document["query"] == str(clips / "200.wav")
     assert [list(row) for row in document["results"]] == [["rank", "caption", "score"]] * 3
     assert [(row["rank"], row["caption"]) for row in document["results"]] == [(hit.rank, hit.caption) for hit in expected]

@@ -101,9 +101,7 @@ def test_sizes_that_do_not_meet_are_told_before_anything_long(models: Path, work
 
 
 @pytest.mark.parametrize("setting", ["everything is trained", "only the heads are trained"])
-def test_interrupted_and_resumed_it_is_the_same(
-    setting: str, models: Path, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_and_resumed_it_is_the_same(setting: str, models: Path, workshop: Workshop, tmp_path: Path) -> None:
     more = (*fields(models, setting), "pretrain.epochs=2")
     calm = train(workshop, tmp_path / "calm", *more, jobs=(pretrain,))
 
@@ -150,8 +148,45 @@ def test_another_encoder_in_the_place_of_a_frozen_one_is_noticed(models: Path, w
     weights = load_file(own / "model.safetensors")
     weights["encoder.layer_norm.bias"] += 1
     save_file(weights, own / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DiffATRError, match="was trained on another audio encoder"):
+    with pytest.raises(DiffATRError, match=f"^{run}: was trained on the audio encoder {own}. That is another model now"):
         load_retriever(run, "cpu").embed_audio([np.zeros(16_000, np.float32)])
+    # Nor are features taken that another run left of the encoder that is there now.
+    train(workshop, tmp_path / "others", *fields(models, "only the heads are trained"), f"audio.encoder={own}", jobs=(pretrain,))
+    shutil.rmtree(run / "pretrain" / "cache", ignore_errors=True)
+    for path in run.glob("pretrain/embeddings-*"):
+        path.unlink()
+    with pytest.raises(DiffATRError, match="That is another model now"):
+        cached_split(load_retriever(run, "cpu"), run, load_dataset(workshop.data, "tones"), "val")
+
+
+def test_a_frozen_encoder_that_has_moved_is_missed_only_where_it_is_asked(
+    models: Path, workshop: Workshop, tmp_path: Path
+) -> None:
+    own = shutil.copytree(models / "whisper", tmp_path / "whisper")
+    run = train(
+        workshop, tmp_path / "runs", *fields(models, "only the heads are trained"), f"audio.encoder={own}", jobs=(pretrain,)
+    )
+    own.rename(tmp_path / "moved")
+    assert load_model(run, "cpu").embed_text(["a low tone"]).shape[0] == 1
+    with pytest.raises(UsageError, match=rf"^{run}: was trained on the audio encoder {own}\. audio\.encoder: {own} is no folder"):
+        load_retriever(run, "cpu").embed_audio([np.zeros(16_000, np.float32)])
+
+
+def test_published_weights_are_needed_no_more_once_a_run_holds_them(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen CNN14 begins with a file of others, and its run keeps it; nobody asks the hub for that file's name."""
+    from diffatr_cli.encoders import audio_key
+    from diffatr_cli.recipe_schema import AudioSection
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    section = AudioSection(encoder="cnn14", weights=str(tmp_path / "Cnn14.pth"), finetune=False)
+    assert audio_key(section) is None
+    (tmp_path / "Cnn14.pth").write_bytes(b"weights")
+    first = audio_key(section)
+    (tmp_path / "Cnn14.pth").write_bytes(b"others")
+    assert None not in (first, audio_key(section))
+    assert audio_key(section) != first
 
 
 @pytest.mark.parametrize(

@@ -617,3 +617,13 @@ def test_a_missing_set_names_its_command(tmp_path: Path) -> None:
     told = typed(["pretrain", "features", "--data", tmp_path / "data", "--runs", tmp_path / "runs"])
     assert told.code == 1
     assert "diffatr prepare features --audio" in told.err
+
+
+def test_a_model_that_hears_is_not_calibrated_on_vectors_of_another(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    result = typed(["calibrate", "--model", "diffatr-small", "--data", shop / "data" / "features"])
+    assert (result.code, result.out) == (2, "")
+    assert "holds vectors of a model run elsewhere, and diffatr-small hears sounds" in result.err
+    assert not list(tmp_path.iterdir())

@@ -406,7 +406,7 @@ def test_a_damaged_index_says_so(corpus):
 def test_embeddings_that_are_not_finite_are_refused(corpus):
     model = FakeRetriever()
     model.projection[:] = np.nan
-    with pytest.raises(DiffATRError, match="not finite"):
+    with pytest.raises(DiffATRError, match=r"^fake: its embeddings are not finite"):
         FolderIndex(corpus).update(model)
 
 

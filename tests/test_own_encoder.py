@@ -22,6 +22,8 @@ from diffatr_cli.core.audio_encoder import SmallCnn
 from diffatr_cli.core.wave_encoder import Inputs, WaveEncoder
 from diffatr_cli.encoders import build_audio_encoder, register_audio_encoder
 from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.model import build_towers
+from diffatr_cli.recipe import load_recipe
 from diffatr_cli.recipe_schema import AudioSection
 from diffatr_cli.training.pretrain import pretrain
 from diffatr_cli.training.train_diffusion import train_diffusion
@@ -45,6 +47,14 @@ def spectra(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 def test_it_takes_twenty_lines() -> None:
     lines = [line for line in BLOCKS[0].splitlines() if line.strip()]
     assert len(lines) <= 20
+
+
+def test_the_documents_command_fits_the_documents_recipe(spectra: types.ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(re.findall(r"^```yaml\n(.*?)^```", DOCUMENT, re.MULTILINE | re.DOTALL)[0])
+    (command,) = re.findall(r"^diffatr pretrain mine\.yaml (.* )?(?=.*spectra)(.*)$", DOCUMENT, re.MULTILINE)
+    recipe = load_recipe(tmp_path / "mine.yaml", "".join(command).split())
+    text = recipe.text.model_copy(update={"encoder": "minilm", "pooling": "mean"})  # there without a network
+    assert isinstance(build_towers(recipe.audio, text, recipe.model).audio, spectra.Spectra)
 
 
 def test_by_registering(workshop: Workshop, spectra: types.ModuleType, tmp_path: Path) -> None:

@@ -78,8 +78,24 @@ def test_pieces_give_what_the_whole_gives(resampler: Resampler, cuts: list[int],
     pieces.append(stream(samples[at:], last=True))
     found = np.concatenate(pieces)
     assert found.dtype == np.float32
+    if len(samples) and not length(samples, rate):
+        np.testing.assert_allclose(found, [samples.mean()], atol=1e-6)
+        return
     assert found.shape == (length(samples, rate),)
     np.testing.assert_allclose(found, whole(samples, rate, resampler) if rate != 32_000 else samples, atol=1e-5)
+
+
+@pytest.mark.parametrize("resampler", RESAMPLERS)
+@pytest.mark.parametrize("to", [16_000, 32_000, 48_000])
+def test_of_a_sound_shorter_than_a_sample_one_is_left(to: int, resampler: Resampler) -> None:
+    for count in (1, 2, 5, 23):
+        samples = np.linspace(0.1, 0.3, count, dtype=np.float32)
+        stream = resampling_stream(768_000, resampler, to)
+        found = np.concatenate([*(stream(samples[i : i + 1]) for i in range(count)), stream(samples[:0], last=True)])
+        assert len(found) == max(1, int(np.floor(count * to / 768_000 + 0.5)))
+        if count * to / 768_000 < 0.5:
+            np.testing.assert_allclose(found, [0.2 if count > 1 else 0.1], atol=1e-6)
+    assert len(resample(np.zeros(0, np.float32), 768_000, resampler, to)) == 0
 
 
 def test_there_are_two_resamplers() -> None:

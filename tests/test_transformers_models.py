@@ -220,5 +220,7 @@ def test_the_last_layers_alone_can_be_trained(tmp_path: Path, make: Any, last: s
     assert any(name.startswith(last) for name in trained)
     assert behind is None or any(name.startswith(behind) for name in trained)
     assert not [name for name in trained if ".0." in name.removeprefix("audio_model.") and not name.startswith(last)]
-    trainable_layers(encoder, 99)
+    trainable_layers(encoder, 2)
     assert any(".0." in name for name, each in encoder.named_parameters() if each.requires_grad)
+    with pytest.raises(ValueError, match="has 2 layers, not 3"):
+        trainable_layers(encoder, 3)

@@ -12,14 +12,17 @@ import pytest
 import soundfile
 from command_line import typed
 from conftest import Workshop
+from serving import client_of
 from tiny import make_data
-from tiny_models import make_ast, make_clap
+from tiny_models import AUDIO_MODELS, TEXT_MODELS, make_ast, make_clap
 
 from diffatr_cli import load_model
 from diffatr_cli.calibrations import calibrations_folder
 from diffatr_cli.core.calibration import distribution_of_cosines
+from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.corpus.session import SearchSession
 from diffatr_cli.data.audio import load_audio
-from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.errors import UsageError
 from diffatr_cli.two_tower import load_any, load_two_tower
 
 
@@ -94,8 +97,24 @@ def test_the_index_keeps_models_apart(clap: Path, clips: Path, trained: Path, tm
     assert answer("index", clips, "--model", clap)["embedded"] == 0
     other = shutil.copytree(clap, tmp_path / "other")
     assert answer("index", clips, "--model", other)["embedded"] == 0  # the same weights under another name
+    settings = json.loads((other / "preprocessor_config.json").read_text())
+    (other / "preprocessor_config.json").write_text(json.dumps(settings | {"frequency_min": 300}))
+    assert answer("index", clips, "--model", other)["embedded"] == 3  # which hears otherwise
     make_clap(tmp_path / "wider", features=24)
     assert answer("index", clips, "--model", tmp_path / "wider")["embedded"] == 3
+
+
+def test_a_sound_of_some_samples_is_one_for_models_of_every_rate(clap: Path, clips: Path, trained: Path) -> None:
+    """Four samples at 192 kHz are less than half a sample at 16 kHz; what one model finds does not depend on the other's."""
+    tiny = clips / "tiny.wav"
+    soundfile.write(tiny, np.full(4, 0.1, np.float32), 192_000, subtype="FLOAT")
+    for model in ("--model", clap), ("--run", trained):
+        report = answer("index", clips, *model)
+        assert (report["files"], report["skipped"]) == (4, [])
+        assert len(answer("query", "--audio", tiny, "--corpus", clips, *model)["results"]) == 4
+    model = load_model(clap, "cpu")
+    for sound in (tiny, np.full(1, 0.1, np.float32)):
+        assert np.linalg.norm(model.embed_audio(sound, rate=192_000)) == pytest.approx(1, abs=1e-5)
 
 
 def test_calibrating_makes_probabilities_and_presence(clap: Path, clips: Path, tmp_path: Path) -> None:
@@ -133,25 +152,78 @@ def test_models_lists_what_is_there(clap: Path, trained: Path, workshop: Worksho
         if card:
             (snapshot / "README.md").write_text(card)
 
+    kinds: dict[str, str] = {}
     cached("lab/clap", clap, "---\nlanguage:\n- en\n- de\nlicense: apache-2.0\n---\n# A model\n")
-    cached("lab/ast", make_ast(tmp_path / "ast"))
+    for kind, makers in (("sound", AUDIO_MODELS), ("text", TEXT_MODELS)):
+        for name, make in makers.items():
+            if name != "clap":
+                cached(f"lab/{name}", make(tmp_path / "made" / name))
+                kinds[f"lab/{name}"] = kind
     cached("lab/broken", clap)
     (tmp_path / "hub" / "models--lab--broken" / "snapshots" / "abc" / "model.safetensors").unlink()
+
+    def damaged(name: str, path: str, content: bytes) -> None:
+        cached(name, clap)
+        target = tmp_path / "hub" / ("models--" + name.replace("/", "--")) / path
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(content)
+
+    damaged("lab/letters", "refs/main", b"\xff\xfe")
+    damaged("lab/list", "snapshots/abc/config.json", b"[1]")
+    for number, weight_map in enumerate(("[1]", '{"a": 1}', "null")):
+        damaged(f"lab/index{number}", "snapshots/abc/model.safetensors.index.json", f'{{"weight_map": {weight_map}}}'.encode())
+        (tmp_path / "hub" / f"models--lab--index{number}" / "snapshots" / "abc" / "model.safetensors").unlink()
     runs = shutil.copytree(workshop.runs, tmp_path / "runs")
+    told = typed(["models", "--runs", runs])
+    assert (told.code, told.err.count("note: passed over ")) == (0, 4)
     rows = {row["name"]: row for row in answer("models", "--runs", runs)}
     run = str(runs / "tiny" / "seed-0")
-    assert set(rows) == {"diffatr-small", run, "lab/clap", "lab/ast"}
+    assert set(rows) == {"diffatr-small", run, "lab/clap", *kinds}
+    assert {name: rows[name]["kind"] for name in kinds} == kinds
     assert rows["lab/clap"] | {"megabytes": 0} == {
         "name": "lab/clap", "kind": "two towers", "megabytes": 0, "languages": "en, de", "licence": "apache-2.0",
         "calibrated": False,
     }  # fmt: skip
-    assert (rows["lab/ast"]["kind"], rows["lab/ast"]["calibrated"]) == ("sound", None)
+    assert rows["lab/ast"]["calibrated"] is None
     assert rows["diffatr-small"]["calibrated"]
     assert rows["diffatr-small"]["megabytes"] == pytest.approx(13.0, abs=0.1)
     make_data(tmp_path / "data", "many", sizes=(1, 20, 1))
     answer("calibrate", "--model", "lab/clap", "--data", tmp_path / "data" / "many")
     assert {row["name"]: row for row in answer("models", "--runs", runs)}["lab/clap"]["calibrated"]
     assert "lab/clap" in typed(["models", "--runs", runs]).out
+
+
+def test_a_damaged_cache_of_the_hub_is_told_in_a_sentence(clap: Path, clips: Path, tmp_path: Path) -> None:
+    model = tmp_path / "hub" / "models--lab--clap"
+    shutil.copytree(clap, model / "snapshots" / "abc")
+    for path, content, code in (
+        ("refs/main", b"\xff\xfe", 1),
+        ("refs/main", b"abc", 0),
+        ("trees/abc.json", b'{"files": [1]}', 0),
+    ):
+        (model / path).parent.mkdir(exist_ok=True)
+        (model / path).write_bytes(content)
+        result = typed(["query", "x", "--corpus", clips, "--model", "lab/clap", "--offline"])
+        assert result.code == code, result.err
+        assert "unexpected" not in result.err
+
+
+def test_a_calibration_of_other_features_is_told(clap: Path, clips: Path, tmp_path: Path) -> None:
+    make_data(tmp_path / "data", "many", sizes=(1, 20, 1))
+    kept = Path(answer("calibrate", "--model", clap, "--data", tmp_path / "data" / "many")["kept"])
+    document = json.loads(kept.read_text())
+    document["calibration"]["presence"]["weights"].append(0.5)
+    kept.write_text(json.dumps(document))
+    result = typed(["query", "x", "--corpus", clips, "--model", clap])
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith(f"diffatr: {kept}: not a readable calibration")
+
+
+def test_a_folder_of_runs_names_one(clips: Path, trained: Path) -> None:
+    for folder in (trained.parent, trained.parents[1]):
+        result = typed(["query", "x", "--corpus", clips, "--model", folder])
+        assert result.code == 2
+        assert f"Name a run in it, such as {folder}" in result.err
 
 
 def test_from_python(clap: Path, clips: Path) -> None:
@@ -164,7 +236,30 @@ def test_from_python(clap: Path, clips: Path) -> None:
     ranked = model.rank("a low tone", [clips / "a.wav", clips / "b.flac"])
     assert {each.index for each in ranked} == {0, 1}
     assert len(model.search(clips, "rain")) == 3
-    assert model.rank(clips / "a.wav", ["rain", "a tone"])[0].score >= -1
+    texts = ["rain", "a tone"]
+    cosine = model.embed_text(texts) @ by_path[0]
+    described = model.rank(clips / "a.wav", texts)
+    assert [each.index for each in described] == np.argsort(-cosine).tolist()
+    assert [each.score for each in described] == pytest.approx(sorted(cosine, reverse=True), abs=1e-5)
+
+
+@pytest.mark.parametrize("rate", [8_000, 48_000, 192_000])
+def test_the_page_finds_a_dropped_sound_of_any_rate(rate: int, clap: Path, tmp_path: Path) -> None:
+    samples = np.arange(rate // 2)
+    noise, tone = np.random.default_rng(rate).standard_normal(len(samples)), np.sin(2 * np.pi * 440 / rate * samples)
+    (tmp_path / "sounds").mkdir()
+    for name, sound in (("noise.wav", noise), ("tone.wav", tone)):
+        soundfile.write(tmp_path / "sounds" / name, 0.1 * sound, rate)
+    session = SearchSession(load_any(clap, "cpu"), FolderIndex(tmp_path / "sounds"))
+    session.update()
+    client = client_of(session)
+    for path in (tmp_path / "sounds").glob("*.wav"):
+        document = client.post("/api/sound", params={"name": path.name}, content=path.read_bytes()).json()
+        assert document["hits"][0]["name"] == path.name
+        assert document["hits"][0]["score"] == pytest.approx(1, abs=2e-3)
+    assert not client.get("/api/state").json()["diffuses"]
+    refused = client.get("/api/trajectory", params={"q": "a tone"})
+    assert (refused.status_code, "no diffusion phase" in refused.json()["error"]) == (400, True)
 
 
 def test_what_is_no_two_tower_model(clips: Path, tmp_path: Path) -> None:
@@ -172,7 +267,7 @@ def test_what_is_no_two_tower_model(clips: Path, tmp_path: Path) -> None:
     for name, error, words in (
         (str(ast), UsageError, "has no towers of sound and of text"),
         ("./nowhere", UsageError, "is no folder"),
-        (str(clips), DiffATRError, "not a run folder"),
+        (str(clips), UsageError, r"holds no run \(no pretrain/\) and no model \(no config.json\)"),
     ):
         with pytest.raises(error, match=words):
             load_any(name, "cpu")

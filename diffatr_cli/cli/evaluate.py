@@ -11,7 +11,9 @@ import typer
 from ..errors import UsageError
 from .console import Data, Device, Json, Runs, progress_bar, say, show
 
-Model = Annotated[str | None, typer.Option("--model", help="Audio encoder of the runs: resnet38, cnn14 or small.")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Which runs: those with this audio.encoder in their recipe, such as resnet38.")
+]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="Recipe of the runs, where several learnt from one data set.")]
 Seeds = Annotated[str | None, typer.Option("--seeds", help="Training seeds, such as 0,1,2; all that were trained if left out.")]
 Steps = Annotated[
@@ -141,7 +143,10 @@ def cross_domain(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME NAME]", help="Two data sets; clotho and audiocaps if left out.")
     ] = None,
-    models: Annotated[list[str] | None, typer.Option("--model", help="Audio encoder of the runs; may be repeated.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Which runs: those with this audio.encoder in their recipe; may be repeated."),
+    ] = None,
     recipes: Annotated[
         tuple[str, str] | None,
         typer.Option("--recipe", metavar="A B", help="Recipes of the runs, of the first data set and of the second."),

@@ -106,7 +106,7 @@ def query(
         heard = load_audio(audio, rate=model.windowing.rate)
         settings = _sampling(model, steps, shortlist, seed)
         described = best_captions(model, embed_sound(model, heard), choices, settings, top=top, min_score=min_score)
-        _print_captions(str(audio), described, min_score, as_json, as_csv)
+        _print_captions(str(audio), model.name, described, min_score, as_json, as_csv)
         return
     if copy_to is not None and copy_to.resolve().is_relative_to(corpus.resolve()):
         raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {corpus}, where the copies would be found as well.")
@@ -268,12 +268,15 @@ def _sampling(model: Retriever, steps: int | None, shortlist: int | None, seed: 
     return sampling_of(model, folder=True, steps=steps, shortlist=shortlist, seed=seed)
 
 
-def _print_captions(name: str, hits: Sequence[CaptionHit], min_score: float | None, as_json: bool, as_csv: bool) -> None:
+def _print_captions(
+    name: str, model: str, hits: Sequence[CaptionHit], min_score: float | None, as_json: bool, as_csv: bool
+) -> None:
     from rich.text import Text
 
     say(_COMPARED)
     document = {
         "query": name,
+        "model": model,
         "note": _COMPARED,
         "results": [{"rank": hit.rank, "caption": hit.caption, "score": round(hit.score, 6)} for hit in hits],
     }

@@ -129,5 +129,13 @@ class Calibration:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """The reverse of `to_json`."""
-        return cls(**{name: each and Logistic(tuple(each["weights"]), each["bias"]) for name, each in document.items()})
+        """The reverse of `to_json`.
+
+        Raises:
+            ValueError, TypeError, LookupError: it is no such document, or one of another number of features.
+        """
+        read = cls(**{name: each and Logistic(tuple(each["weights"]), each["bias"]) for name, each in document.items()})
+        for name, each in vars(read).items():
+            if each and len(each.weights) != (len(PRESENCE) if name == "presence" else 1):
+                raise ValueError(f"{name}: fitted on another number of features")
+        return read

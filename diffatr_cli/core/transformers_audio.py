@@ -181,7 +181,7 @@ def trainable_layers(model: nn.Module, count: int) -> None:
     """Freeze a model but for its last `count` transformer layers and what comes after them.
 
     Raises:
-        ValueError: it has no list of layers.
+        ValueError: it has no list of layers, or fewer.
     """
     lists = [
         each
@@ -192,6 +192,8 @@ def trainable_layers(model: nn.Module, count: int) -> None:
     layers = [layer for each in innermost for layer in each]
     if not layers:
         raise ValueError("no list of layers was found in this model")
+    if count > len(layers):
+        raise ValueError(f"this model has {len(layers)} layers, not {count}")
     model.requires_grad_(False)
     kept = layers[-count:]
     parameters = [id(parameter) for parameter in model.parameters()]

@@ -188,7 +188,8 @@ class Update:
             vectors = self.model.embed_audio([window.samples for _, window in batch])
             if not np.isfinite(vectors).all():
                 raise DiffATRError(
-                    f"model {self.model.model_id}: embeddings are not finite. Its training diverged; use another --run."
+                    f"{self.model.name}: its embeddings are not finite: its training diverged, or its weights are damaged. Use "
+                    "another --run or --model."
                 )
             for (part, _), vector in zip(batch, vectors.astype(np.float16), strict=True):
                 part.vectors.append(vector)

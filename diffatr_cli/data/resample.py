@@ -19,7 +19,8 @@ DEFAULT: Resampler = "soxr"
 class ResamplingStream(Protocol):
     """Takes mono samples at the old rate, gives those at the new one that are finished; all are, once `last` is told.
 
-    The joined results are samples * new / old, rounded (a half up), however the input was cut.
+    The joined results are samples * new / old, rounded (a half up), but one at least where there was any input, however that
+    was cut.
     """
 
     def __call__(self, block: Samples, last: bool = False) -> Samples: ...
@@ -37,7 +38,7 @@ def resampling_stream(rate: int, resampler: Resampler = DEFAULT, to: int = SAMPL
     """A stream from `rate` Hz to `to` Hz; where they are equal, samples pass as they are."""
     if rate == to:
         return _pass
-    return (_Soxr if choose_resampler(resampler) == "soxr" else _Resampy)(rate, to)
+    return _Something((_Soxr if choose_resampler(resampler) == "soxr" else _Resampy)(rate, to))
 
 
 def resample(samples: Samples, rate: int, resampler: Resampler = DEFAULT, to: int = SAMPLE_RATE) -> Samples:
@@ -47,6 +48,26 @@ def resample(samples: Samples, rate: int, resampler: Resampler = DEFAULT, to: in
 
 def _pass(block: Samples, last: bool = False) -> Samples:
     return block
+
+
+class _Something:
+    """A stream that leaves something of a sound which is shorter than a sample at the new rate: one sample, its mean. So a file
+    that holds a sound holds one for models of every rate."""
+
+    def __init__(self, stream: ResamplingStream) -> None:
+        self._stream = stream
+        self._heard: list[Samples] | None = []  # None once the stream has given something
+
+    def __call__(self, block: Samples, last: bool = False) -> Samples:
+        out = self._stream(block, last)
+        if self._heard is None:
+            return out
+        if len(out):
+            self._heard = None
+            return out
+        if len(block):
+            self._heard.append(block)
+        return np.array([np.concatenate(self._heard).mean()], np.float32) if last and self._heard else out
 
 
 class _Soxr:

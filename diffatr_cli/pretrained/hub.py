@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import zipfile
@@ -16,6 +15,8 @@ from .fetch import fetch
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What weights are called, the best first: only the first that a model has is fetched and read."""
+EXTRACTOR = "preprocessor_config.json"
+"""The settings of a feature extractor."""
 _BESIDE = ("*.json", "*.txt", "*.model", "README.md")
 """What is fetched beside weights: settings, vocabularies, the card."""
 _LAYERS = ("[0-9]_[A-Z]*/config.json", "[0-9]_[A-Z]*/model.safetensors", "[0-9]_[A-Z]*/pytorch_model.bin")
@@ -79,12 +80,18 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
+def snapshot_of(model: Path) -> Path | None:
+    """The folder of a hub model's files, in its folder of the cache; None where the cache names none. It may be there in part."""
+    try:
+        return model / "snapshots" / (model / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+
+
 def _of_the_hub(name: str, field: str) -> Path:
     """The folder of a hub model, fetched as far as it is not there. One that is whole is used without asking the hub."""
     model = cache_folder() / ("models--" + name.replace("/", "--"))
-    snapshot = None
-    with contextlib.suppress(OSError):
-        snapshot = model / "snapshots" / (model / "refs" / "main").read_text(encoding="utf-8").strip()
+    snapshot = snapshot_of(model)
     listed = _listing(model, snapshot.name) if snapshot else None
     if snapshot and listed and all((snapshot / file).is_file() for file in _wanted(listed)):
         return snapshot
@@ -101,9 +108,10 @@ def _of_the_hub(name: str, field: str) -> Path:
 def _listing(model: Path, commit: str) -> list[str] | None:
     """What files a model has on the hub, as `huggingface_hub` notes it beside them; None where it has not, or in another form."""
     try:
-        return list(json.loads((model / "trees" / f"{commit}.json").read_text(encoding="utf-8"))["files"])
+        files = list(json.loads((model / "trees" / f"{commit}.json").read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return files if all(isinstance(each, str) for each in files) else None
 
 
 def _are_weights(name: str) -> bool:
@@ -144,7 +152,10 @@ def _wanted(files: Iterable[str]) -> list[str]:
 
 def _shards(index: Path) -> list[str]:
     """The files that an index of weights names. None of them may lie elsewhere."""
-    names = sorted(set(read_config(index.parent, index.name).get("weight_map", {}).values()))
+    named = read_config(index.parent, index.name).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(each, str) for each in named.values()):
+        raise DiffATRError(f"{index}: does not say which files hold the weights. Copy the folder again, whole.")
+    names = sorted(set(named.values()))
     if any(Path(name).name != name for name in names):
         raise DiffATRError(f"{index}: names files outside its folder, so it is not used.")
     return names

@@ -202,10 +202,10 @@ def _list(path: Path) -> list[dict[str, Any]]:
 
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(found, list)
-        assert all(isinstance(each, dict) for each in found)
-    except (OSError, ValueError, AssertionError):
-        raise DiffATRError(f"{path}: cannot be read as sentence-transformers' list of modules.") from None
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise DiffATRError(f"{path}: cannot be read as sentence-transformers' list of modules. Copy the folder again, whole.")
     return found
 
 

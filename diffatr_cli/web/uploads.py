@@ -43,7 +43,7 @@ class Abandoned(DiffATRError):
 
 
 class Upload(NamedTuple):
-    """What an uploaded file holds: 32 kHz mono, and a remark where that is not all of it."""
+    """What an uploaded file holds: mono at the model's rate, and a remark where that is not all of it."""
 
     samples: Samples
     note: str | None
