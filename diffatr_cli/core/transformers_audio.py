@@ -186,7 +186,7 @@ def trainable_layers(model: nn.Module, count: int) -> None:
     lists = [
         each
         for name, each in model.named_modules()
-        if isinstance(each, nn.ModuleList) and name.endswith(("layer", "layers", "blocks"))
+        if isinstance(each, nn.ModuleList) and name.rpartition(".")[2] in ("layer", "layers", "blocks")
     ]
     innermost = [each for each in lists if not any(other is not each and other in list(each.modules()) for other in lists)]
     layers = [layer for each in innermost for layer in each]
