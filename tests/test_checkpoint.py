@@ -129,6 +129,7 @@ def save_and_load_state(path: Path) -> Callable[[], bool]:
     return is_as_saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", [save_and_load_weights, save_and_load_state])
 def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path, save: Callable[[Path], Callable[[], bool]]) -> None:
     path = tmp_path / "checkpoint"

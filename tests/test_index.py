@@ -238,6 +238,7 @@ class Crash(BaseException):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["present", "of the last version"])
 def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, tmp_path, monkeypatch, form):
     """Every write of Lance is atomic, so these are all the states that a kill can leave."""
@@ -295,6 +296,7 @@ def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, 
     assert crashes >= 12
 
 
+@pytest.mark.slow
 def test_kill_9(tmp_path):
     root = tmp_path / "clips"
     for i in range(60):

@@ -240,6 +240,7 @@ def test_a_lost_manifest(corpus, tmp_path):
     assert answers(index) == of_a_fresh_index(corpus, tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_damage_that_shows_only_when_the_tables_are_changed(corpus, tmp_path, monkeypatch):
     """The tables are written anew, with all that can be read of them."""
     index, model = FolderIndex(corpus), FakeRetriever()
@@ -275,6 +276,7 @@ def test_a_table_that_cannot_be_written_over_is_made_anew(corpus, tmp_path, monk
     assert answers(index) == of_a_fresh_index(corpus, tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_mended_is_said_without_the_words_of_lance(corpus, monkeypatch):
     def fail(self, rows):
         with troubles(self._folder):
@@ -317,6 +319,7 @@ def test_a_table_over_which_lancedb_ends_the_process_is_made_anew(corpus, tmp_pa
     assert answers(index) == of_a_fresh_index(corpus, tmp_path / "fresh")
 
 
+@pytest.mark.slow
 def test_salvage_gives_what_is_there(corpus, tmp_path):
     index = FolderIndex(corpus)
     table = salvage.salvage(index.folder, "files-v1")

@@ -82,6 +82,7 @@ def test_a_frozen_one_is_kept_whole_and_not_mixed_up(workshop: Workshop, spectra
     assert not torch.equal(first.pool_audio(waves), other.pool_audio(waves))
 
 
+@pytest.mark.slow
 def test_by_an_entry_point(workshop: Workshop, tmp_path: Path) -> None:
     site = tmp_path / "site"
     (site / "spectra-1.0.dist-info").mkdir(parents=True)

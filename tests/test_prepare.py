@@ -309,6 +309,7 @@ def big_folder(root: Path, count: int = 60) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_run_killed_anywhere_is_completed_to_the_same_files(tmp_path: Path) -> None:
     given = big_folder(tmp_path / "given")
     prepare_folder(tmp_path / "whole" / "set", given, workers=1)

@@ -37,6 +37,7 @@ def many_sounds(root: Path, count: int = 40) -> Path:
     return root
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, workers: int) -> None:
     given, disk = many_sounds(tmp_path / "in"), tmp_path / "disk"

@@ -206,6 +206,7 @@ def test_a_damaged_record_of_phase_two_does_not_hide_a_run(workshop: Workshop, r
         find_runs(runs, "tones")
 
 
+@pytest.mark.slow
 def test_the_command_records_how_to_go_on(workshop: Workshop, runs: Path) -> None:
     base = runs / "tiny" / "seed-0"
     where = ["--data", workshop.data, "--runs", runs]
