@@ -100,6 +100,7 @@ def test_sizes_that_do_not_meet_are_told_before_anything_long(models: Path, work
     assert not (tmp_path / "runs" / "others" / "seed-0" / "pretrain").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["everything is trained", "only the heads are trained"])
 def test_interrupted_and_resumed_it_is_the_same(setting: str, models: Path, workshop: Workshop, tmp_path: Path) -> None:
     more = (*fields(models, setting), "pretrain.epochs=2")

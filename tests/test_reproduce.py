@@ -89,6 +89,7 @@ def command(root: Path, *what: str) -> list[str]:
     return ["reproduce", *what, *tiny(root), "--data", "scenes", "--seeds", "0,1", *where]
 
 
+@pytest.mark.slow
 def test_tables_are_trained_and_filled(world: Path) -> None:
     planned = typed([*command(world, "3", "5", "6"), "--dry-run", "--json"])
     assert planned.code == 0, planned.err
@@ -128,6 +129,7 @@ def test_tables_are_trained_and_filled(world: Path) -> None:
     assert not (world / "runs" / "scenes-audiocaps-steps10" / "seed-1" / "pretrain").exists()
 
 
+@pytest.mark.slow
 def test_the_same_figures_in_four_forms(world: Path) -> None:
     forms = {form: typed([*command(world, "6"), form]) for form in ("--json", "--markdown", "--latex", "--csv")}
     assert all(each.code == 0 for each in forms.values()), forms
@@ -150,6 +152,7 @@ def test_the_same_figures_in_four_forms(world: Path) -> None:
     assert "the paper*" in shown.out
 
 
+@pytest.mark.slow
 def test_figure_3_is_drawn_of_the_main_setting(world: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     done = typed([*command(world, "figure3"), "--figure", str(tmp_path / "f.svg"), "--json"])
@@ -159,6 +162,7 @@ def test_figure_3_is_drawn_of_the_main_setting(world: Path, tmp_path: Path) -> N
     assert (tmp_path / "f.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_a_plan_goes_on_where_it_was_cut_off(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import diffatr_cli.reproduce.reproduce as module
 
@@ -185,6 +189,7 @@ def test_a_plan_goes_on_where_it_was_cut_off(world: Path, tmp_path: Path, monkey
             assert one["ours"][direction]["r1"]["per_seed"] == two["ours"][direction]["r1"]["per_seed"][1:]
 
 
+@pytest.mark.slow
 def test_time_left_is_what_epochs_took(world: Path) -> None:
     (training,) = (each for each in needed(plan(["6"], "scenes", overrides=tiny(world))[0].trainings) if each.encoders is None)
     folder = world / "runs" / training.name / "seed-0" / "pretrain"
