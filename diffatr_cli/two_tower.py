@@ -79,7 +79,8 @@ def _load(name: str | Path | None, device: str) -> Retriever:
     # A Path is never a name of the hub.
     if (folder / "config.json").is_file() or (isinstance(name, str) and not folder.is_dir()):
         return load_two_tower(str(name), device)
-    if folder.is_dir() and not (folder / "pretrain").is_dir():
+    # Phase two alone is a run too: on the encoders of another.
+    if folder.is_dir() and not any((folder / phase).is_dir() for phase in ("pretrain", "diffusion")):
         seeds = sorted(each.parent for each in (*folder.glob("seed-*/pretrain"), *folder.glob("*/seed-*/pretrain")))
         remedy = f"Name a run in it, such as {seeds[0]}" if seeds else "Name a run (RUNS/RECIPE/seed-N) or a model's whole folder"
         raise UsageError(f"{folder}: holds no run (no pretrain/) and no model (no config.json). {remedy}.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import DIFFATR
+from command_line import DIFFATR, typed
 from conftest import Workshop
 from safetensors.torch import load_file
 
@@ -222,3 +222,13 @@ def test_the_command_records_how_to_go_on(workshop: Workshop, runs: Path) -> Non
     assert wrong.returncode == 1
     assert "no such run" in wrong.stderr
     assert wrong.stderr.count("\n") == 1
+
+
+def test_a_folder_is_searched_by_such_a_run(workshop: Workshop, runs: Path, tmp_path: Path) -> None:
+    clips = workshop.data / "tones" / "val"
+    where = ["--corpus", clips, "--index", tmp_path / "index", "--json"]
+    answers = [typed(["query", "a low tone", "--run", runs / name, *where]) for name in ("tiny/seed-0", "other/seed-3")]
+    assert [each.code for each in answers] == [0, 0], answers
+    own, borrowing = ({hit["path"] for hit in json.loads(each.out)["results"]} for each in answers)
+    assert own == borrowing
+    assert "files:" not in answers[1].err  # the index of those encoders serves both
