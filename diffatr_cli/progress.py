@@ -48,11 +48,12 @@ class ProgressLog:
         if rate:
             parts.append(f"{rate:.3g}/s" if rate < 100 else f"{rate:,.0f}/s")
             if total > done:
-                parts.append(f"{_duration((total - done) / rate)} left")
+                parts.append(f"{duration((total - done) / rate)} left")
         return f"{note}: " + ", ".join(parts)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people read them: `2 h 05 min`, `3 min 20 s`, `9 s`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

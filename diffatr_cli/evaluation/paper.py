@@ -77,6 +77,11 @@ def paper_result(
         if len(ablations) > 1 or varied != table or row != "resnet38_diff":
             return None
         table, row = ablation, ablation_row
+    return paper_values(table, row, direction)
+
+
+def paper_values(table: str, row: str | int, direction: Direction) -> dict[str, PaperValue] | None:
+    """The figures of one row of `paper_tables`: metric to value, or None where the table has no such row."""
     cells = paper_tables()[table].get(row)
     if cells is None:
         return None

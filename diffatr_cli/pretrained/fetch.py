@@ -57,7 +57,7 @@ def fetch(
         validate_repo_id(name)
     except HFValidationError:
         raise UsageError(f"{field}: {name} is neither a folder nor a name that the hub could have (OWNER/NAME).") from None
-    folder = cache / ("models--" + name.replace("/", "--"))
+    folder = cache / folder_name(name)
     if offline():
         there = f"only in part in {cache}" if folder.exists() else f"no local folder and not in {cache}"
         raise DiffATRError(f"{field}: {name} is {there}, and --offline was asked for. {_remedy(field)}")
@@ -68,6 +68,11 @@ def fetch(
         raise
     except Exception as error:  # of whatever library brings the bytes
         raise _told(error, name, folder, field) from error
+
+
+def folder_name(name: str) -> str:
+    """What the hub's cache calls the folder of a model; names hold no `--` of their own."""
+    return "models--" + name.replace("/", "--")
 
 
 def _bring(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DiffATRError, UsageError
-from .fetch import fetch
+from .fetch import fetch, folder_name
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """What weights are called, the best first: only the first that a model has is fetched and read."""
@@ -90,7 +90,7 @@ def snapshot_of(model: Path) -> Path | None:
 
 def _of_the_hub(name: str, field: str) -> Path:
     """The folder of a hub model, fetched as far as it is not there. One that is whole is used without asking the hub."""
-    model = cache_folder() / ("models--" + name.replace("/", "--"))
+    model = cache_folder() / folder_name(name)
     snapshot = snapshot_of(model)
     listed = _listing(model, snapshot.name) if snapshot else None
     if snapshot and listed and all((snapshot / file).is_file() for file in _wanted(listed)):

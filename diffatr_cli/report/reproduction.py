@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rich import box
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..progress import duration
 from ..reproduce.plan import QUICK
 from ..reproduce.reproduce import METRICS, FilledRow, FilledTable
 from ..reproduce.state import Step
 from ..types import DIRECTIONS
-from .tables import DIRECTION_NAMES, METRIC_NAMES
+from .tables import DIRECTION_NAMES, METRIC_NAMES, bare_table, spread
 
 Kind = Literal["ours", "difference", "paper"]
 _COLUMNS = (
@@ -71,11 +71,7 @@ def heads() -> list[str]:
 
 def terminal_table(table: FilledTable, quick: bool) -> RichTable:
     """For a terminal."""
-    title = f"Table {table.table.number}. {table.table.title}"
-    shown = RichTable(
-        title=Text(title, style="bold"), caption=Text(". ".join(notes_of(table, quick)) + ".", style="dim"), box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )  # fmt: skip
+    shown = bare_table(f"Table {table.table.number}. {table.table.title}", ". ".join(notes_of(table, quick)) + ".")
     shown.add_column("")
     for head in heads():
         shown.add_column(Text(head), justify="right")
@@ -136,24 +132,14 @@ def plan_table(steps: Sequence[Step]) -> RichTable:
     """What is there, what will run, and what it takes, as far as it was measured."""
     known = [step.seconds for step in steps if step.seconds is not None]
     unknown = sum(step.seconds is None for step in steps)
-    total = f"{_duration(sum(known))} of what was measured" + (f"; {unknown} steps of a kind that never ran" if unknown else "")
+    total = f"{duration(sum(known))} of what was measured" + (f"; {unknown} steps of a kind that never ran" if unknown else "")
     size = sum(step.size or 0 for step in steps)
-    shown = RichTable(
-        title=Text("Plan", style="bold"), caption=Text(f"Left: {total}. On the disk: {size / 1e6:,.0f} MB.", style="dim"),
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    for name, side in (
-        ("run", "left"),
-        ("seed", "right"),
-        ("phase", "left"),
-        ("epochs", "right"),
-        ("left", "right"),
-        ("MB", "right"),
-    ):
-        shown.add_column(name, justify=side)  # type: ignore[arg-type]
+    shown = bare_table("Plan", f"Left: {total}. On the disk: {size / 1e6:,.0f} MB.")
+    for name in ("run", "seed", "phase", "epochs", "left", "MB"):
+        shown.add_column(name, justify="left" if name in ("run", "phase") else "right")
     for step in steps:
         encoders = f" on {step.training.encoders}" if step.training.encoders else ""
-        left = "done" if step.finished else "?" if step.seconds is None else _duration(step.seconds)
+        left = "done" if step.finished else "?" if step.seconds is None else duration(step.seconds)
         megabytes = "?" if step.size is None else f"{step.size / 1e6:,.0f}"
         cells = (step.training.name + encoders, str(step.seed), step.phase, f"{step.done} of {step.epochs}", left, megabytes)
         shown.add_row(*map(Text, cells))
@@ -186,16 +172,12 @@ def _cells(row: FilledRow, kind: Kind) -> list[str]:
             result, paper = row.results.get(direction), row.paper.get(direction, {}).get(metric)
             interval = row.difference.get(direction, {}).get(metric)
             if kind == "ours":
-                cells.append(_spread(result.mean(metric), result.std(metric)) if result else "–")
+                cells.append(spread(result.mean(metric), result.std(metric)) if result else "–")
             elif kind == "paper":
-                cells.append(_spread(paper.mean, paper.std) if paper else "")
+                cells.append(spread(paper.mean, paper.std) if paper else "")
             else:
                 cells.append(f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]" if interval else "")
     return cells
-
-
-def _spread(mean: float, std: float | None) -> str:
-    return f"{mean:.1f}" if std is None else f"{mean:.1f}±{std:.1f}"
 
 
 def _number(value: float | None) -> str:
@@ -214,8 +196,3 @@ def _escaped(text: str) -> str:
 
 def _math(cell: str) -> str:
     return cell.replace("±", r"$\pm$").replace("–", "--")
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60:02d} min" if hours else f"{rest // 60} min {rest % 60:02d} s"

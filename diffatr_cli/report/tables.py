@@ -36,7 +36,7 @@ _INTERVAL = "95 % intervals: bootstrap over queries, those of a clip together"
 def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str | None = None) -> Table:
     """Any rows under any heads; columns whose cells are all numbers are set to the right, with thousands apart."""
     body = [list(row) for row in rows]
-    table = _table(title, caption)
+    table = bare_table(title, caption)
     for i, name in enumerate(columns):
         numeric = bool(body) and all(isinstance(row[i], (int, float)) for row in body)
         table.add_column(Text(name), justify="right" if numeric else "left", overflow="fold")
@@ -126,7 +126,7 @@ def cross_domain_tables(results: Sequence[EvaluationResult]) -> list[Table]:
     tables = []
     for source, target in dict.fromkeys((result.source, result.target) for result in results):
         group = [result for result in results if (result.source, result.target) == (source, target)]
-        table = _table(f"{source} → {target}", "\n".join(map(evaluation_caption, group)))
+        table = bare_table(f"{source} → {target}", "\n".join(map(evaluation_caption, group)))
         table.add_column("")
         for direction in DIRECTION_NAMES:
             for metric in _RECALLS:
@@ -153,7 +153,7 @@ def _listed(seeds: Sequence[int]) -> str:
 
 def _metric_table(title: str, caption: str, metrics: Sequence[str]) -> Table:
     """A table of metrics, without rows yet."""
-    table = _table(title, caption)
+    table = bare_table(title, caption)
     table.add_column("")
     for metric in metrics:
         table.add_column(METRIC_NAMES[metric], justify="right", no_wrap=True)
@@ -174,7 +174,8 @@ def _add_interval(table: Table, name: str, intervals: MetricIntervals, signed: b
     table.add_row("  95 % to", *(f"{interval.high:{sign}.1f}" for interval in each), style="dim")
 
 
-def _table(title: str, caption: str | None) -> Table:
+def bare_table(title: str, caption: str | None) -> Table:
+    """A table without columns, as all of ours look."""
     return Table(
         title=Text(title, style="bold"),
         caption=Text(caption, style="dim") if caption else None,
@@ -188,12 +189,13 @@ def _model(result: EvaluationResult) -> str:
 
 
 def _own(result: SystemResult | None, metric: str) -> str:
-    return _cell(result.mean(metric), result.std(metric)) if result else "–"
+    return spread(result.mean(metric), result.std(metric)) if result else "–"
 
 
 def _papers(values: dict[str, PaperValue] | None, metric: str) -> str:
-    return _cell(*values[metric]) if values and metric in values else "–"
+    return spread(*values[metric]) if values and metric in values else "–"
 
 
-def _cell(mean: float, std: float | None) -> str:
+def spread(mean: float, std: float | None) -> str:
+    """A mean with its deviation, where it has one."""
     return f"{mean:.1f}" if std is None else f"{mean:.1f}±{std:.1f}"

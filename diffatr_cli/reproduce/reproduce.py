@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.manifest import load_dataset
 from ..evaluation.evaluate import evaluate
-from ..evaluation.paper import PaperValue, paper_tables
+from ..evaluation.paper import PaperValue, paper_values
 from ..evaluation.results import EvaluationResult, SystemResult, paired_intervals
 from ..progress import Progress, silent
 from ..runs import run_folder
@@ -175,36 +175,23 @@ def _filled(
         found = {direction: each for direction in DIRECTIONS if (each := result.get(row.system, direction))}
         base = _baseline_of(row, table)
         difference: dict[Direction, Mapping[str, Any]] = {}
-        if base is not None and base != row:
+        if base != row:
             of_base = result_of(base.training)
             for direction, each in found.items():
                 minus = of_base.get(base.system, direction)
                 if minus is not None:
                     intervals = paired_intervals(result.query_clips, [each], {(row.system, direction): minus})
                     difference |= intervals.get(row.system, {})
-        rows.append(FilledRow(row, found, difference, _paper(row)))
+        papers = {direction: paper_values(*row.paper, direction) or {} for direction in DIRECTIONS} if row.paper else {}
+        rows.append(FilledRow(row, found, difference, papers))
     first = result_of(table.rows[0].training)
     return FilledTable(table, tuple(rows), tuple(seeds), first.clips, first.captions)
 
 
-def _baseline_of(row: Row, table: Table) -> Row | None:
+def _baseline_of(row: Row, table: Table) -> Row:
     """The row whose cosine a row is compared with: that of the same encoders; where the table has none, the first row."""
     encoders = row.training.encoders or row.training.name
     for other in table.rows:
         if other.system == "baseline" and (other.training.encoders or other.training.name) == encoders:
             return other
     return next((other for other in table.rows if other.system == "baseline"), table.rows[0])
-
-
-def _paper(row: Row) -> dict[Direction, dict[str, PaperValue]]:
-    if row.paper is None:
-        return {}
-    table, name = row.paper
-    cells = paper_tables()[table][name]
-    return {
-        direction: {
-            metric: PaperValue(*value) if isinstance(value, list) else PaperValue(value, None)
-            for metric, value in cells[direction].items()
-        }
-        for direction in DIRECTIONS
-    }
