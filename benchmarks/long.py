@@ -6,9 +6,9 @@ repeat the packets of one minute, since encoding eight hours would take longer t
 
 from __future__ import annotations
 
-import resource
-import sys
+import json
 import tempfile
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import partial
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from diffatr_cli.data.sounds import KINDS, render
 
-from . import index
+from . import index, startup
 from .common import Case, Row, Size, Skip, pick
 
 HOURS = 8.0
@@ -30,6 +30,21 @@ MOST = 1.5  # GB
 PLAIN = {"wav": "PCM_16", "flac": "PCM_16"}
 COMPRESSED = {"mp3": ("mp3", 44_100), "m4a": ("aac", 44_100), "opus": ("libopus", 48_000)}
 """FFmpeg's encoder and the rate, by suffix."""
+MEASURED = """
+import atexit, pathlib, re, resource, runpy, sys
+
+def note(path=pathlib.Path(sys.argv.pop(1)), status=pathlib.Path("/proc/self/status")):
+    if status.exists():
+        kilobytes = int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1])
+    else:
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1)
+    path.write_text(str(kilobytes))
+
+atexit.register(note)
+runpy.run_module("diffatr_cli", run_name="__main__")
+"""
+"""The command, which at its end writes down its own peak in KiB. Where there is /proc, it is told from what a process has of its
+parent: on Linux getrusage begins at that."""
 
 
 def tape(seconds: float, rate: int) -> NDArray[np.float32]:
@@ -91,8 +106,11 @@ def long_recording(size: Size, suffix: str = "flac") -> list[Row]:
         path = folder / "recordings" / f"long.{suffix}"
         (write_compressed if suffix in COMPRESSED else write_plain)(path, seconds)
         gigabytes = path.stat().st_size / 1e9
-        document, took = index.indexed(path.parent, folder / "index", run)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+        arguments = index.command(path.parent, folder / "index", run)[2:]  # behind `-m diffatr_cli`
+        started = time.perf_counter()
+        document = json.loads(startup.python("-c", MEASURED, folder / "peak", *arguments))
+        took = time.perf_counter() - started
+        peak = int((folder / "peak").read_text()) * 1024 / 1e9
     if document["skipped"] or document["partial"]:
         raise RuntimeError(f"{path.name}: {document['skipped'] or document['partial']}")
     if abs(5 * (document["windows"] + 1) - seconds) > 10 + seconds / 1000:  # encoders fill the last packet of the minute
