@@ -127,6 +127,8 @@ class _Reading:
     unlisted: int = 0
     """Problems that were only counted, because too many of their kind came before."""
     complete: bool = True
+    unread: _Place | None = None
+    """Behind which a file of very many values was not read."""
 
     def add(self, place: _Place, name: str, problem: str | Callable[[], str]) -> None:
         """Note a problem with a field. One whose words take time to find is a function, called if it is told."""
@@ -141,7 +143,11 @@ class _Reading:
             words = problem if isinstance(problem, str) else problem()
             lines.append(f"{place}: {name}: {words}" if name else f"{place}: {words}")
         more = len(ordered) - len(shown) + self.unlisted
-        return [*lines, *([f"and {more} more problems like these"] if more else [])]
+        if more:
+            lines.append(f"and {more} more problems like these")
+        if self.unread:
+            lines.append(f"{self.unread}: nothing was read behind this line, since no recipe has so many values")
+        return lines
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -156,7 +162,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     for override in overrides:
         _read_override(override, reading)
     recipe = _validate(reading, _Place(0, _shown(path)))
-    if reading.problems or recipe is None:
+    if reading.problems or reading.unread or recipe is None:
         raise RecipeError(reading.told())
     return recipe
 
@@ -190,7 +196,10 @@ def _compose(path: Path, place: _Place, reading: _Reading) -> yaml.Node | None:
     """The file's node tree; None when it is empty or, with a problem noted, cannot be read."""
     line = 0
     try:
-        return compose(path.read_bytes().decode("utf-8-sig"))
+        root, unread = compose(path.read_bytes().decode("utf-8-sig"))
+        if unread is not None:
+            reading.unread, reading.complete = _Place(place.order, place.name, unread), False
+        return root
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError as error:
@@ -297,7 +306,7 @@ def _read_override(override: str, reading: _Reading) -> None:
         return
     try:
         # Quotes and brackets are YAML; anything else is one plain scalar, so that a path may hold `: ` or ` #`.
-        node = compose(text) if text.startswith(("[", "'", '"')) else plain(text)
+        node = compose(text).node if text.startswith(("[", "'", '"')) else plain(text)
         reading.values[section, name] = (value_of(node), place)
     except NotYAML as error:
         reading.add(place, full, f"'{_cut(text)}' is {error.problem}")

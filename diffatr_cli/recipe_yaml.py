@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import yaml
+from yaml.composer import Composer
+from yaml.resolver import Resolver
 
 from .collection import no_collection
 
@@ -17,6 +21,8 @@ _DEEPEST = 50
 """Nodes within nodes; recipes have three."""
 _LONG = 50_000
 """Characters of a file that is no recipe that somebody wrote."""
+_MOST = 10_000
+"""Nodes of one that are looked at; recipes have some two hundred."""
 
 
 class NotYAML(Exception):
@@ -62,11 +68,19 @@ def dump(document: dict[str, Any]) -> str:
     return text
 
 
-def compose(text: str) -> yaml.Node | None:
-    """The node tree of a text; None when it is empty. Raises NotYAML."""
+class Composed(NamedTuple):
+    """A text as a tree."""
+
+    node: yaml.Node | None
+    """None when the text is empty."""
+    unread: int | None = None
+    """The line behind which a text of very many values was not looked at."""
+
+
+def compose(text: str) -> Composed:
+    """The node tree of a text. Raises NotYAML."""
     try:
-        node: yaml.Node | None = _compose_long(text) if len(text) > _LONG else yaml.compose(text, Loader=_Loader)
-        return node
+        return _compose_long(text) if len(text) > _LONG else Composed(yaml.compose(text, Loader=_Loader))
     except RecursionError:
         raise NotYAML(0, "nested too deeply") from None
     except yaml.reader.ReaderError as error:
@@ -83,17 +97,61 @@ def compose(text: str) -> yaml.Node | None:
         raise NotYAML(mark.line + 1 if mark else 0, problem) from None
 
 
-def _compose_long(text: str) -> yaml.Node | None:
-    """The node tree of a long text, in a twentieth of the time. Raises RecursionError and yaml.YAMLError."""
+def _compose_long(text: str) -> Composed:
+    """The node tree of a long text, or of its beginning, in a fraction of the time. Raises RecursionError and yaml.YAMLError."""
+    events: list[yaml.Event] = []
+    unread = None
+    open_: list[list[Any]] = []  # of each collection: the event that ends it, how many nodes are in it
     with no_collection():
-        depth = 0
         for event in yaml.parse(text, Loader=_FastLoader):
-            # The parser in C goes down without a look at the stack, until the process dies.
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                raise RecursionError
-        node: yaml.Node | None = yaml.compose(text, Loader=_FastLoader)
-        return node
+            events.append(event)
+            if isinstance(event, yaml.NodeEvent) and open_:
+                open_[-1][1] += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                in_mapping = isinstance(event, yaml.MappingStartEvent)
+                open_.append([yaml.MappingEndEvent() if in_mapping else yaml.SequenceEndEvent(), 0])
+                # The parser in C goes down without a look at the stack, until the process dies.
+                if len(open_) > _DEEPEST:
+                    raise RecursionError
+            elif isinstance(event, yaml.CollectionEndEvent):
+                open_.pop()
+            if len(events) > _MOST:
+                assert event.end_mark is not None  # the parser tells of each event where it stands
+                unread = event.end_mark.line + 1
+                events += _ended(open_, event.end_mark)
+                break
+    return Composed(_Composer(events).get_single_node(), unread)
+
+
+def _ended(open_: list[list[Any]], mark: Any) -> Iterator[yaml.Event]:
+    """The events that end a text in the midst of some collections: each that ends one, and how many nodes are in that."""
+    for end, nodes in reversed(open_):
+        if isinstance(end, yaml.MappingEndEvent) and nodes % 2:  # a name without a value
+            yield yaml.ScalarEvent(None, None, (True, False), "", mark, mark)
+        end.start_mark = end.end_mark = mark
+        yield end
+    yield yaml.DocumentEndEvent(mark, mark)
+    yield yaml.StreamEndEvent(mark, mark)
+
+
+class _Composer(Composer, Resolver):
+    """The node tree of events, by the same rules."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+    def __init__(self, events: list[yaml.Event]) -> None:
+        Composer.__init__(self)
+        Resolver.__init__(self)
+        self._events = deque(events)
+
+    def peek_event(self) -> yaml.Event:
+        return self._events[0]
+
+    def get_event(self) -> yaml.Event:
+        return self._events.popleft()
+
+    def check_event(self, *kinds: type[yaml.Event]) -> bool:
+        return not kinds or isinstance(self._events[0], kinds)
 
 
 def value_of(node: yaml.Node | None) -> Any:

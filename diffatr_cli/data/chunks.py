@@ -315,6 +315,8 @@ def _nist(stream: BinaryIO, start: int, size: int) -> Chunks | None:
         )
     except (KeyError, ValueError, IndexError):
         return None
+    if first <= start or not all(0 <= number < 1 << 48 for number in (rate, channels, width, frames)):
+        return None
     frame, there = width * channels, max(0, size - first)
     return Chunks(
         "NIST", b"", channels, rate, frame, float(rate) * frame, first, frames * frame, min(frames * frame, there), size

@@ -8,6 +8,7 @@ import posixpath
 import unicodedata
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from .audio import AUDIO_SUFFIXES
@@ -28,9 +29,8 @@ class _Folder:
     entries: dict[str, os.DirEntry[str]]
     real: str
     """The folder's path without symbolic links."""
-    composed: dict[str, str] = field(default_factory=dict)
-    """Names in composed letters -> as on disk; filled in when it is first needed."""
-    caseless: dict[str, list[str]] = field(default_factory=dict)
+    alike: dict[str, list[str]] = field(default_factory=dict)
+    """Names in composed small letters -> as on disk; filled in when it is first needed."""
 
 
 class Listing:
@@ -48,6 +48,8 @@ class Listing:
         Backslashes may part folders. Letters may be composed or taken apart, and where the file system takes no notice of case,
         neither does this.
         """
+        if "/" not in name and "\\" not in name:
+            return self._file(base, name)
         for spelled in (name, name.replace("\\", "/")) if "\\" in name else (name,):
             head, slash, last = spelled.rpartition("/")
             if os.path.isabs(spelled):  # not from the root down: some systems list no folder that nobody has entered
@@ -96,16 +98,16 @@ class Listing:
             return None
         if name in listed.entries:
             return listed.entries[name]
-        if not listed.composed:
+        if not listed.alike:
             for there in listed.entries:
-                listed.composed.setdefault(_composed(there), there)
-                listed.caseless.setdefault(_composed(there).casefold(), []).append(there)
-        if (like := listed.composed.get(_composed(name))) is not None:
-            return listed.entries[like]
-        for there in listed.caseless.get(_composed(name).casefold(), ()):
-            if _same(os.path.join(folder, name), os.path.join(folder, there)):
-                return listed.entries[there]
-        return None
+                listed.alike.setdefault(_composed(there).casefold(), []).append(there)
+        alike = listed.alike.get(_composed(name).casefold())
+        if alike is None:
+            return None
+        composed = [there for there in alike if _composed(there) == _composed(name)]
+        same = (there for there in alike if _same(os.path.join(folder, name), os.path.join(folder, there)))
+        found = next(chain(composed, same), None)
+        return None if found is None else listed.entries[found]
 
     def _list(self, folder: str) -> _Folder | None:
         if folder not in self._folders:

@@ -103,7 +103,7 @@ class PyAVDecoder:
             offset = (stream.start_time or 0) + int(max(0.0, seconds - early) / (stream.time_base or 1))
             try:
                 self._container.seek(offset, stream=stream)
-                landed = next((packet.pts for packet in self._container.demux(stream) if packet.pts is not None), None)
+                landed = next((packet.pts for packet in self._packets() if packet.pts is not None), None)
                 if landed is not None and (landed - (stream.start_time or 0)) * stream.time_base <= seconds:
                     self._container.seek(offset, stream=stream)
                     self._sought = seconds
@@ -148,6 +148,15 @@ class PyAVDecoder:
             elif self.partial is None and _ends_early(self._path):
                 self.partial = TRUNCATED
 
+    def _packets(self) -> Iterator[Any]:
+        """Of the stream, and last an empty one, which has the decoder hand out what it holds back."""
+        try:
+            yield from self._container.demux(self._stream)
+        except IndexError:
+            # At the end PyAV looks at streams that began in the middle of the file, and which its own list lacks. They come after
+            # this one.
+            return
+
     def _frames(self) -> Iterator[tuple[Any, float | None]]:
         """The decoded frames; after seeking, with the first one the second at which it begins."""
         import av
@@ -155,7 +164,7 @@ class PyAVDecoder:
         stream, start = self._stream, self._sought
         packets = damaged = 0
         try:
-            for packet in self._container.demux(stream):
+            for packet in self._packets():
                 packets += 1
                 try:
                     frames = packet.decode()
