@@ -75,7 +75,7 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
         for step, rows, batch in overlapped_batches(train, recipe.pretrain, 0, steps, 0):
             if step == until:
                 break
-            phase.step(train, rows, batch, 1e-4)
+            phase.step(train, rows, batch, 1e-4, 0)
 
     epoch(2)  # to warm up
     fast = seconds(lambda: epoch(steps), device)
@@ -92,7 +92,7 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
     def plain_step() -> None:
         with torch.no_grad():
             batch = front_end(sound)
-        plain_phase.step(without, rows, batch, 1e-4)
+        plain_phase.step(without, rows, batch, 1e-4, 0)
 
     rounds = pick(size, 1, 2, 4)
     plain = median(plain_step, rounds, device) * steps

@@ -6,13 +6,19 @@ from functools import cache
 
 import torch
 
+from . import launched
 from .errors import UsageError
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` or `mps` as a device. Raises UsageError for others."""
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1` or `mps` as a device. Raises UsageError for others.
+
+    Of several processes on one machine each has a GPU of its own.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and launched.several():
+        name = f"cuda:{launched.local_rank()}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

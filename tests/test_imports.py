@@ -17,8 +17,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "transformers", "numba", "pyarrow", "lancedb", "resampy", "soxr", "soundfile", "scipy", "pandas", "numpy"}
 
 # What each room may import. Files at the top of the package are rooms of their own, lowest first.
-FOUNDATION = {"types", "errors", "printable", "files", "progress", "collection", "network", "__init__"}
-OTHERS = {"device", "pretrained", "encoders"}
+FOUNDATION = {"types", "errors", "printable", "files", "progress", "collection", "network", "launched", "__init__"}
+OTHERS = {"device", "processes", "pretrained", "encoders"}
 SHARED = FOUNDATION | OTHERS | {"recipe_schema", "recipe", "runs", "checkpoint", "model"}
 MODELS = SHARED | {"core", "calibrations", "two_tower"}
 ALLOWED: dict[str, set[str]] = {
@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": FOUNDATION | {"recipe_schema", "recipe"},
     "checkpoint": FOUNDATION,
     "device": FOUNDATION,
+    "processes": FOUNDATION,
     "pretrained": FOUNDATION | {"core"},
     "encoders": FOUNDATION | {"core", "recipe_schema", "device", "pretrained"},
     "calibrations": FOUNDATION | {"core"},

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import launched
 from ..errors import DiffATRError
 from ..files import reason
 from ..printable import printable
@@ -62,8 +63,13 @@ def prepare_streams() -> None:
         sys.stdin.reconfigure(encoding="utf-8")  # a locale that knows only ASCII says nothing about what comes in
 
 
-def say(*lines: str) -> None:
-    """Talk, on stderr, a line each. That nobody can read it is no reason to stop the work."""
+def say(*lines: str, for_all: bool = True) -> None:
+    """Talk, on stderr, a line each. That nobody can read it is no reason to stop the work.
+
+    Of several processes the first speaks, but where what is said is not said `for_all`.
+    """
+    if for_all and launched.rank() > 0:
+        return
     with contextlib.suppress(OSError):
         sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
         sys.stderr.flush()
@@ -128,6 +134,8 @@ def _utf8(path: Path) -> str:
 
 
 def _write(result: str | bytes) -> None:
+    if launched.rank() > 0:  # the first of several processes shows what all have
+        return
     try:
         if isinstance(result, bytes):
             sys.stdout.flush()
@@ -184,6 +192,19 @@ def _rendered(table: Table) -> str:
 
 
 @contextmanager
+def joined(device: str) -> Iterator[None]:
+    """While the block runs, this process works together with the others that torchrun started with it, if it did."""
+    if not launched.several():
+        yield
+        return
+    from ..processes import join, leave
+
+    join(device)
+    yield
+    leave()  # not after a failure: the others would wait to part
+
+
+@contextmanager
 def progress_bar(interval: float = 30.0) -> Iterator[Progress]:
     """A bar with rate and time left on stderr while the block runs, or, where nothing can be drawn, a line each `interval`.
 
@@ -193,7 +214,7 @@ def progress_bar(interval: float = 30.0) -> Iterator[Progress]:
         interval: seconds; shorter work writes no line.
     """
     drawn = sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")  # on these nothing can be drawn over
-    with signals.unwinding(), _bar() if drawn else _log(interval) as progress:
+    with signals.unwinding(), _bar() if drawn and launched.rank() == 0 else _log(interval) as progress:
         yield progress
 
 

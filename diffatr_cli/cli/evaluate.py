@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .console import Data, Device, Json, Runs, progress_bar, say, show
+from .console import Data, Device, Json, Runs, joined, progress_bar, say, show
 
 Model = Annotated[
     str | None, typer.Option("--model", help="Which runs: those with this audio.encoder in their recipe, such as resnet38.")
@@ -112,7 +112,7 @@ def evaluate(
         from ..report.tables import evaluation_table
 
         models: dict[str, Any] = {"runs": runs, "model": model, "recipe": recipe, "seeds": parse_seeds(seeds)}
-        with progress_bar() as progress:
+        with joined(device), progress_bar() as progress:
             result = job(source or "", target, export=export, matrices=matrices, progress=progress, **asked, **models, **sampling)
         _tell(result.notes)
         if export is not None:
@@ -133,7 +133,7 @@ def _compare(pair: tuple[Path, Path], target: str, options: dict[str, Any], as_j
     from ..evaluation.evaluate import compare
     from ..report.tables import comparison_table
 
-    with progress_bar() as progress:
+    with joined(str(options["device"])), progress_bar() as progress:
         result = compare(*pair, target, progress=progress, **options)
     _tell(list(dict.fromkeys((*result.first.notes, *result.second.notes))))
     show(result.to_json(), comparison_table(result), as_json=as_json)
@@ -171,7 +171,7 @@ def cross_domain(
     pair = names or ["clotho", "audiocaps"]
     if len(set(pair)) != 2 or len(pair) != 2:
         raise UsageError(f"cross-domain: takes two different data sets, got {' '.join(pair)}")
-    with progress_bar() as progress:
+    with joined(device), progress_bar() as progress:
         results = job(
             (pair[0], pair[1]),
             models or (None,),

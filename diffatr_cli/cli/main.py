@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import __version__
-from ..errors import DiffATRError
+from .. import __version__, launched
+from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..network import go_offline
 from . import demo, evaluate, models, prepare, query, reproduce, serve, signals, train, trajectory
@@ -30,6 +30,10 @@ app = typer.Typer(
 )
 
 
+_BY_SEVERAL = ("pretrain", "train-diffusion", "evaluate", "cross-domain", "reproduce")
+"""Commands whose work several processes can share."""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         show_line(f"diffatr {__version__}")
@@ -38,6 +42,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
@@ -47,6 +52,8 @@ def root(
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the network; may stand anywhere on the line.")] = False,
 ) -> None:
     """Options that stand before the command; `main` reads `--debug` and `--offline` wherever they stand."""
+    if launched.several() and context.invoked_subcommand not in _BY_SEVERAL:
+        raise UsageError(f"{context.invoked_subcommand} is the work of one process. Start it without torchrun.")
 
 
 app.add_typer(prepare.app, name="prepare")
@@ -81,14 +88,15 @@ def main() -> None:
         code = 0 if interrupted or signals.arrived() else _tell(error, debug)
     if interrupted or signals.arrived():
         code = signals.exit_code()
-        if line := signals.farewell():
-            say(line)
+        if (line := signals.farewell()) and _tells("signal"):
+            say(line, for_all=False)
     signals.finished(code)
     sys.exit(code)
 
 
 def _tell(error: BaseException, debug: bool) -> int:
-    """Tell of a failure in a line (or one for each mistake in a recipe); the exit code."""
+    """Tell of a failure in a line (or one for each mistake in a recipe); the exit code. Of several processes that fail in the
+    same way one tells."""
     if isinstance(error, SystemExit):  # rich ends so where nobody reads the help, and typer where any other pipe breaks
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         error = ReaderGone() if frame.f_globals["__name__"].startswith("rich.") else error.__context__ or error
@@ -96,24 +104,38 @@ def _tell(error: BaseException, debug: bool) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BY_SIGPIPE
-    if isinstance(error, _WrongUse):
-        if message := " ".join(error.format_message().split()):  # there is none where the help was shown instead
-            command = error.ctx.command_path if error.ctx else "diffatr"
-            say(f"{command}: {message.removesuffix('.')}. See {command} --help.")
-        return int(error.exit_code)
-    if debug:
+    if debug and not isinstance(error, _WrongUse):
         for part in traceback.format_exception(error):
             # A newline in the message may be one in a name.
-            say(*part.splitlines() if part.startswith((" ", "\n", "Traceback")) else [part.rstrip("\n")])
+            say(*part.splitlines() if part.startswith((" ", "\n", "Traceback")) else [part.rstrip("\n")], for_all=False)
+    lines, code = _described(error)
+    if _tells(f"{type(error).__name__} {error}"):
+        say(*lines, for_all=False)
+    return code
+
+
+def _tells(what: str) -> bool:
+    """Whether this process tells of something that several may meet."""
+    if not launched.several():
+        return True
+    from ..processes import tells
+
+    return tells(what)
+
+
+def _described(error: BaseException) -> tuple[list[str], int]:
+    """A failure in words, and its exit code."""
+    if isinstance(error, _WrongUse):
+        message = " ".join(error.format_message().split())  # there is none where the help was shown instead
+        command = error.ctx.command_path if error.ctx else "diffatr"
+        return [f"{command}: {message.removesuffix('.')}. See {command} --help."] if message else [], int(error.exit_code)
     if isinstance(error, DiffATRError):
         first, *more = map(str, error.args)
-        say(f"diffatr: {first}", *more)
-        return error.exit_code
+        return [f"diffatr: {first}", *more], error.exit_code
     if isinstance(error, OSError):
-        say(f"diffatr: {error.filename}: {reason(error)}" if error.filename is not None else f"diffatr: {reason(error)}")
-    elif isinstance(error, MemoryError):
-        say("diffatr: there is not enough memory for this.")
-    else:
-        kind, text = type(error).__name__, " ".join(str(error).split())
-        say(f"diffatr: unexpected {kind}: {text}. Run it again with --debug for the place, and please report it.")
-    return 1
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return [f"diffatr: {place}{reason(error)}"], 1
+    if isinstance(error, MemoryError):
+        return ["diffatr: there is not enough memory for this."], 1
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    return [f"diffatr: unexpected {kind}: {text}. Run it again with --debug for the place, and please report it."], 1

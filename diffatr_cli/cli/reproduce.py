@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from .. import launched
 from ..errors import UsageError
-from .console import Device, Json, Runs, progress_bar, say, show, show_text
+from .console import Device, Json, Runs, joined, progress_bar, say, show, show_text
 from .evaluate import parse_seeds
 
 
@@ -76,7 +77,7 @@ def reproduce(
         from ..report.trajectory_figure import check_out, draw
 
         check_out(figure_out)
-    with progress_bar() as progress:
+    with joined(device), progress_bar() as progress:
         filled = job(tables, chosen, data=folder, runs=runs, device=device, progress=progress, told=say)
         if drawn:
             train_missing([shown], chosen[:1], data=folder, runs=runs, device=device, progress=progress, told=say)
@@ -84,7 +85,8 @@ def reproduce(
             chain = trajectory(
                 name, name, data=folder, runs=runs, recipe=shown.name, seed=chosen[0], device=device, progress=progress
             )
-            draw(chain, figure_out)
+            if launched.rank() == 0:
+                draw(chain, figure_out)
             say(f"Figure 3 is drawn in {figure_out}")
     if as_markdown:
         show_text("\n".join(report.markdown(table, quick) for table in filled))

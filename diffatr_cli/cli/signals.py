@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from .. import launched
+
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
@@ -163,6 +165,8 @@ def _unraisable(lost: UnraisableHookArgs) -> None:
 def _end() -> NoReturn:
     """End the process here and now. Nothing of ours is left half-written: files are replaced whole."""
     code, line = exit_code(), farewell()
+    if launched.rank() > 0:  # of several processes that are all ended the first one tells
+        line = None
     with contextlib.suppress(OSError):
         right = _PUT_RIGHT if _unwinding and os.isatty(2) else ""
         os.write(2, (right + (f"{line}\n" if line else "")).encode())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import Data, Device, Json, Runs, Seed, progress_bar, say, show
+from .console import Data, Device, Json, Runs, Seed, joined, progress_bar, say, show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -108,7 +108,7 @@ def _train(
     changed = tuple(overrides or ())
     loaded = load_recipe(recipe, changed)
     resume = (recipe, *changed, *(("--name", name) if name else ()), *more)
-    with progress_bar() as progress:
+    with joined(device), progress_bar() as progress:
         result = job(
             name or Path(recipe).stem, loaded, data=data, runs=runs, seed=seed, device=device, resume=resume, progress=progress
         )

@@ -22,6 +22,7 @@ from ..data.manifest import Clip, Dataset, read_piece
 from ..data.resample import resample
 from ..errors import UsageError
 from ..model import Retriever
+from ..processes import count, from_first, gathered, is_first, share, shared_rows
 from ..progress import Progress, silent
 from ..runs import encoders_of
 from ..types import SAMPLE_RATE, Direction
@@ -150,10 +151,11 @@ def embed_split(
         audio = np.concatenate([encoders.embed_pooled_audio(part) for part in parts])
     else:
         audio = encoders.embed_pooled_audio(pooled)
-    text = encoders.embed_text(captions.texts) if given is None else encoders.embed_pooled_text(given.text)
-    return EmbeddedSplit(
-        torch.from_numpy(audio), torch.from_numpy(text), captions.clip_index, captions.positive_groups(same_captions)
-    )
+    if given is None:
+        text = shared_rows(lambda texts: torch.from_numpy(encoders.embed_text(texts)), captions.texts)
+    else:
+        text = torch.from_numpy(encoders.embed_pooled_text(given.text))
+    return EmbeddedSplit(torch.from_numpy(audio), text, captions.clip_index, captions.positive_groups(same_captions))
 
 
 def pooled_clips(encoders: SplitEncoders, dataset: Dataset, split: str, progress: Progress = silent) -> Tensor | None:
@@ -165,11 +167,12 @@ def pooled_clips(encoders: SplitEncoders, dataset: Dataset, split: str, progress
         return None
     path = dataset.root / ".cache" / f"features-{encoders.audio_key}-{split}.safetensors"
     source = {"encoder": encoders.audio_key, "data": dataset.fingerprint}
-    if (cached := _cached(path, source)) is None:
-        note = f"features of {dataset.name} {split}"
-        cached = {"audio": torch.cat(_pool(encoders, dataset, dataset.split(split), note, progress, lambda wave: [wave]))}
-        save_weights(path, cached, source)
-    return cached["audio"]
+    note = f"features of {dataset.name} {split}"
+    return _cached(
+        path,
+        source,
+        lambda: {"audio": torch.cat(_pool(encoders, dataset, dataset.split(split), note, progress, lambda wave: [wave]))},
+    )["audio"]
 
 
 def check_fit(model: Retriever, dataset: Dataset) -> None:
@@ -198,10 +201,12 @@ def cached_split(
     """`embed_split` by the encoders of a run, from the cache in their folder or computed into it."""
     path = encoders_of(run).folder / f"embeddings-{dataset.name}-{split}.safetensors"
     source = {"encoders": model.model_id, "data": dataset.fingerprint}
-    if (cached := _cached(path, source)) is None:
-        embedded = embed_split(model, dataset, split, progress=progress)
-        cached = {"audio": embedded.audio, "text": embedded.text}
-        save_weights(path, cached, source)
+
+    def embedded() -> dict[str, Tensor]:
+        found = embed_split(model, dataset, split, progress=progress)
+        return {"audio": found.audio, "text": found.text}
+
+    cached = _cached(path, source, embedded)
     captions = Captions.of(dataset.split(split))
     return EmbeddedSplit(cached["audio"], cached["text"], captions.clip_index, captions.positive_groups(same_captions))
 
@@ -218,10 +223,12 @@ def cached_windows(model: Retriever, run: Path, dataset: Dataset, split: str, pr
     """The windows of a split's clips by the encoders of a run, from the cache in their folder or computed into it."""
     path = encoders_of(run).folder / f"windows-{dataset.name}-{split}.safetensors"
     source = {"encoders": model.model_id, "data": dataset.fingerprint}
-    if (cached := _cached(path, source)) is None:
+
+    def embedded() -> dict[str, Tensor]:
         windows = embed_windows(model, dataset, split, progress)
-        cached = {"vectors": torch.from_numpy(windows.vectors), "offsets": torch.from_numpy(windows.offsets)}
-        save_weights(path, cached, source)
+        return {"vectors": torch.from_numpy(windows.vectors), "offsets": torch.from_numpy(windows.offsets)}
+
+    cached = _cached(path, source, embedded)
     return EmbeddedWindows(cached["vectors"].numpy(), cached["offsets"].numpy())
 
 
@@ -236,12 +243,18 @@ def embed_windows(model: SplitEncoders, dataset: Dataset, split: str, progress: 
     return EmbeddedWindows(model.embed_pooled_audio(torch.cat(parts)), np.cumsum([0, *map(len, parts)]))
 
 
-def _cached(path: Path, source: dict[str, str]) -> dict[str, Tensor] | None:
-    """The tensors of a cache file if it was made from this source."""
-    if not path.is_file():
-        return None
-    tensors, facts = load_weights(path)
-    return tensors if facts == source else None
+def _cached(path: Path, source: dict[str, str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a cache file if they were made from this source, or `make()`, which goes into it.
+
+    Several processes make them together, and the first one writes.
+    """
+    tensors, facts = load_weights(path) if is_first() and path.is_file() else ({}, None)
+    if from_first(facts == source):
+        return tensors if is_first() else load_weights(path)[0]
+    made = make()
+    if is_first():
+        save_weights(path, made, source)
+    return made
 
 
 def _pool(
@@ -252,7 +265,23 @@ def _pool(
     progress: Progress,
     cut: Callable[[np.ndarray], list[np.ndarray]],
 ) -> list[Tensor]:
-    """The pooled features of each clip's pieces."""
+    """The pooled features of each clip's pieces. Several processes take a share of the clips each."""
+    if count() > 1 and len(clips) >= count():
+        own = clips[share(len(clips))]
+        pooled = _pool_own(encoders, dataset, own, note, progress, cut)
+        pieces = gathered(torch.tensor([len(part) for part in pooled]))
+        return list(torch.split(gathered(torch.cat(pooled)), pieces.tolist()))
+    return _pool_own(encoders, dataset, clips, note, progress, cut)
+
+
+def _pool_own(
+    encoders: SplitEncoders,
+    dataset: Dataset,
+    clips: Sequence[Clip],
+    note: str,
+    progress: Progress,
+    cut: Callable[[np.ndarray], list[np.ndarray]],
+) -> list[Tensor]:
     parts: list[Tensor] = []
     for start in range(0, len(clips), CLIPS_AT_ONCE):
         waves = [read_piece(dataset.root / clip.path) for clip in clips[start : start + CLIPS_AT_ONCE]]

@@ -18,6 +18,7 @@ from ..core.sampling import Sampling
 from ..data.manifest import load_dataset
 from ..errors import DiffATRError, UsageError
 from ..model import Retriever, load_retriever, sampling_of
+from ..processes import is_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields
 from ..recipe_schema import Recipe
@@ -77,7 +78,8 @@ def evaluate(
     folders = [run_folder(runs, folder.name, seed) for seed in chosen]
     asked = load_evaluation_set(data, target, split, protocol, relevance)
     identity = {"source": source, "target": target, "split": split, "protocol": protocol, "recipe": folder.name}
-    with exporting(export, asked, identity, matrices) if export else contextlib.nullcontext() as exporter:
+    # Of several processes the first one writes, and all have the same figures.
+    with exporting(export, asked, identity, matrices) if export and is_first() else contextlib.nullcontext() as exporter:
         result = evaluate_runs(folders, chosen, asked, notes=notes, exporter=exporter, **options)
         if exporter is not None:
             exporter.finish(result)
@@ -132,7 +134,8 @@ def evaluate_runs(
             if retriever.reranker and retriever.reranker.fuses:
                 weights.setdefault(direction, []).append(retriever.reranker.fusion_weights[direction])
         try:
-            _keep(run, retriever, sampling, asked, of_run)
+            if is_first():
+                _keep(run, retriever, sampling, asked, of_run)
         except DiffATRError as error:
             told.append(f"what each query got is not kept: {error}")
     return EvaluationResult(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch import Tensor
 from ..core.losses import cosine_similarity
 from ..core.metrics import Measure, MetricAccumulator
 from ..core.sampling import Sampling
-from ..core.scoring import Reranker, diffusion_score_blocks
+from ..core.schedule import NoiseSchedule
+from ..core.scoring import Reranker, diffusion_score_blocks, diffusion_scores
+from ..processes import count, gathered, share
 from ..progress import Progress, silent
 from ..types import Direction, System
 from .embedded_split import EmbeddedSplit
@@ -19,6 +22,25 @@ QUERIES_AT_ONCE = 1024
 
 OnScores = Callable[[System, slice, Tensor], None]
 """Called with what a system scores a block of queries: the rows, and (rows, candidates)."""
+
+
+def score_blocks(
+    queries: Tensor, prepared: Any, schedule: NoiseSchedule, sampling: Sampling, query_ids: Sequence[int] | None = None
+) -> Iterator[tuple[slice, Tensor]]:
+    """x0_hat of blocks of queries, as `diffusion_score_blocks` has it. Several processes take a share of each block."""
+    if count() == 1:
+        yield from diffusion_score_blocks(queries, prepared, schedule, sampling, query_ids=query_ids)
+        return
+    ids = list(range(len(queries))) if query_ids is None else list(query_ids)
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
+        block, of_block = queries[rows], ids[rows]
+        if len(block) < count():
+            scores = diffusion_scores(block, prepared, schedule, sampling, query_ids=of_block)
+        else:
+            own = share(len(block))
+            scores = gathered(diffusion_scores(block[own], prepared, schedule, sampling, query_ids=of_block[own]))
+        yield rows, scores
 
 
 def rank(
@@ -71,7 +93,7 @@ def rank_queries(
             count("baseline", rows, cosine_similarity(queries[rows], candidates))
         return systems
     prepared = reranker.prepare(direction, candidates)
-    blocks = diffusion_score_blocks(queries, prepared, reranker.schedule, sampling or reranker.sampling, query_ids=query_ids)
+    blocks = score_blocks(queries, prepared, reranker.schedule, sampling or reranker.sampling, query_ids)
     for rows, x0_hat in blocks:
         cosine = cosine_similarity(queries[rows], candidates)
         if reranker.fuses:

@@ -11,6 +11,7 @@ from ..data.manifest import load_dataset
 from ..evaluation.evaluate import evaluate
 from ..evaluation.paper import PaperValue, paper_values
 from ..evaluation.results import EvaluationResult, SystemResult, paired_intervals
+from ..processes import from_first
 from ..progress import Progress, silent
 from ..runs import run_folder
 from ..training.pretrain import pretrain
@@ -120,7 +121,7 @@ def train_missing(
     told: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train what is not there of some trainings, or go on with it. Arguments and errors as `reproduce`."""
-    for step in steps_of(trainings, seeds, runs):
+    for step in from_first(steps_of(trainings, seeds, runs)):
         if not step.finished:
             told(f"{step.training.name}, seed {step.seed}: {step.phase}, {step.done} of {step.epochs} epochs are there")
             _train(step, data, runs, device, progress)

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..evaluation.embedded_split import Captions
+from ..processes import share
 from ..recipe_schema import PretrainSection
 from .clips import Clips
 from .streams import numpy_stream
@@ -71,11 +72,12 @@ def epoch_batches(
 def overlapped_batches(
     train: TrainSplit, section: PretrainSection, seed: int, steps_per_epoch: int, start: int
 ) -> Iterator[tuple[int, np.ndarray, Any]]:
-    """(step, caption indices, crops of their clips) from a step on; the next batch is cut out while this one trains."""
+    """(step, caption indices, crops of this process's share of their clips) from a step on; the next batch is cut out while this
+    one trains."""
 
     def cut(step: int, rows: np.ndarray) -> tuple[int, np.ndarray, Any]:
         clips = np.unique(train.captions.clip_index[rows])
-        return step, rows, train.clips.crop(clips, numpy_stream(seed, "crop", step))
+        return step, rows, train.clips.crop(clips, numpy_stream(seed, "crop", step), share(len(clips)))
 
     def plan() -> Iterator[tuple[int, np.ndarray]]:
         for epoch in range(start // steps_per_epoch, section.epochs):

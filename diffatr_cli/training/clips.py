@@ -19,11 +19,13 @@ from ..data.manifest import Dataset, read_piece
 from ..data.resample import resample
 from ..encoders import ClipEncoder
 from ..evaluation.embedded_split import SplitEncoders, pooled_clips
+from ..processes import first_alone
 from ..progress import Progress
 from ..recipe_schema import AudioSection
 from ..types import SAMPLE_RATE
 
 Indices = Sequence[int] | NDArray[np.integer]
+ALL = slice(None)
 
 
 class Clips(Protocol):
@@ -37,8 +39,9 @@ class Clips(Protocol):
 
     def __len__(self) -> int: ...
 
-    def crop(self, indices: Indices, rng: np.random.Generator) -> Any:
-        """A random stretch of each of these clips, as the encoder's `pooled` takes them."""
+    def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Any:
+        """A random stretch of each of these clips, as the encoder's `pooled` takes them, or of a part of them, which does not
+        depend on what the part is."""
 
 
 class LogMelCrops:
@@ -50,8 +53,8 @@ class LogMelCrops:
     def __len__(self) -> int:
         return len(self.logmels)
 
-    def crop(self, indices: Indices, rng: np.random.Generator) -> Tensor:
-        return self.logmels.crop(indices, self.frames, rng)
+    def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Tensor:
+        return self.logmels.crop(indices, self.frames, rng)[part]
 
 
 class WaveformCrops:
@@ -69,11 +72,11 @@ class WaveformCrops:
     def __len__(self) -> int:
         return len(self._clips)
 
-    def crop(self, indices: Indices, rng: np.random.Generator) -> Any:
+    def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Any:
+        lengths = [int(self.offsets[index + 1] - self.offsets[index]) for index in indices]
+        starts = [int(rng.integers(0, max(length - self._samples, 0) + 1)) for length in lengths]
         waves = []
-        for index in indices:
-            length = int(self.offsets[index + 1] - self.offsets[index])
-            start = int(rng.integers(0, max(length - self._samples, 0) + 1))
+        for index, start in zip(indices[part], starts[part], strict=True):
             piece = read_piece(self._root / self._clips[index].path, start, self._samples)
             waves.append(resample(piece, SAMPLE_RATE, to=self._encoder.rate))
         return self._encoder.inputs(waves)
@@ -89,8 +92,8 @@ class PooledClips:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def crop(self, indices: Indices, rng: np.random.Generator) -> Tensor:
-        return self.vectors[torch.as_tensor(np.asarray(indices))]
+    def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Tensor:
+        return self.vectors[torch.as_tensor(np.asarray(indices)[part])]
 
 
 def training_clips(
@@ -106,5 +109,6 @@ def training_clips(
         return PooledClips(pooled)
     if isinstance(encoder, AudioEncoder):
         frames = int(seconds * SAMPLE_RATE) // section.hop + 1
-        return LogMelCrops(cached_logmels(dataset, "train", section.hop, progress), frames)
+        logmels = first_alone(lambda: cached_logmels(dataset, "train", section.hop, progress))
+        return LogMelCrops(logmels, frames)
     return WaveformCrops(dataset, "train", encoder, seconds)

@@ -17,6 +17,7 @@ from ..core.sampling import Objective
 from ..core.schedule import NoiseSchedule
 from ..device import wants_bf16
 from ..model import build_denoiser, build_schedule
+from ..processes import count, mean_gradients, share, summed
 from ..recipe_schema import DiffusionSection, ModelSection
 from ..types import DIRECTIONS, Direction
 
@@ -32,6 +33,7 @@ def denoising_loss(
     x_0: Tensor,
     generator: torch.Generator | None = None,
     objective: Objective = "diffusion",
+    rows: slice = slice(None),
 ) -> Tensor:
     """One Monte Carlo term of Eq. 6: a noise level and a noise a row, x_k by Eq. 5, and the divergence of x0_hat from x_0.
 
@@ -42,15 +44,18 @@ def denoising_loss(
         generator: of levels and noise; None is torch's global one.
         objective: `discriminative` has neither: x_k is zero at the level where sampling starts, and the loss is the
             cross-entropy of a classifier over the candidates.
+        rows: the queries that count; what is drawn for them does not depend on which these are.
 
     Returns:
         A scalar in nats.
     """
     if objective == "discriminative":
+        query, candidates, x_0 = query[rows], candidates[rows] if candidates.ndim == 3 else candidates, x_0[rows]
         last = torch.full((len(query),), len(schedule) - 1, device=query.device)
         return generation_loss(denoiser.factored_forward(torch.zeros_like(x_0), last, query, candidates), x_0)
-    level = torch.randint(len(schedule), (len(query),), generator=generator).to(query.device)
-    noise = torch.randn(x_0.shape, generator=generator).to(query.device)
+    level = torch.randint(len(schedule), (len(query),), generator=generator)[rows].to(query.device)
+    noise = torch.randn(x_0.shape, generator=generator)[rows].to(query.device)
+    query, candidates, x_0 = query[rows], candidates[rows] if candidates.ndim == 3 else candidates, x_0[rows]
     logits = denoiser.factored_forward(schedule.q_sample(x_0, level, noise), level, query, candidates)
     return generation_loss(logits, x_0)
 
@@ -74,11 +79,20 @@ class DenoiserPair(nn.Module):
         return {direction: self.of(direction) for direction in DIRECTIONS}
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """L_G of a batch, mean over what it holds."""
+        """L_G of a batch, mean over what it holds.
+
+        Of several processes each takes a share of the queries; the mean over the processes is the loss.
+        """
         device = next(self.parameters()).device
+
+        def weight(queries: int) -> float:
+            own = share(queries)
+            return float((own.stop - own.start) * count() / queries)
+
         with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(self.precision, device)):
             losses = [
-                denoising_loss(
+                weight(len(query))
+                * denoising_loss(
                     self.of(direction),
                     self.schedule,
                     query.to(device),
@@ -86,16 +100,17 @@ class DenoiserPair(nn.Module):
                     x_0.to(device),
                     generator,
                     self.objective,
+                    share(len(query)),
                 )
                 for direction, query, candidates, x_0 in batch
             ]
         return torch.stack(losses).mean()
 
-    def loss_of_pairs(self, audio: Tensor, text: Tensor, clip_ids: Tensor) -> Tensor:
+    def loss_of_pairs(self, audio: Tensor, text: Tensor, clip_ids: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """L_G of a batch of pairs (B, D), whose items are each other's candidates; equal `clip_ids` (B,) are true together."""
         same = (clip_ids[:, None] == clip_ids[None]).to(audio)
         x_0 = same / same.sum(1, keepdim=True)
-        return self.loss([("t2a", text, audio, x_0), ("a2t", audio, text, x_0)])
+        return self.loss([("t2a", text, audio, x_0), ("a2t", audio, text, x_0)], generator)
 
 
 def denoiser_optimizer(pair: DenoiserPair, section: DiffusionSection) -> torch.optim.Optimizer:
@@ -110,6 +125,7 @@ def denoising_step(
     loss = pair.loss(batch, generator)
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
+    mean_gradients(pair.parameters())
     clip_grad_norm_(pair.parameters(), clip_norm)
     optimizer.step()
-    return float(loss.detach())
+    return float(summed(loss.detach())) / count()

@@ -28,6 +28,8 @@ from .. import __version__
 from ..checkpoint import load_state, load_weights, save_weights
 from ..errors import UsageError
 from ..files import replacing, write_text
+from ..launched import launcher
+from ..processes import count, from_first, is_first, wait_for_all
 from ..recipe import differing_fields, dump_recipe
 from ..recipe_schema import Recipe
 from ..runs import BEST, LAST, RECIPE, RECORD, Phase, read_record, recipe_of_record
@@ -71,7 +73,7 @@ def open_phase(
 
     Raises:
         UsageError: the folder holds a run of another recipe or of other data, which would be mixed with this one, or another
-            process is training there.
+            training is at work there.
     """
     from filelock import FileLock, Timeout
 
@@ -85,21 +87,27 @@ def open_phase(
         if other:
             raise UsageError(f"{path}: holds a run with {other}. Choose another --name or --runs, or remove that folder.")
     path.mkdir(parents=True, exist_ok=True)
+    lock, free = FileLock(path / _LOCK, blocking=False), True
     try:
-        with FileLock(path / _LOCK, blocking=False):
-            yield PhaseFolder(path, phase, recipe, seed, command, data)
-    except Timeout:
-        raise UsageError(f"{path}: another process is training there. Wait for it, or choose another --name.") from None
+        if is_first():
+            with contextlib.suppress(Timeout):
+                lock.acquire()
+            free = lock.is_locked
+        if not from_first(free):
+            raise UsageError(f"{path}: another process is training there. Wait for it, or choose another --name.")
+        yield PhaseFolder(path, phase, recipe, seed, command, data)
     finally:
-        with contextlib.suppress(OSError):
-            if os.listdir(path) == [_LOCK]:  # it failed before it began
-                os.unlink(path / _LOCK)
-                for empty in (path, run, run.parent):
-                    empty.rmdir()
+        if lock.is_locked:
+            lock.release()
+            with contextlib.suppress(OSError):
+                if os.listdir(path) == [_LOCK]:  # it failed before it began
+                    os.unlink(path / _LOCK)
+                    for empty in (path, run, run.parent):
+                        empty.rmdir()
 
 
 class PhaseFolder:
-    """A phase's folder, held by this process (`open_phase`)."""
+    """A phase's folder, held by this training (`open_phase`). Of several processes the first one writes, for all."""
 
     def __init__(self, path: Path, phase: Phase, recipe: Recipe, seed: int, command: str, data: str) -> None:
         self.path = path
@@ -116,11 +124,14 @@ class PhaseFolder:
         """Have the record say something more, or say it anew."""
         self._facts[name] = value
         path = self.path / RECORD
-        if path.is_file() and (record := read_record(path)).get(name) != value:
+        if is_first() and path.is_file() and (record := read_record(path)).get(name) != value:
             write_text(path, json.dumps(record | {name: value}, indent=2))
 
     def record_start(self, device: torch.device, precision: str, epochs_done: int) -> None:
-        """Note that training begins or goes on now: the record is written once, each start is added to it."""
+        """Note that training begins or goes on now: the record is written once, each start is added to it.
+
+        Raises UsageError where it was begun by another number of processes: going on would give other numbers than either.
+        """
         path = self.path / RECORD
         start = {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -128,16 +139,25 @@ class PhaseFolder:
             "device": str(device),
             "precision": precision,
             "threads": torch.get_num_threads(),
+            "processes": count(),
             "versions": versions(),
             "epochs_done": epochs_done,
         }
         begun = any((self.path / name).is_file() for name in (BEST, LAST, _OLD_LAST))
         if begun and path.is_file():
             record = read_record(path)
+            if (before := _processes_of(record)) != count():
+                raise UsageError(
+                    f"{self.path}: was begun by {before} process{'es' if before > 1 else ''}, and here are {count()}. Go on with "
+                    f"as many (torchrun --nproc-per-node {before} -m diffatr_cli ...), or start with a new --name."
+                )
         else:  # a record without a checkpoint is of a start that came to nothing
             record = self._facts
-            write_text(self.path / RECIPE, dump_recipe(self._recipe))
-        write_text(path, json.dumps(record | {"starts": [*record.get("starts", []), start]}, indent=2))
+            if is_first():
+                write_text(self.path / RECIPE, dump_recipe(self._recipe))
+        wait_for_all()  # nobody reads any more
+        if is_first():
+            write_text(path, json.dumps(record | {"starts": [*record.get("starts", []), start]}, indent=2))
 
     def resume(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Fill a module and its optimizer with the last state; the facts of `save`, empty where nothing was saved.
@@ -168,6 +188,8 @@ class PhaseFolder:
 
     def save(self, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, facts: Mapping[str, Any]) -> None:
         """Keep what `resume` needs: the module's tensors, its optimizer, and facts as plain values."""
+        if not is_first():
+            return
         state = optimizer.state_dict()
         saved = {f"model.{name}": tensor for name, tensor in tensors.items()}
         for index, values in state["state"].items():
@@ -177,7 +199,9 @@ class PhaseFolder:
 
     def keep_best(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Replace the model that is used for anything but going on."""
-        save_weights(self.path / BEST, tensors, {"recipe": self._facts["recipe"], "seed": self._facts["seed"], **facts})
+        if is_first():
+            save_weights(self.path / BEST, tensors, {"recipe": self._facts["recipe"], "seed": self._facts["seed"], **facts})
+        wait_for_all()  # it can be loaded from here on
 
     def load_best(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What `keep_best` kept last. Raises DiffATRError where there is none, or it is damaged."""
@@ -185,7 +209,12 @@ class PhaseFolder:
 
     def log(self, epochs_done: int) -> MetricsLog:
         """The log, as of that epoch."""
-        return MetricsLog(self.path, epochs_done)
+        return MetricsLog(self.path, epochs_done, writes=is_first())
+
+
+def _processes_of(record: Mapping[str, Any]) -> int:
+    """By how many processes a run was trained last."""
+    return int((record.get("starts") or [{}])[-1].get("processes", 1))
 
 
 def versions() -> dict[str, str]:
@@ -216,7 +245,7 @@ def git_revision() -> str | None:
 def resume_command(command: str, arguments: Sequence[str], **options: object) -> str:
     """The command line that starts or continues a run."""
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    return shlex.join(["diffatr", command, *arguments, *flags])
+    return shlex.join([*launcher(), command, *arguments, *flags])
 
 
 class MetricsLog:
@@ -225,8 +254,8 @@ class MetricsLog:
     Where TensorBoard is installed (extra `tensorboard`) the rows are curves in the run's `tensorboard` folder as well.
     """
 
-    def __init__(self, folder: Path, epochs_done: int = 0) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, epochs_done: int = 0, writes: bool = True) -> None:
+        self.folder, self._writes = folder, writes
         path = folder / "metrics.jsonl"
         rows = (
             [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
@@ -235,7 +264,7 @@ class MetricsLog:
         )
         self.rows: list[dict[str, Any]] = rows[:epochs_done]
         self._curves: Any = None
-        if importlib.util.find_spec("tensorboard"):
+        if writes and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
             self._curves = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
@@ -252,6 +281,8 @@ class MetricsLog:
             self._curves.flush()
 
     def _write(self) -> None:
+        if not self._writes:
+            return
         # A training has at most hundreds of epochs, so writing all rows is as cheap as appending, and atomic.
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         with replacing(self.folder / "metrics.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -30,6 +30,20 @@ from ..errors import DiffATRError, UsageError
 from ..evaluation.embedded_split import Captions, EmbeddedSplit, embed_split, recall_sum
 from ..evaluation.ranking import rank
 from ..model import build_towers, is_left_out, trained_state
+from ..processes import (
+    count,
+    from_first,
+    gathered,
+    is_first,
+    join_batch_norms,
+    mean_gradients,
+    share,
+    shared_rows,
+    summed,
+)
+from ..processes import (
+    rank as process_rank,
+)
 from ..progress import Progress, silent
 from ..recipe_schema import PretrainSection, Recipe
 from ..runs import FIRST_PHASE, SECOND_PHASE, borrowed_encoders, run_folder
@@ -39,7 +53,7 @@ from .clips import PooledClips, training_clips
 from .denoisers import DenoiserPair
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .refit_heads import PooledViews, refit_heads
-from .streams import torch_seed
+from .streams import torch_seed, torch_stream
 from .views import augmented_views
 
 
@@ -127,8 +141,8 @@ def _train(
         return best
     saved = time.monotonic()
     for step, rows, clips in overlapped_batches(train, section, seed, steps_per_epoch, state["step"]):
-        torch.manual_seed(torch_seed(seed, "augmentation", step))
-        loss_sum += phase.step(train, rows, clips, learning_rate(section, step, steps_per_epoch))
+        torch.manual_seed(torch_seed(seed, "augmentation", step, *([process_rank()] if count() > 1 else [])))
+        loss_sum += phase.step(train, rows, clips, learning_rate(section, step, steps_per_epoch), step)
         epoch, inside = divmod(step + 1, steps_per_epoch)
         progress(
             step + 1,
@@ -169,6 +183,7 @@ class PhaseOne(nn.Module):
         self.towers: TwoTowers = build_towers(recipe.audio, recipe.text, recipe.model, given)
         self.denoisers = DenoiserPair(recipe.model, recipe.diffusion) if recipe.model.strategy == "gen" else None
         self.to(device)
+        join_batch_norms(self, device)
         self.bf16 = wants_bf16(self.section.precision, device)
         make = torch.optim.AdamW if self.section.optimizer == "adamw" else torch.optim.Adam
         self.trained = [p for p in self.parameters() if p.requires_grad]
@@ -188,7 +203,7 @@ class PhaseOne(nn.Module):
         if given is not None:
             vectors = given.text
         elif not self.finetuned:
-            vectors = self.text.encode(captions.texts)
+            vectors = shared_rows(self.text.encode, captions.texts)
         return TrainSplit(clips, captions, vectors, captions.positive_groups(self.same_captions))
 
     @cached_property
@@ -204,33 +219,53 @@ class PhaseOne(nn.Module):
         """The caption encoder, which phase one always has."""
         return self.towers.text
 
-    def step(self, train: TrainSplit, rows: np.ndarray, crops: Any, lr: float) -> float:
-        """One optimizer step on captions `rows` and the crops of their clips; its loss."""
+    def step(self, train: TrainSplit, rows: np.ndarray, crops: Any, lr: float, number: int) -> float:
+        """One optimizer step on captions `rows` and the crops of this process's share of their clips; its loss.
+
+        The loss, and so the negatives, are of the captions and clips of all processes. `number` is of the step.
+        """
         self.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            embed = self.towers.embed_pooled_audio if isinstance(train.clips, PooledClips) else self.towers.embed_clips
-            audio = embed(crops.to(self.device))
-            text = self._embed_captions(train, rows)
-        clips, position = np.unique(train.captions.clip_index[rows], return_inverse=True)
-        audio, clip_ids = audio[torch.from_numpy(position)], torch.from_numpy(train.positive_group[clips[position]])
-        if self.denoisers is None:
-            loss = nt_xent(audio, text, self.temperature, clip_ids)
-        else:
-            loss = self.denoisers.loss_of_pairs(audio, text, clip_ids)
+        # Several processes must draw the same noise, while each has dropout of its own.
+        loss = self.loss(train, rows, crops, torch_stream(self.seed, "diffusion", number) if count() > 1 else None)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        mean_gradients(self.trained)
         clip_grad_norm_(self.trained, self.section.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        return float(loss.detach())
+        return float(summed(loss.detach())) / count()
+
+    def loss(self, train: TrainSplit, rows: np.ndarray, crops: Any, generator: torch.Generator | None = None) -> Tensor:
+        """Eq. 8 of a batch, or with strategy `gen` Eq. 6; arguments as of `step`. Its mean over all processes is the loss.
+
+        `generator`, equal in all of them, is of the noise of Eq. 6.
+        """
+        clips, position = np.unique(train.captions.clip_index[rows], return_inverse=True)
+        own = share(len(clips))
+        mine = (own.start <= position) & (position < own.stop)  # rows are in the order of their clips
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            embed = self.towers.embed_pooled_audio if isinstance(train.clips, PooledClips) else self.towers.embed_clips
+            audio = embed(crops.to(self.device))
+            text = gathered(self._embed_captions(train, rows[mine]))
+        audio = gathered(audio[torch.from_numpy(position[mine] - own.start)])
+        clip_ids = torch.from_numpy(train.positive_group[clips[position]])
+        if self.denoisers is None:
+            return nt_xent(audio, text, self.temperature, clip_ids)
+        return self.denoisers.loss_of_pairs(audio, text, clip_ids, generator)
 
     def refit_heads(self, train: TrainSplit, progress: Progress) -> float:
         """The heads fitted again on the frozen encoders; the loss. Needs cached caption vectors."""
         assert train.vectors is not None
         audio = augmented_views(self.towers.audio, train.clips, self.views, self.seed, self.bf16, self.device, progress)
         views = PooledViews(audio, train.vectors, train.captions, train.positive_group)
-        return refit_heads(self.towers, views, self.section, self.temperature, self.seed, progress)
+        loss = 0.0
+        if is_first():
+            loss = refit_heads(self.towers, views, self.section, self.temperature, self.seed, progress)
+        heads = nn.ModuleList([self.towers.audio_head, self.towers.text_head])
+        loss, fitted = from_first((loss, {name: tensor.cpu() for name, tensor in heads.state_dict().items()}))
+        heads.load_state_dict(fitted)
+        return loss
 
     def _embed_captions(self, train: TrainSplit, rows: np.ndarray) -> Tensor:
         """Unit vectors of captions, from the BERT or from its cached vectors."""
@@ -246,7 +281,7 @@ class PhaseOne(nn.Module):
         val = embed_split(self, dataset, "val", self.same_captions)
         metrics = {direction: self._rank(val, direction) for direction in DIRECTIONS}
         row: dict[str, Any] = {f"{d}_{key}": m[key] for d, m in metrics.items() for key in ("r1", "r5", "r10")}
-        return row | {"score": sum(map(recall_sum, metrics.values()))}
+        return from_first(row | {"score": sum(map(recall_sum, metrics.values()))})
 
     def _rank(self, val: EmbeddedSplit, direction: Any) -> dict[str, float]:
         if self.denoisers is None:

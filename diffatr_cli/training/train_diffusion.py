@@ -15,12 +15,14 @@ from ..checkpoint import load_weights
 from ..core.losses import cosine_similarity
 from ..core.metrics import retrieval_metrics
 from ..core.sampling import Sampling
-from ..core.scoring import Reranker, diffusion_scores, fuse
+from ..core.scoring import Reranker, fuse
 from ..data.manifest import Dataset, load_dataset
 from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
 from ..evaluation.embedded_split import Captions, EmbeddedSplit, cached_split, cached_windows, check_fit, recall_sum
+from ..evaluation.ranking import score_blocks
 from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
+from ..processes import from_first, is_first, shared_rows
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
 from ..recipe_schema import Recipe
@@ -174,7 +176,7 @@ def _train(
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(np.mean(losses))}
         reranker = Reranker(pair.eval().by_direction(), pair.schedule, sampling, {})
         for direction in DIRECTIONS:
-            weight, metrics = choose_fusion(val, direction, reranker, recipe.evaluation.fusion_weights)
+            weight, metrics = from_first(choose_fusion(val, direction, reranker, recipe.evaluation.fusion_weights))
             row |= {f"{direction}_{key}": metrics[key] for key in ("r1", "r5", "r10")} | {f"{direction}_weight": weight}
             if direction not in best or recall_sum(metrics) > best[direction]["score"]:
                 best[direction] = {"epoch": epoch + 1, "weight": weight, "score": recall_sum(metrics)}
@@ -195,7 +197,8 @@ def choose_fusion(
     """
     queries, candidates, relevant = split.task(direction)
     cosine = cosine_similarity(queries, candidates)
-    x0_hat = diffusion_scores(queries, reranker.prepare(direction, candidates), reranker.schedule, reranker.sampling)
+    blocks = score_blocks(queries, reranker.prepare(direction, candidates), reranker.schedule, reranker.sampling)
+    x0_hat = torch.cat([scores for _, scores in blocks])
     tried = [(weight, retrieval_metrics(fuse(cosine, x0_hat, weight), relevant)) for weight in sorted(weights)]
     return max(tried, key=lambda each: recall_sum(each[1]))
 
@@ -222,7 +225,10 @@ def _training_views(
     clips = training_clips(dataset, towers.audio, recipe.audio, recipe.data.seconds, retriever, progress)
     bf16 = wants_bf16(recipe.pretrain.precision, device)
     audio = embed_views(towers, augmented_views(towers.audio, clips, count, seed, bf16, device, progress), device)
-    text = torch.from_numpy(retriever.embed_text(captions.texts) if given is None else retriever.embed_pooled_text(given.text))
+    if given is None:
+        text = shared_rows(lambda texts: torch.from_numpy(retriever.embed_text(texts)), captions.texts)
+    else:
+        text = torch.from_numpy(retriever.embed_pooled_text(given.text))
     return save_views(path, source, audio, text, captions, same)
 
 
@@ -246,6 +252,6 @@ def _calibrate(
     captions = Captions.of(dataset.split("val"))
     split = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
     windows = cached_windows(retriever, first.run, dataset, "val", progress)
-    fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed)
-    folder.keep_best(tensors, facts | {"calibration": fitted.to_json()})
+    fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed) if is_first() else None
+    folder.keep_best(tensors, facts | {"calibration": fitted and fitted.to_json()})
     progress(1, 1, "calibrating scores")

@@ -16,6 +16,7 @@ from ..checkpoint import load_weights, save_weights
 from ..core.towers import TwoTowers
 from ..encoders import ClipEncoder
 from ..evaluation.embedded_split import Captions
+from ..processes import count, from_first, is_first, rank, summed
 from ..progress import Progress, silent
 from .clips import Clips, PooledClips
 from .streams import numpy_stream, torch_seed
@@ -57,11 +58,11 @@ def augmented_views(
         return clips.vectors[None]
     encoder.train()
     for module in encoder.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             module.eval()  # augmentation yes, statistics of the batch no: they would tie a clip to its neighbours
     by_length = np.argsort(np.diff(clips.offsets), kind="stable")  # or short clips would be padded to the longest
-    out = torch.empty(views, len(clips), encoder.features)
-    for view in range(views):
+    out = torch.zeros(views, len(clips), encoder.features)
+    for view in range(rank(), views, count()):
         rng = numpy_stream(seed, "view crop", view)
         torch.manual_seed(torch_seed(seed, "view augmentation", view))
         for start in range(0, len(clips), VIEW_BATCH):
@@ -70,7 +71,7 @@ def augmented_views(
                 out[view, batch] = encoder.pooled(clips.crop(batch, rng).to(device)).float().cpu()
             done = view * len(clips) + start + len(batch)
             progress(done, views * len(clips), f"training clips under augmentation, view {view + 1}")
-    return out
+    return summed(out)
 
 
 @torch.inference_mode()
@@ -82,7 +83,7 @@ def embed_views(towers: TwoTowers, pooled: Tensor, device: torch.device) -> Tens
 
 def load_views(path: Path, source: dict[str, str], captions: Captions, same_captions: str) -> TrainingViews | None:
     """The views that `save_views` kept at `path`, if they were made from this source."""
-    if not path.is_file():
+    if not from_first(path.is_file()):
         return None
     tensors, facts = load_weights(path)
     if facts != source or not {"audio", "text"} <= tensors.keys():
@@ -94,7 +95,8 @@ def save_views(
     path: Path, source: dict[str, str], audio: Tensor, text: Tensor, captions: Captions, same_captions: str
 ) -> TrainingViews:
     """Keep views for `load_views`; `source` says what they were made from."""
-    save_weights(path, {"audio": audio, "text": text}, source)
+    if is_first():
+        save_weights(path, {"audio": audio, "text": text}, source)
     return _views(audio, text, captions, same_captions)
 
 
