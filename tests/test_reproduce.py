@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import typed
 from tiny import make_bert, make_data
 
@@ -142,7 +143,10 @@ def test_the_same_figures_in_four_forms(world: Path) -> None:
         shown = f"{ours['mean']:.1f}±{ours['std']:.1f}"
         assert shown in forms["--markdown"].out
         assert shown.replace("±", r"$\pm$") in forms["--latex"].out
-    assert "### Table 6. Diffusion steps" in forms["--markdown"].out
+    document = forms["--markdown"].out
+    assert document.startswith("# The paper's tables, and ours\n\nThis document is made whole by\n\n```sh\ndiffatr ")
+    assert f"torch {torch.__version__}" in document
+    assert "### Table 6. Diffusion steps" in document
     assert "departs from the recipe" in forms["--markdown"].out
     lines = sum(1 + bool(each["difference"]) + bool(each["paper"]) for each in table["rows"])
     assert forms["--latex"].out.count(r"\\") == 2 + lines
@@ -160,6 +164,20 @@ def test_figure_3_is_drawn_of_the_main_setting(world: Path, tmp_path: Path) -> N
     (document,) = json.loads(done.out)
     assert document["recipe"] == "scenes-audiocaps"
     assert (tmp_path / "f.svg").read_text().startswith("<?xml")
+    done = typed([*command(world, "figure3"), "--figure", str(tmp_path / "f.svg"), "--markdown"])
+    assert done.code == 0, done.err
+    assert "### Figure 3. From noise to the answer\n\n![One query's distribution over the candidates](f.svg)\n\n| k |" in done.out
+    (levels,) = (part for part in done.out.split("\n\n") if part.startswith("| k |"))
+    rows = [line.strip("| ").split(" | ") for line in levels.splitlines()[2:]]
+    measured = {str(at["level"]): f"{at['r1_final']:.1f}" for at in document["measures"]}
+    assert len(rows) > 5
+    assert all(measured[row[0]] == row[-1] for row in rows)
+
+
+@pytest.mark.parametrize(("given", "seeds"), [((), {0, 1, 2}), (("--quick",), {0}), (("--quick", "--seeds", "1,2"), {1, 2})])
+def test_quick_takes_one_seed_unless_told(tmp_path: Path, given: tuple[str, ...], seeds: set[int]) -> None:
+    planned = typed(["reproduce", "1", "--data", "scenes", "--runs", str(tmp_path), "--dry-run", "--json", *given])
+    assert {step["seed"] for step in json.loads(planned.out)} == seeds
 
 
 @pytest.mark.slow

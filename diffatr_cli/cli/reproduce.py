@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,13 +23,17 @@ def reproduce(
     world: Annotated[
         str, typer.Option("--data", metavar="KIND", help="paper: AudioCaps and Clotho; scenes: composed stand-ins for both.")
     ] = "paper",
-    seeds: Annotated[str, typer.Option("--seeds", help="Training seeds.")] = "0,1,2",
-    quick: Annotated[bool, typer.Option("--quick", help="A quarter of the epochs: a look, not the recipe's figures.")] = False,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="Training seeds; 0,1,2 if left out, with --quick 0.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A quarter of the epochs and one seed: a look, not the recipe's figures.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is there and what would be trained, and stop.")] = False,
     figure_out: Annotated[
         Path, typer.Option("--figure", metavar="FILE", help="Where figure3 is drawn: .png, .svg or .gif.", dir_okay=False)
     ] = Path("figure3.png"),
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown on stdout.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a document in Markdown, which the figure lies beside.")
+    ] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="Print LaTeX (booktabs) on stdout.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print all figures as CSV on stdout.")] = False,
     folder: Annotated[
@@ -62,7 +68,7 @@ def reproduce(
         raise UsageError(f"reproduce: there is no table {', '.join(unknown)}. Name some of {', '.join(TABLES)}, figure3, or all.")
     if not numbers and not drawn:
         raise UsageError(f"reproduce: name some of {', '.join(TABLES)}, figure3, or all.")
-    chosen = parse_seeds(seeds) or ()
+    chosen = parse_seeds(seeds) or ((0,) if quick else (0, 1, 2))
     tables = plan(numbers, world, quick=quick, overrides=overrides)  # type: ignore[arg-type]
     shown = figure(world, quick=quick, overrides=overrides)  # type: ignore[arg-type]
     from ..report import reproduction as report
@@ -77,6 +83,7 @@ def reproduce(
         from ..report.trajectory_figure import check_out, draw
 
         check_out(figure_out)
+    chain = None
     with joined(device), progress_bar() as progress:
         filled = job(tables, chosen, data=folder, runs=runs, device=device, progress=progress, told=say)
         if drawn:
@@ -89,14 +96,20 @@ def reproduce(
                 draw(chain, figure_out)
             say(f"Figure 3 is drawn in {figure_out}")
     if as_markdown:
-        show_text("\n".join(report.markdown(table, quick) for table in filled))
+        from ..device import resolve_device
+        from ..training.phase_folder import git_revision, versions
+
+        facts = {name: version for name, version in versions().items() if name != "platform"}
+        facts |= {"revision": git_revision() or "unknown", "device": str(resolve_device(device))}
+        command = shlex.join(["diffatr", *sys.argv[1:]])
+        show_text(report.markdown(filled, quick, command, facts, (figure_out.name, chain) if chain else None))
     elif as_latex:
         show_text("\n".join(report.latex(table, quick) for table in filled))
     elif as_csv:
         show_text(report.comma_separated(filled))
     else:
         document: list[object] = [table.to_json() | {"quick": quick} for table in filled]
-        document += [chain.to_json() | {"figure": str(figure_out), "quick": quick}] if drawn else []
+        document += [chain.to_json() | {"figure": str(figure_out), "quick": quick}] if chain else []
         show(document, *(report.terminal_table(table, quick) for table in filled), as_json=as_json)
 
 

@@ -118,12 +118,18 @@ def _train(
     show(result.to_json(), training_table(result), as_json=as_json)
 
 
+SCORE = (
+    "R@k in percent on the validation split. A score is R@1 + R@5 + R@10: of both directions together (score, 600 at most), or "
+    "of one (t2a_score and a2t_score, 300 at most), with the weight of x0_hat that reaches it."
+)
+
+
 def training_table(result: TrainingResult) -> Table:
     """The epoch of a phase that validation chose."""
     from ..report.tables import rows_table
 
     rows = [(key, f"{value:.3f}" if isinstance(value, float) else str(value)) for key, value in result.best.items()]
-    return rows_table("The epoch that validation chose", ("figure", "value"), rows)
+    return rows_table("The epoch that validation chose", ("figure", "value"), rows, caption=SCORE)
 
 
 def register(app: typer.Typer) -> None:

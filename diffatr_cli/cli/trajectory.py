@@ -39,10 +39,11 @@ def trajectory(
     known = next((each for each in DIRECTIONS if each == direction), None)
     if known is None:
         raise UsageError(f"--direction: {direction} is none of {', '.join(DIRECTIONS)}.")
-    from ..report.trajectory_figure import check_out, chosen, draw
+    from ..report.trajectory_figure import check_out, draw
 
     check_out(out)
     from ..evaluation.trajectory import trajectory as job
+    from ..report.chain import LEVEL_COLUMNS, level_caption, level_rows
     from ..report.tables import rows_table
 
     with progress_bar() as progress:
@@ -65,19 +66,12 @@ def trajectory(
     say(f"drawn in {out}")
     if not any(each.true for each in result.candidates):
         say(f"note: no clip of {target} {split} has this caption, so none is marked as true")
-    columns = ("k", "p(true)", "entropy, nats", "R@1 of x_k", "R@1 of x0_hat", "R@1 of the final score")
-    rows = []
-    for place in chosen(result.levels, 11):
-        at = result.measures[place]
-        recalls = (f"{recall:.1f}" for recall in (at.r1_x, at.r1_x0_hat, at.r1_final))
-        rows.append((str(at.level), f"{at.p_true:.3f}", f"{at.entropy:.3f}", *recalls))
-    weight = "x0_hat alone" if result.weight is None else f"cosine + {result.weight:g} x0_hat"
-    caption = (
-        f"{result.recipe} seed {result.seed}, {result.queries:,} queries over {result.count:,} candidates, one noise draw; "
-        f"R@1 of the cosine {result.r1_cosine:.1f}; the final score is {weight}."
-    )
     title = f"{source} → {target}, {direction}: from noise to the answer"
-    show(result.to_json() | {"figure": str(out)}, rows_table(title, columns, rows, caption=caption), as_json=as_json)
+    show(
+        result.to_json() | {"figure": str(out)},
+        rows_table(title, LEVEL_COLUMNS, level_rows(result), caption=level_caption(result)),
+        as_json=as_json,
+    )
 
 
 def register(app: typer.Typer) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from ..evaluation.trajectory import TrajectoryResult
 from ..progress import duration
 from ..reproduce.plan import QUICK
 from ..reproduce.reproduce import METRICS, FilledRow, FilledTable
 from ..reproduce.state import Step
 from ..types import DIRECTIONS
+from .chain import LEVEL_COLUMNS, level_caption, level_rows
 from .tables import DIRECTION_NAMES, METRIC_NAMES, bare_table, spread
 
 Kind = Literal["ours", "difference", "paper"]
@@ -80,11 +82,43 @@ def terminal_table(table: FilledTable, quick: bool) -> RichTable:
     return shown
 
 
-def markdown(table: FilledTable, quick: bool) -> str:
-    """As a section of a Markdown document."""
-    rows = [["", *heads()], ["---", *["---:"] * len(heads())]]
-    rows += [[_indented(line.label, "&nbsp;&nbsp;"), *line.cells] for line in lines_of(table)]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+def markdown(
+    tables: Sequence[FilledTable],
+    quick: bool,
+    made_by: str,
+    facts: Mapping[str, str],
+    figure: tuple[str, TrajectoryResult] | None = None,
+) -> str:
+    """A whole Markdown document.
+
+    Args:
+        made_by: the command that makes it.
+        facts: what the numbers depend on beside the recipes: versions, revision, device.
+        figure: the file of Figure 3, as the document names it, and what it shows.
+    """
+    sections = [
+        "# The paper's tables, and ours\n",
+        f"This document is made whole by\n\n```sh\n{made_by}\n```\n",
+        f"Evaluated with {', '.join(f'{name} {value}' for name, value in facts.items())}. Each run's folder records what it was "
+        "trained with.\n",
+        *(_section(table, quick) for table in tables),
+    ]
+    if figure is not None:
+        file, chain = figure
+        sections.append(
+            f"### Figure 3. From noise to the answer\n\n![One query's distribution over the candidates]({file})\n\n"
+            f"{_grid(LEVEL_COLUMNS, level_rows(chain))}\n\n- {level_caption(chain)}\n" + ("- quick: as above\n" if quick else "")
+        )
+    return "\n".join(sections)
+
+
+def _grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _section(table: FilledTable, quick: bool) -> str:
+    body = _grid(["", *heads()], [[_indented(line.label, "&nbsp;&nbsp;"), *line.cells] for line in lines_of(table)])
     notes = "\n".join(
         f"- {note.replace(_MARK, chr(92) + _MARK, 1) if note.startswith(_MARK) else note}" for note in notes_of(table, quick)
     )
