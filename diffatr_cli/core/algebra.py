@@ -91,10 +91,13 @@ class Factors:
         """l of noise level indices, (S,) -> (S, D)."""
         return self.level_embedding(level).to(self.dtype) / self.input_scale  # type: ignore[no-any-return]
 
-    def prepare(self, candidates: Tensor) -> PreparedCandidates:
-        """What is needed of unit embeddings (N, D) that all queries share, or of (G, N, D), one set a group."""
+    def prepare(self, candidates: Tensor, shift: Tensor | None = None) -> PreparedCandidates:
+        """What is needed of unit embeddings (N, D) that all queries share, or of (G, N, D), one set a group.
+
+        `shift`, (G, T, N), is added to the logits of the queries.
+        """
         grouped = candidates.to(self.dtype) if candidates.ndim == 3 else candidates.to(self.dtype)[None]
-        return PreparedCandidates(self, grouped, self.tabulate(grouped))
+        return PreparedCandidates(self, grouped, self.tabulate(grouped), None if shift is None else shift.to(self.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,11 +106,13 @@ class PreparedCandidates:
 
     candidates: (G, N, D) unit embeddings; G is 1 where all queries share them.
     candidate_hidden: (G, N, H), their part of the decoder's hidden layer.
+    shift: (G, T, N), what is added to the logits; None where nothing is.
     """
 
     factors: Factors
     candidates: Tensor
     candidate_hidden: Tensor
+    shift: Tensor | None = None
 
     @cached_property
     def contexts(self) -> Tensor:
@@ -130,6 +135,8 @@ class PreparedCandidates:
         else:
             hidden = factors.context(attended_mean(attention, self.candidates).add_(embedding))
         logits = decode(self.candidate_hidden, hidden, factors.weight, factors.bias)
+        if self.shift is not None:
+            logits = logits + self.shift
         if factors.output == "add_weight":
             return logits + attention.softmax(2)
         if factors.output == "add_logit":

@@ -110,7 +110,7 @@ class AttentionDenoiser(nn.Module):
             for projection in (self.w_q, self.w_k):
                 nn.init.eye_(projection.weight).mul_(gain)
 
-    def forward(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor) -> Tensor:
+    def forward(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor, shift: Tensor | None = None) -> Tensor:
         """Logits of x0_hat. Written as the paper prints it: what `factored_forward` and `sampler.fast_ddim_sample` must equal.
 
         Q = W_Q (q + pj(k)), K = W_K (c + pj(k)), V = W_V (c + pj(k)), E = Softmax(Q K^T + x_k) V, logits = MLP([c, E]).
@@ -120,6 +120,7 @@ class AttentionDenoiser(nn.Module):
             level: (B,) noise level indices, k - 1.
             query: (B, D) unit embeddings.
             candidates: (N, D) unit embeddings that all rows share, or (B, N, D), one set a row.
+            shift: (B, N) is added to the logits (`query_conditioned`); None adds nothing.
 
         Returns:
             (B, N); softmax over N makes them a distribution.
@@ -134,6 +135,8 @@ class AttentionDenoiser(nn.Module):
         weights = attention.softmax(1)
         context = torch.einsum("bn,bnd->bd", weights, values)
         logits: Tensor = self.decoder(torch.cat([candidates, context[:, None].expand_as(candidates)], 2)).squeeze(2)
+        if shift is not None:
+            logits = logits + shift
         if self.config.output == "add_weight":
             return logits + weights
         if self.config.output == "add_logit":
@@ -155,14 +158,16 @@ class AttentionDenoiser(nn.Module):
             output=self.config.output,
         )
 
-    def factored_forward(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor) -> Tensor:
+    def factored_forward(
+        self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor, shift: Tensor | None = None
+    ) -> Tensor:
         """`forward` by the algebra of `Factors`: the same logits and gradients with less work, for training.
 
         Arguments and result are those of `forward`.
         """
         factors = self.factors()
-        prepared = factors.prepare(candidates)
         axis = 0 if candidates.ndim == 2 else 1  # all rows are one group, or each is a group of its own
+        prepared = factors.prepare(candidates, None if shift is None else shift.unsqueeze(axis))
         query, embedding, x_k = (rows.unsqueeze(axis) for rows in (query, factors.embed_level(level), x_k))
         attended = factors.attend(query + embedding)
         attention = attended @ prepared.candidates.mT + x_k

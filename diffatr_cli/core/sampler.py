@@ -155,6 +155,7 @@ def fast_ddim_sample(
     generator: torch.Generator | None = None,
     x0: X0 = "softmax",
     on_step: OnStep | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """`ddim_sample` of an `AttentionDenoiser` by the algebra of `Factors`: the same result up to rounding.
 
@@ -165,6 +166,7 @@ def fast_ddim_sample(
         denoiser: plain, or multiplied out once for many calls.
         candidates: as in `ddim_sample`, or (N, D) prepared once by `FactoredDenoiser(denoiser).prepare` for many calls, which
             then take the weights from there.
+        shift: (B, N), added to the logits at every step, with candidates (B, N, D) alone; None adds nothing.
 
     The other arguments, the result and the errors are those of `ddim_sample`.
     """
@@ -176,6 +178,8 @@ def fast_ddim_sample(
         embeddings = candidates
         if candidates.ndim == 2:
             shared = factors.prepare(candidates)
+    if shared and shift is not None:
+        raise ValueError("a shift of the logits is each query's own, and so must its candidates be: (B, N, D)")
     n = embeddings.shape[-2]
     levels = ddim_levels(len(schedule), steps)
     chain = Chain(levels, [ddim_coefficients(schedule, *pair, eta) for pair in pairwise(levels)], x0, on_step)
@@ -194,7 +198,7 @@ def fast_ddim_sample(
         if shared:
             out[part] = _sample_block(shared, query[None, part], start[None, part], chain, draw)[0]
         else:
-            own = factors.prepare(embeddings[part])
+            own = factors.prepare(embeddings[part], None if shift is None else shift[part, None])
             out[part] = _sample_block(own, query[part, None], start[part, None], chain, draw)[:, 0]
 
     blocks = range(0, len(query), rows)
