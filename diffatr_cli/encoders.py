@@ -19,7 +19,8 @@ from torch import Tensor
 
 from .core.audio_encoder import AudioEncoder, SmallCnn
 from .core.level import levelled
-from .core.text import CaptionEncoder
+from .core.ragged import half
+from .core.text import CaptionEncoder, TextEncoder
 from .device import wants_bf16
 from .errors import DiffATRError, UsageError
 from .files import file_hash
@@ -169,6 +170,35 @@ def pool_clips(encoder: ClipEncoder, waveforms: Sequence[np.ndarray], device: to
     with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16("auto", device)):
         pooled: Tensor = encoder.embed(waveforms)
     return pooled
+
+
+def frames_of_clips(encoder: ClipEncoder, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
+    """Waveforms at 32 kHz, of any lengths -> of each its frames (T', F) float16 on the CPU, of which `pool_clips` gives the
+    pooled features. The encoder must be one of this package, in evaluation mode."""
+    from .core.inference import frame_features
+
+    return [half(frames) for frames in frame_features(encoder, [torch.from_numpy(levelled(wave)) for wave in waveforms])]
+
+
+def check_states(audio: AudioSection, text: CaptionEncoder | None) -> None:
+    """Whether encoders give frames and token states, for `diffusion.conditioning`.
+
+    Args:
+        text: None where captions come as vectors.
+
+    Raises:
+        UsageError: one of them does not.
+    """
+    if not hears_logmels(audio):
+        raise UsageError(
+            f"diffusion.conditioning: frames are those of {', '.join(_OURS)}, and audio.encoder is {audio.encoder}. Set "
+            "diffusion.conditioning=none, or train one of these."
+        )
+    if not isinstance(text, TextEncoder):
+        raise UsageError(
+            "diffusion.conditioning: frames are met by the token states of a BERT, and text.encoder is another model. Set "
+            "diffusion.conditioning=none, or use minilm or bert-base-uncased."
+        )
 
 
 def build_text_encoder(section: TextSection) -> CaptionEncoder:

@@ -17,6 +17,7 @@ from diffatr_cli.checkpoint import load_weights
 from diffatr_cli.core.transformers_audio import TransformersAudio
 from diffatr_cli.data.manifest import load_dataset, read_piece
 from diffatr_cli.data.resample import resample
+from diffatr_cli.encoders import build_text_encoder, check_states
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.evaluation.embedded_split import cached_split
 from diffatr_cli.evaluation.evaluate import evaluate
@@ -211,3 +212,14 @@ def test_what_does_not_go_together(
         train(workshop, tmp_path / "runs", *(each.format(**named) for each in overrides), jobs=(pretrain,))
     assert failure.value.exit_code == 2
     assert not list(tmp_path.glob("runs/*/*/*"))
+
+
+def test_frames_and_token_states_are_those_of_our_own_encoders_and_a_bert(models: Path, workshop: Workshop) -> None:
+    ours, bert = workshop.recipe().audio, build_text_encoder(workshop.recipe().text)
+    check_states(ours, bert)
+    others = workshop.recipe(f"audio.encoder={models / 'ast'}", "audio.finetune=false").audio
+    with pytest.raises(UsageError, match=r"^diffusion\.conditioning: frames are those of small, cnn14, resnet38, and .*ast"):
+        check_states(others, bert)
+    roberta = build_text_encoder(workshop.recipe(f"text.encoder={models / 'roberta'}").text)
+    with pytest.raises(UsageError, match=r"^diffusion\.conditioning: .* token states of a BERT"):
+        check_states(ours, roberta)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffatr_cli.core.audio_encoder import AudioEncoder, ConvBlock, SmallCnn
-from diffatr_cli.core.inference import MARGIN, FoldedConv, optimise_for_inference, pooled_features
+from diffatr_cli.core.audio_encoder import AudioEncoder, ConvBlock, SmallCnn, pool_frames
+from diffatr_cli.core.inference import MARGIN, FoldedConv, frame_features, optimise_for_inference, pooled_features
 from diffatr_cli.core.panns import BasicBlock, Cnn14, ResNet38
 from diffatr_cli.core.winograd import WinogradConv
 
@@ -167,8 +167,20 @@ def test_no_feature_frame_reaches_beyond_the_margin(encoder: AudioEncoder) -> No
     assert same[MARGIN:].all()
 
 
+@pytest.mark.parametrize("batch_samples", [10**7, 400_000])
+def test_frames_are_what_is_pooled(encoder: AudioEncoder, batch_samples: int) -> None:
+    """Of clips shorter than a frame, of equal ones, and of one that goes through in pieces."""
+    waves = [torch.randn(n, generator=torch.Generator().manual_seed(n)) / 10 for n in (100, 64000, 48000, 64000, 500_000)]
+    frames, pooled = frame_features(encoder, waves, batch_samples), pooled_features(encoder, waves, batch_samples)
+    for wave, of_clip, vector in zip(waves, frames, pooled, strict=True):
+        assert of_clip.shape == (max(1, (len(wave) // encoder.hop + 1) // encoder.reduction), encoder.features)
+        torch.testing.assert_close(pool_frames(of_clip[None])[0], vector)
+
+
 def test_no_clips_and_training_mode() -> None:
     small = SmallCnn((8, 8)).eval()
     assert pooled_features(small, []).shape == (0, 8)
+    with pytest.raises(ValueError, match="evaluation mode"):
+        frame_features(SmallCnn(), [torch.zeros(32000)])
     with pytest.raises(ValueError, match="evaluation mode"):
         pooled_features(small.train(), [torch.zeros(32000)])

@@ -39,6 +39,18 @@ def test_a_vector_does_not_depend_on_its_batch(workshop: Workshop) -> None:
     assert torch.allclose(encoder.encode(captions)[0], encoder.encode(captions[:1])[0], atol=1e-6)
 
 
+def test_token_states_are_those_of_transformers_whatever_the_batch(workshop: Workshop) -> None:
+    encoder = load_text_encoder(str(workshop.root / "bert"), "mean")
+    captions = ["A low tone plays.", "hiss", "high sound, first", "HISS", ""]
+    vocabulary = (workshop.root / "bert" / "vocab.txt").read_text().split()
+    bert = BertModel.from_pretrained(workshop.root / "bert", add_pooling_layer=False).eval()
+    found = encoder.token_states(captions, batch_size=2)
+    for caption, got, pooled in zip(captions, found, encoder.encode(captions), strict=True):
+        ids = torch.tensor([[vocabulary.index(w) for w in ["[CLS]", *normalise_caption(caption).split(), "[SEP]"]]])
+        torch.testing.assert_close(got.float(), bert(ids).last_hidden_state[0].detach(), atol=2e-3, rtol=0)  # half precision
+        torch.testing.assert_close(got.float().mean(0), pooled, atol=2e-3, rtol=0)
+
+
 def test_long_captions_are_cut(workshop: Workshop) -> None:
     encoder = load_text_encoder(str(workshop.root / "bert"), "cls", max_tokens=8)
     ids, mask = encoder.tokenise(["low " * 100, "low"])

@@ -89,7 +89,11 @@ class AudioEncoder(nn.Module):
 
     def pooled(self, logmel: Tensor) -> Tensor:
         """Log-mels (B, T, M) in dB -> pooled features (B, F)."""
-        return self.drop(pool_frames(self.frames(logmel)))
+        return self.pool(self.frames(logmel))
+
+    def pool(self, frames: Tensor) -> Tensor:
+        """Frame features (B, T', F) -> pooled features (B, F), with the dropout that belongs there."""
+        return self.drop(pool_frames(frames))
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Waveform (B, S) at 32 kHz, S >= min_samples -> pooled features (B, F)."""

@@ -111,20 +111,34 @@ def pooled_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_sa
     with zeros up to it. Memory is bounded by `batch_samples`: a longer clip goes through in overlapping pieces.
     Raises ValueError if the encoder is in training mode, where clips of a batch depend on one another.
     """
+    out = torch.empty(len(waveforms), encoder.features)
+    for part, frames in _batched_frames(encoder, waveforms, batch_samples):
+        out[part] = pool_frames(frames).cpu()
+    return out
+
+
+def frame_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int = BATCH_SAMPLES) -> list[Tensor]:
+    """Waveforms (S,) of any lengths -> of each its frames (T', F) float32 on the CPU, at least one, of which `pooled_features`
+    has the maximum and the mean. The arguments and the error are the same."""
+    found: dict[int, Tensor] = {}
+    for part, frames in _batched_frames(encoder, waveforms, batch_samples):
+        found.update(zip(part, frames.cpu(), strict=True))
+    return [found[i] for i in range(len(waveforms))]
+
+
+@torch.inference_mode()
+def _batched_frames(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int) -> Iterator[tuple[list[int], Tensor]]:
+    """The places of clips of one length, and their frames (B, T', F)."""
     if encoder.training:
         raise ValueError("features of clips need the encoder in evaluation mode")
     device = encoder.bn0.weight.device
     clips = [functional.pad(wave, (0, max(0, encoder.min_samples - len(wave)))) for wave in waveforms]
-    out = torch.empty(len(clips), encoder.features)
-    with torch.inference_mode():
-        for length, group in groupby(sorted(range(len(clips)), key=lambda i: len(clips[i])), key=lambda i: len(clips[i])):
-            members, size = list(group), max(1, batch_samples // length)
-            for start in range(0, len(members), size):
-                part = members[start : start + size]
-                batch = torch.stack([clips[i] for i in part]).to(device)
-                frames = torch.cat(list(_frames_in_pieces(encoder, batch, batch_samples)), 1)
-                out[part] = pool_frames(frames).cpu()
-    return out
+    for length, group in groupby(sorted(range(len(clips)), key=lambda i: len(clips[i])), key=lambda i: len(clips[i])):
+        members, size = list(group), max(1, batch_samples // length)
+        for start in range(0, len(members), size):
+            part = members[start : start + size]
+            batch = torch.stack([clips[i] for i in part]).to(device)
+            yield part, torch.cat(list(_frames_in_pieces(encoder, batch, batch_samples)), 1)
 
 
 def _frames_in_pieces(encoder: AudioEncoder, waveform: Tensor, samples: int) -> Iterator[Tensor]:

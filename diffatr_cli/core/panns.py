@@ -45,9 +45,9 @@ class _Panns(AudioEncoder):
     def __init__(self, dropout: float = 0.2, stripes: tuple[int, int] | None = None, perturbed: bool = False) -> None:
         super().__init__(FEATURES, HOP, dropout, stripes, perturbed)
 
-    def pooled(self, logmel: Tensor) -> Tensor:
+    def pool(self, frames: Tensor) -> Tensor:
         # The last block's dropout came before the pooling; the authors' further dropout belongs to the head left out.
-        return pool_frames(self.frames(logmel))
+        return pool_frames(frames)
 
     def _xavier(self) -> None:
         """Xavier-uniform convolutions; batch norms start at the identity by themselves."""

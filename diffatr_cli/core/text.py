@@ -6,13 +6,14 @@ B batch, L tokens, H size of a token state, F features of a caption (H, but wher
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from .bert import Bert
+from .ragged import half
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -55,24 +56,44 @@ class CaptionEncoder(nn.Module):
         """Pooled caption vectors: (B, L), (B, L) -> (B, F)."""
         raise NotImplementedError
 
-    @torch.inference_mode()
     def encode(self, captions: Sequence[str], batch_size: int = 64) -> Tensor:
         """Captions -> (B, F) float32 in their order, in evaluation mode, batched by length so that little is padded.
 
         Equal captions are embedded once.
         """
-        device = next(self.parameters()).device
+        different, rows = self._different(captions)
+        parts = [torch.empty(0, self.features), *(pooled.float().cpu() for pooled, _ in self._run(self, different, batch_size))]
+        return torch.cat(parts)[rows]
+
+    def token_states(self, captions: Sequence[str], batch_size: int = 64) -> list[Tensor]:
+        """Captions -> of each the states (L, H) of its own tokens, special ones too, float16 on the CPU; else as `encode`."""
+        different, rows = self._different(captions)
+        found = [
+            each[inside.cpu()]
+            for states, mask in self._run(self.tokens, different, batch_size)
+            for each, inside in zip(half(states), mask, strict=True)
+        ]
+        return [found[row] for row in rows]
+
+    def _different(self, captions: Sequence[str]) -> tuple[list[str], list[int]]:
+        """The different captions as they are tokenised, by length, and the place of each caption among them."""
         written = [self.written(caption) for caption in captions]
         different = sorted(set(written), key=lambda caption: (len(caption), caption))
         row_of = {caption: row for row, caption in enumerate(different)}
-        pooled = torch.empty(len(different), self.features)
+        return different, [row_of[caption] for caption in written]
+
+    @torch.inference_mode()
+    def _run(
+        self, function: Callable[[Tensor, Tensor], Tensor], written: Sequence[str], batch_size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What a function of ids and mask makes of batches of captions, in evaluation mode, and the masks."""
+        device = next(self.parameters()).device
         training = self.training
         self.eval()
-        for start in range(0, len(different), batch_size):
-            ids, mask = self.tokenise(different[start : start + batch_size])
-            pooled[start : start + batch_size] = self(ids.to(device), mask.to(device)).float().cpu()
+        for start in range(0, len(written), batch_size):
+            ids, mask = self.tokenise(written[start : start + batch_size])
+            yield function(ids.to(device), mask.to(device)), mask
         self.train(training)
-        return pooled[[row_of[caption] for caption in written]]
 
     def written(self, caption: str) -> str:
         """A caption as it is tokenised."""

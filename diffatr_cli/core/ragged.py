@@ -1,0 +1,60 @@
+"""Sequences of different lengths, one behind the other: the token states of captions, the frames of clips.
+
+n sequences, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .query_conditioned import Padded
+
+HALF_MAX = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Sequences in half precision, in memory or mapped from a file: of sequence i the rows offsets[i] to offsets[i + 1].
+
+    Attributes:
+        values: (all rows, F) float16.
+        offsets: (n + 1,) ascending from 0.
+    """
+
+    values: NDArray[np.float16]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def features(self) -> int:
+        """F."""
+        return int(self.values.shape[1])
+
+    @classmethod
+    def of(cls, sequences: Sequence[Tensor], features: int) -> Ragged:
+        """Sequences (L, F) of any type and on any device, as float16; what that cannot hold becomes the largest that it can."""
+        values = torch.cat([half(each) for each in sequences] or [torch.empty(0, features, dtype=torch.float16)])
+        return cls(values.numpy(), np.cumsum([0, *map(len, sequences)]))
+
+    def padded(self, indices: Tensor | NDArray[np.integer]) -> Padded:
+        """Some sequences (m,), each as often as it is named, up to the longest of them: float32 (m, L, F) on the CPU, L >= 1."""
+        rows = np.asarray(indices)
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        out = np.zeros((len(rows), int(max(lengths.max(initial=1), 1)), self.features), np.float32)
+        for place, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
+            out[place, :length] = self.values[start : start + length]
+        mask = np.arange(out.shape[1]) < lengths[:, None]
+        return Padded(torch.from_numpy(out), torch.from_numpy(mask))
+
+
+def half(values: Tensor) -> Tensor:
+    """As float16 on the CPU; what that cannot hold becomes the largest that it can."""
+    return values.detach().float().clamp(-HALF_MAX, HALF_MAX).half().cpu()
