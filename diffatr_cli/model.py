@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,8 @@ from torch import Tensor
 from .checkpoint import fill, load_weights
 from .core.audio_encoder import AudioEncoder
 from .core.calibration import Calibration
-from .core.denoiser import AttentionDenoiser, DenoiserConfig
 from .core.sampler import ddim_levels
 from .core.sampling import Sampling
-from .core.schedule import NoiseSchedule
 from .core.scoring import Reranker
 from .core.text import CaptionEncoder
 from .core.towers import Head, NoHead, ProjectionHead, TwoTowers
@@ -32,6 +29,8 @@ from .encoders import (
     audio_key,
     build_audio_encoder,
     build_text_encoder,
+    check_states,
+    frames_of_clips,
     hears_logmels,
     is_given,
     is_of_transformers,
@@ -39,9 +38,9 @@ from .encoders import (
     source_id,
 )
 from .errors import DiffATRError, UsageError
-from .recipe_schema import AudioSection, DiffusionSection, ModelSection, Recipe, TextSection
-from .runs import BEST, Encoders, encoders_of, recipe_of, weights_hash
-from .types import DIRECTIONS, Direction
+from .phase_two import below, load_reranker
+from .recipe_schema import AudioSection, ModelSection, TextSection
+from .runs import BEST, encoders_of, recipe_of, weights_hash
 
 
 def build_towers(audio: AudioSection, text: TextSection, model: ModelSection, given: tuple[int, int] | None = None) -> TwoTowers:
@@ -102,18 +101,6 @@ def fill_towers(towers: TwoTowers, tensors: dict[str, Tensor], audio: AudioSecti
     fill(towers, {k: v for k, v in towers.state_dict().items() if is_left_out(k, audio, text)} | tensors, path)
 
 
-def build_denoiser(model: ModelSection, section: DiffusionSection, generator: torch.Generator | None = None) -> AttentionDenoiser:
-    """One denoiser of a recipe; either direction's. The fields of `DenoiserConfig` have the same names in the recipe."""
-    settings = model.model_dump() | section.model_dump()
-    return AttentionDenoiser(**{field.name: settings[field.name] for field in fields(DenoiserConfig)}, generator=generator)
-
-
-def build_schedule(section: DiffusionSection) -> NoiseSchedule:
-    """The noise schedule of a recipe."""
-    make = NoiseSchedule.cosine if section.schedule == "cosine" else NoiseSchedule.linear
-    return make(section.steps)
-
-
 _NO_ENCODERS = "was trained on vectors of a model run elsewhere, so it hears no sounds and reads no texts. Name another model."
 
 
@@ -138,6 +125,7 @@ class Retriever:
         hears_logmels: the audio encoder is one of this package.
         given_sizes: of the vectors of a model run elsewhere, of sounds and of captions, that are all it takes; None where it has
             encoders.
+        feature_sizes: F of the encoders, of sounds and of captions; None for a two-tower model of others.
     """
 
     def __init__(
@@ -156,6 +144,7 @@ class Retriever:
         key_of_audio: Callable[[], str | None] = lambda: None,
         diffusion: Path | None = None,
         given_sizes: tuple[int, int] | None = None,
+        feature_sizes: tuple[int, int] | None = None,
     ) -> None:
         self._audio_head, self._text_head = (head.to(device).eval() for head in heads)
         self.dim = dim
@@ -164,7 +153,7 @@ class Retriever:
         self.calibration = calibration
         self.device = device
         self.name = name
-        self.hears_logmels, self.given_sizes = hears_logmels, given_sizes
+        self.hears_logmels, self.given_sizes, self.feature_sizes = hears_logmels, given_sizes, feature_sizes
         self._diffusion = diffusion
         self._load_audio, self._load_text, self._key_of_audio = load_audio, load_text, key_of_audio
 
@@ -210,6 +199,18 @@ class Retriever:
         """Mono float32 waveforms at the windowing's rate -> (n, D) float32 unit vectors, each whatever else is in the batch."""
         return self.embed_pooled_audio(self.pool_audio(waveforms))
 
+    def check_states(self, audio: AudioSection) -> None:
+        """Raises UsageError where these encoders, of a recipe's `audio` section, give no frames or no token states."""
+        check_states(audio, None if self.given_sizes else self._text)
+
+    def frames(self, waveforms: Sequence[np.ndarray]) -> list[Tensor]:
+        """Mono float32 waveforms at 32 kHz -> of each its frames (T', F), float16 on the CPU."""
+        return frames_of_clips(self._audio, waveforms)
+
+    def token_states(self, captions: Sequence[str]) -> list[Tensor]:
+        """Captions -> of each the states of its tokens (L, H), float16 on the CPU."""
+        return self._text.token_states(captions)
+
     @torch.inference_mode()
     def embed_pooled_audio(self, pooled: Tensor) -> np.ndarray:
         """Pooled audio features (n, F) -> (n, D) float32 unit vectors."""
@@ -240,6 +241,11 @@ def load_listener(run: Path, device: str = "auto") -> Retriever:
     model = load_retriever(run, device)
     if model.given_sizes is not None:
         raise UsageError(f"{run}: {_NO_ENCODERS}")
+    if model.reranker and model.reranker.conditioners:
+        raise UsageError(
+            f"{run}: re-ranks by frames (diffusion.conditioning), which the index of a folder does not keep. `diffatr evaluate` "
+            "uses it; to search, name a run without."
+        )
     return model
 
 
@@ -259,7 +265,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
     def load_head(name: str) -> Head:
         if recipe.model.heads == "none":
             return NoHead()
-        state = _below(f"towers.{name}.", tensors)
+        state = below(f"towers.{name}.", tensors)
         head = ProjectionHead(state["0.weight"].shape[1], recipe.model.dim, recipe.model.dropout)
         fill(head, state, path)
         return head
@@ -270,7 +276,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
     def load_audio() -> ClipEncoder:
         if is_given(recipe.audio):
             raise UsageError(f"{run}: {_NO_ENCODERS}")
-        own = _below("towers.audio.", tensors)  # but for a frozen model of others
+        own = below("towers.audio.", tensors)  # but for a frozen model of others
         with _told_of_run(run, "audio", recipe.audio.encoder):
             if not own:
                 _check_source(facts, "audio", recipe.audio.encoder)
@@ -288,7 +294,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
     def load_text() -> CaptionEncoder:
         if is_given(recipe.audio):
             raise UsageError(f"{run}: {_NO_ENCODERS}")
-        tuned = _below("towers.text.", tensors)
+        tuned = below("towers.text.", tensors)
         with _told_of_run(run, "text", recipe.text.encoder):
             if not tuned:
                 _check_source(facts, "text", recipe.text.encoder)
@@ -298,9 +304,10 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
         return text
 
     on_device = resolve_device(device)
+    sizes = size("audio_head"), size("text_head")
     reranker, calibration = None, None
     if with_denoisers:
-        reranker, calibration = _load_reranker(run, first, recipe, tensors, facts, weights, on_device)
+        reranker, calibration = load_reranker(run, first, recipe, tensors, facts, weights, sizes, on_device)
     model_id = id_of_encoders(weights)
     return Retriever(
         (load_head("audio_head"), load_head("text_head")),
@@ -315,7 +322,8 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
         hears_logmels=hears_logmels(recipe.audio) or is_given(recipe.audio),
         key_of_audio=key_of_audio,
         diffusion=run / "diffusion" / BEST if reranker and recipe.model.strategy != "gen" else None,
-        given_sizes=(size("audio_head"), size("text_head")) if is_given(recipe.audio) else None,
+        given_sizes=sizes if is_given(recipe.audio) else None,
+        feature_sizes=sizes,
     )
 
 
@@ -362,40 +370,6 @@ def shipped_model() -> Path:
     if not (folder / "pretrain" / BEST).is_file():
         raise DiffATRError(f"{folder}: the model is missing from this installation. Install again, or name a run with --run.")
     return folder
-
-
-def _load_reranker(
-    run: Path,
-    first: Encoders,
-    recipe: Recipe,
-    tensors: dict[str, Tensor],
-    facts: dict[str, Any],
-    weights: str,
-    device: torch.device,
-) -> tuple[Reranker | None, Calibration | None]:
-    """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds; and what their
-    scores are worth."""
-    path, inside = first.folder / BEST, "denoisers."
-    if recipe.model.strategy != "gen":
-        path, inside = run / "diffusion" / BEST, ""
-        if not path.is_file():
-            return None, None
-        tensors, facts = load_weights(path)
-        if facts["encoders"] != weights:
-            raise DiffATRError(f"{path}: was trained on other encoders than {first.folder} holds now. Run train-diffusion again.")
-    denoisers: dict[Direction, AttentionDenoiser] = {}
-    for direction in DIRECTIONS:
-        denoiser = build_denoiser(recipe.model, recipe.diffusion)
-        fill(denoiser, _below(f"{inside}{direction}.", tensors), path)
-        denoisers[direction] = denoiser.to(device).eval()
-    fitted = facts.get("calibration")
-    reranker = Reranker(denoisers, build_schedule(recipe.diffusion), Sampling.of(recipe), facts["fusion_weights"])
-    return reranker, Calibration.from_json(fitted) if fitted else None
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, under the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def id_of_encoders(weights: str) -> str:

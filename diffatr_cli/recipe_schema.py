@@ -171,9 +171,14 @@ class DiffusionSection(Section):
         default="diffusion",
         description="`discriminative` trains and asks the same network without diffusion: x_k = 0, one pass, cross-entropy",
     )
+    conditioning: Literal["none", "frames"] = Field(
+        default="none",
+        description="`frames` changes a candidate's vector for each query, by what a caption's tokens find in a clip's frames",
+    )
     epochs: Positive = 30
     batch_size: Annotated[int, Field(ge=2)] = 32
-    lr: Rate = 1e-3
+    lr: Rate = Field(default=1e-3, description="peak learning rate, which falls to nothing by a cosine")
+    warmup: Annotated[int, Field(ge=0)] = Field(default=0, description="steps in which the learning rate rises from nothing")
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Rate = 2.0
     steps: Positive = Field(default=50, description="K, the length of the Markov chain (Table 6)")
@@ -194,12 +199,22 @@ class DiffusionSection(Section):
     candidates: Literal["batch"] | Annotated[int, Field(ge=2)] = Field(
         default="batch", description="the batch's items, as the paper, or this many a query"
     )
-    negatives: Literal["nearest", "bank"] = Field(
+    negatives: Literal["nearest", "bank", "shared_nearest"] = Field(
         default="nearest",
-        description="with a number of candidates: the nearest by cosine, or drawn from the whole training split",
+        description="with a number of candidates: a query's own nearest by cosine; or the batch and, shared by all its queries, "
+        "some drawn from the whole training split (`bank`) or from each query's nearest (`shared_nearest`)",
     )
     views: Positive = Field(default=4, description="embeddings of each training clip under augmentation that the cache holds")
     jitter: Annotated[float, Field(ge=0)] = Field(default=0.0, description="noise of this norm added to unit training embeddings")
+
+    @model_validator(mode="after")
+    def _conditioned_candidates_are_shared(self) -> Self:
+        if self.conditioning != "none" and self.candidates != "batch" and self.negatives == "nearest":
+            raise ValueError(
+                "diffusion.negatives: the queries of a batch share their candidates with diffusion.conditioning=frames; with a "
+                "number of diffusion.candidates set it to shared_nearest or bank"
+            )
+        return self
 
 
 class EvaluationSection(Section):
@@ -248,6 +263,15 @@ class Recipe(Section):
             raise ValueError(
                 "pretrain.head_steps: fits heads to frozen encoders under Eq. 8; set text.finetune=false and a model.strategy "
                 "other than gen, or head_steps=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _conditioning_needs_frozen_encoders(self) -> Self:
+        if self.diffusion.conditioning != "none" and self.model.strategy == "gen":
+            raise ValueError(
+                "diffusion.conditioning: frames are those of encoders that phase one has trained; set model.strategy=gen-dis, or "
+                "diffusion.conditioning=none"
             )
         return self
 

@@ -45,12 +45,12 @@ def views(clips: int = 20, per_clip: int = 2, count: int = 3) -> TrainingViews:
 
 def test_clips_of_one_sound_are_true_together_and_no_negatives() -> None:
     train = dataclasses.replace(views(), positive_group=torch.arange(20) // 4)
-    for direction, query, candidates, x_0 in CandidateBatches(train, section(), seed=0)(0, 0):
+    for direction, query, candidates, x_0, *_ in CandidateBatches(train, section(), seed=0)(0, 0):
         for row in range(6):
             same = [owner_of(c, train) // 4 == owner_of(query[row], train) // 4 for c in candidates]
             assert x_0[row].tolist() == pytest.approx([1 / sum(same) if s else 0 for s in same]), direction
     near = CandidateBatches(train, section(candidates=5, negatives="nearest"), seed=0)(0, 0)
-    for _, query, candidates, _ in near:
+    for _, query, candidates, *_ in near:
         for row in range(6):
             others = {owner_of(c, train) // 4 for c in candidates[row, 1:]}
             assert owner_of(query[row], train) // 4 not in others
@@ -66,7 +66,7 @@ def test_batches_put_the_truth_where_x_0_says(fields: dict[str, object]) -> None
     batches = CandidateBatches(train, section(**fields), seed=0)
     seen = []
     for inside in range(len(batches)):
-        for direction, query, candidates, x_0 in batches(0, inside):
+        for direction, query, candidates, x_0, *_ in batches(0, inside):
             assert torch.allclose(x_0.sum(1), torch.ones(6))
             shared = candidates.expand(6, -1, -1) if candidates.ndim == 2 else candidates
             assert shared.shape[:2] == x_0.shape
@@ -99,7 +99,7 @@ def test_nearest_others_by_brute_force() -> None:
 
 def test_jitter_has_the_norm_it_says() -> None:
     wide = TrainingViews(unit(1, 30, 256), unit(30, 256, seed=1), torch.arange(30), torch.arange(30))
-    _, query, _, _ = next(iter(CandidateBatches(wide, section(jitter=0.5), 0)(0, 0)))
+    _, query, *_ = next(iter(CandidateBatches(wide, section(jitter=0.5), 0)(0, 0)))
     cosines = (query @ wide.text.T).amax(1)
     assert torch.allclose(cosines, torch.full((6,), 1 / (1 + 0.5**2) ** 0.5), atol=0.03)  # an orthogonal push of norm 0.5
 

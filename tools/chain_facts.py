@@ -179,6 +179,8 @@ def main() -> None:
     model = load_retriever(options.run or shipped_model(), "cpu")
     if model.reranker is None:
         parser.error(f"{options.run}: has no diffusion phase")
+    if model.reranker.conditioners:
+        parser.error(f"{options.run}: its candidates depend on the query (diffusion.conditioning), which is not measured here")
     split = embed_split(model, load_dataset(options.data, options.target), options.split)
     sampling = sampling_of(model)
     document = {

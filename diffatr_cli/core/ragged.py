@@ -20,18 +20,19 @@ HALF_MAX = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Sequences in half precision, in memory or mapped from a file: of sequence i the rows offsets[i] to offsets[i + 1].
+    """Sequences in half precision, in memory or mapped from a file: sequence i is the lengths[i] rows from starts[i] on.
 
     Attributes:
         values: (all rows, F) float16.
-        offsets: (n + 1,) ascending from 0.
+        starts, lengths: (n,).
     """
 
     values: NDArray[np.float16]
-    offsets: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.starts)
 
     @property
     def features(self) -> int:
@@ -42,12 +43,13 @@ class Ragged:
     def of(cls, sequences: Sequence[Tensor], features: int) -> Ragged:
         """Sequences (L, F) of any type and on any device, as float16; what that cannot hold becomes the largest that it can."""
         values = torch.cat([half(each) for each in sequences] or [torch.empty(0, features, dtype=torch.float16)])
-        return cls(values.numpy(), np.cumsum([0, *map(len, sequences)]))
+        lengths = np.array([len(each) for each in sequences], dtype=np.int64)
+        return cls(values.numpy(), np.cumsum(lengths) - lengths, lengths)
 
     def padded(self, indices: Tensor | NDArray[np.integer]) -> Padded:
         """Some sequences (m,), each as often as it is named, up to the longest of them: float32 (m, L, F) on the CPU, L >= 1."""
         rows = np.asarray(indices)
-        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        starts, lengths = self.starts[rows], self.lengths[rows]
         out = np.zeros((len(rows), int(max(lengths.max(initial=1), 1)), self.features), np.float32)
         for place, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
             out[place, :length] = self.values[start : start + length]

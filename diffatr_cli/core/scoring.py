@@ -6,6 +6,7 @@ Q queries, N candidates, D embedding size, S noise draws. Cosines are `losses.co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from .algebra import Factors
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser, PreparedCandidates
 from .losses import cosine_similarity
+from .query_conditioned import QueryConditioner
 from .sampler import OnStep, ddim_levels, fast_ddim_sample
 from .sampling import Sampling
 from .schedule import NoiseSchedule
+from .sight import Sight, States
 
 BLOCK_ENTRIES = 2**24  # of the largest array that a block of queries needs, 64 MB in float32
 
@@ -60,6 +63,7 @@ def diffusion_score_blocks(
     query_ids: Sequence[int] | None = None,
     chunk: int | None = None,
     on_step: OnStep | None = None,
+    sight: Sight | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """x0_hat of every query over the candidates, a block of queries at a time, so that (Q, N) is never held.
 
@@ -75,6 +79,7 @@ def diffusion_score_blocks(
         query_ids: an integer a query that its noise follows; None takes the row numbers.
         chunk: queries a block; None chooses by memory.
         on_step: as in `ddim_sample`, at every level of each block and draw; with a shortlist it sees those candidates alone.
+        sight: what the queries see in their candidates; None leaves all candidates as they are.
 
     Yields:
         The rows, and their x0_hat (rows, N), zero outside the shortlist, on the device of the queries; the work is done on
@@ -89,21 +94,27 @@ def diffusion_score_blocks(
     embeddings = prepared.candidates[0]
     n, dim = embeddings.shape
     shortlist = sampling.shortlist if sampling.shortlist is not None and sampling.shortlist < n else None
+    if sight is not None and shortlist is None:
+        shortlist = n  # each query has its own, be they all
     if chunk is None:
-        chunk = max(1, BLOCK_ENTRIES // max(n, (shortlist or 0) * dim))
+        own = 0 if shortlist is None else max(shortlist * dim, sight.entries(shortlist) if sight else 0)
+        chunk = max(1, BLOCK_ENTRIES // max(n, own))
     for start in range(0, len(queries), chunk):
         rows = slice(start, min(start + chunk, len(queries)))
         query = queries[rows].to(embeddings)
         listed = None if shortlist is None else cosine_similarity(query, embeddings).topk(shortlist, dim=1).indices
+        candidates, shift = None if listed is None else embeddings[listed], None
+        if sight is not None and listed is not None and candidates is not None:
+            candidates, shift = sight(rows, listed, candidates)
         x0_hat = torch.zeros(len(query), n, dtype=embeddings.dtype, device=embeddings.device)
         for draw in range(sampling.draws):
             noise = _start(sampling, ids[rows], n, draw)
-            if listed is None:
+            if listed is None or candidates is None:
                 x0_hat += _sample(prepared.factors, query, prepared, schedule, sampling, noise, on_step)
             else:
                 own_noise = _noise_of(noise, listed)
-                own = _sample(prepared.factors, query, embeddings[listed], schedule, sampling, own_noise, on_step)
-                x0_hat.scatter_add_(1, listed, own)
+                x0_hat_own = _sample(prepared.factors, query, candidates, schedule, sampling, own_noise, on_step, shift)
+                x0_hat.scatter_add_(1, listed, x0_hat_own)
         yield rows, x0_hat.div_(sampling.draws).to(queries.device)
 
 
@@ -116,10 +127,12 @@ def diffusion_scores(
     query_ids: Sequence[int] | None = None,
     chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    sight: Sight | None = None,
 ) -> Tensor:
     """All blocks of `diffusion_score_blocks` as one matrix (Q, N); `progress` is called with (queries done, Q)."""
     parts = [queries.new_zeros(0, prepared.candidates.shape[1])]
-    for rows, x0_hat in diffusion_score_blocks(queries, prepared, schedule, sampling, query_ids=query_ids, chunk=chunk):
+    how: dict[str, Any] = {"query_ids": query_ids, "chunk": chunk, "sight": sight}
+    for rows, x0_hat in diffusion_score_blocks(queries, prepared, schedule, sampling, **how):
         parts.append(x0_hat)
         if progress is not None:
             progress(rows.stop, len(queries))
@@ -170,11 +183,11 @@ def _sample(
     sampling: Sampling,
     noise: Callable[[int], Tensor],
     on_step: OnStep | None = None,
+    shift: Tensor | None = None,
 ) -> Tensor:
     """`fast_ddim_sample` by these settings."""
-    return fast_ddim_sample(
-        factors, queries, candidates, schedule, sampling.steps, sampling.eta, noise, x0=sampling.x0, on_step=on_step
-    )
+    how: dict[str, Any] = {"x0": sampling.x0, "on_step": on_step, "shift": shift}
+    return fast_ddim_sample(factors, queries, candidates, schedule, sampling.steps, sampling.eta, noise, **how)
 
 
 def fuse(cosine: Tensor, x0_hat: Tensor, weight: float | None) -> Tensor:
@@ -196,6 +209,7 @@ class Reranker:
         schedule: of K levels.
         sampling: how x_0 is sampled, where a call does not say otherwise.
         fusion_weights: of x0_hat beside the cosine, by direction; none for a model that ranks by x0_hat alone (strategy `gen`).
+        conditioners: what makes candidates depend on the query, by direction; none where they do not. As `denoisers` else.
 
     Raises:
         ValueError: the settings visit more steps than the chain has.
@@ -207,12 +221,14 @@ class Reranker:
         schedule: NoiseSchedule,
         sampling: Sampling,
         fusion_weights: Mapping[Direction, float],
+        conditioners: Mapping[Direction, QueryConditioner] | None = None,
     ) -> None:
         ddim_levels(len(schedule), sampling.steps)
         self.denoisers = denoisers
         self.schedule = schedule
         self.sampling = sampling
         self.fusion_weights = fusion_weights
+        self.conditioners = conditioners or {}
         self._factors: dict[Direction, FactoredDenoiser] = {}
 
     @property
@@ -227,10 +243,35 @@ class Reranker:
         factors = self._factors[direction]
         return factors.prepare(candidates.to(factors.weight.device))
 
+    def sight(self, direction: Direction, states: States | None, rows: Sequence[int] | np.ndarray | None = None) -> Sight | None:
+        """What the queries of a direction see in their candidates; None for a model whose candidates do not depend on the query.
+
+        Args:
+            states: of the captions and clips that are queries and candidates.
+            rows: the places of the queries among them; None takes all.
+
+        Raises:
+            ValueError: this model needs states, and there are none.
+        """
+        if not self.conditioners:
+            return None
+        if states is None:
+            raise ValueError("this model re-ranks by frames: it needs the states of captions and clips")
+        queries, candidates = states if direction == "t2a" else (states.frames, states.tokens)
+        places = np.arange(len(queries)) if rows is None else np.asarray(rows)
+        scale = self.denoisers[direction].input_scale
+        return Sight(self.conditioners[direction], direction, queries, candidates, places, scale)
+
     def draws(
         self, direction: Direction, query: Tensor, candidates: Tensor, sampling: Sampling, on_step: OnStep | None = None
     ) -> Tensor:
-        """`diffusion_draws` of one query (D,) over a shortlist (N, D): (S, N)."""
+        """`diffusion_draws` of one query (D,) over a shortlist (N, D): (S, N).
+
+        Raises:
+            ValueError: the candidates depend on the query, by more than its vector.
+        """
+        if self.conditioners:
+            raise ValueError("this model re-ranks by frames: vectors alone do not do")
         return diffusion_draws(query, self.prepare(direction, candidates), self.schedule, sampling, on_step=on_step)
 
     def final_score(self, direction: Direction, cosine: Tensor, x0_hat: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from .query_results import query_results_file, read_query_results, write_query_r
 from .ranking import rank_queries
 from .results import ComparisonResult, EvaluationResult, SystemResult
 from .rivals import Querybank, querybank_of, rank_rivals
+from .states import cached_states
 
 COUNTED = 1
 """Rises when a metric is counted in another way than before, so that results kept from then are not used."""
@@ -180,6 +181,8 @@ def _rank_run(
 ) -> dict[tuple[System, Direction], dict[str, np.ndarray]]:
     """What each query got of each system, by the model of one seed folder."""
     embedded = cached_split(retriever, run, asked.dataset, asked.split, progress=progress)
+    conditioned = retriever.reranker and retriever.reranker.conditioners
+    states = cached_states(retriever, run, asked.dataset, asked.split, progress) if conditioned else None
     found: dict[tuple[System, Direction], dict[str, np.ndarray]] = {}
     for direction, task in asked.tasks.items():
         queries, candidates, _ = embedded.task(direction)
@@ -188,6 +191,7 @@ def _rank_run(
             "query_ids": task.queries.tolist(),
             "measure": asked.protocol.measure,
             "on_scores": partial(on_scores, direction) if on_scores else None,
+            "sight": retriever.reranker and retriever.reranker.sight(direction, states, task.queries),
         }
         ranked = rank_queries(*what, retriever.reranker, sampling, progress, **how)
         if rivals:

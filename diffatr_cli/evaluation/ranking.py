@@ -13,6 +13,7 @@ from ..core.metrics import Measure, MetricAccumulator
 from ..core.sampling import Sampling
 from ..core.schedule import NoiseSchedule
 from ..core.scoring import Reranker, diffusion_score_blocks, diffusion_scores
+from ..core.sight import Sight
 from ..processes import count, gathered, share
 from ..progress import Progress, silent
 from ..types import Direction, System
@@ -25,21 +26,28 @@ OnScores = Callable[[System, slice, Tensor], None]
 
 
 def score_blocks(
-    queries: Tensor, prepared: Any, schedule: NoiseSchedule, sampling: Sampling, query_ids: Sequence[int] | None = None
+    queries: Tensor,
+    prepared: Any,
+    schedule: NoiseSchedule,
+    sampling: Sampling,
+    query_ids: Sequence[int] | None = None,
+    sight: Sight | None = None,
 ) -> Iterator[tuple[slice, Tensor]]:
     """x0_hat of blocks of queries, as `diffusion_score_blocks` has it. Several processes take a share of each block."""
     if count() == 1:
-        yield from diffusion_score_blocks(queries, prepared, schedule, sampling, query_ids=query_ids)
+        yield from diffusion_score_blocks(queries, prepared, schedule, sampling, query_ids=query_ids, sight=sight)
         return
     ids = list(range(len(queries))) if query_ids is None else list(query_ids)
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
         block, of_block = queries[rows], ids[rows]
+        seen = sight and sight.of(rows)
         if len(block) < count():
-            scores = diffusion_scores(block, prepared, schedule, sampling, query_ids=of_block)
+            scores = diffusion_scores(block, prepared, schedule, sampling, query_ids=of_block, sight=seen)
         else:
             own = share(len(block))
-            scores = gathered(diffusion_scores(block[own], prepared, schedule, sampling, query_ids=of_block[own]))
+            how: dict[str, Any] = {"query_ids": of_block[own], "sight": seen and seen.of(own)}
+            scores = gathered(diffusion_scores(block[own], prepared, schedule, sampling, **how))
         yield rows, scores
 
 
@@ -68,6 +76,7 @@ def rank_queries(
     query_ids: Sequence[int] | None = None,
     measure: Measure | None = None,
     on_scores: OnScores | None = None,
+    sight: Sight | None = None,
 ) -> dict[System, MetricAccumulator]:
     """What each query got of each system: `baseline` by cosine, `diff` by the reranker's final score.
 
@@ -79,6 +88,10 @@ def rank_queries(
         relevant: for each query the indices of the candidates that it is to find.
         query_ids: an integer a query that its noise follows; None takes the row numbers.
         measure: the definitions of the metrics; None takes the paper's.
+        sight: what the queries see in their candidates (`Reranker.sight`), of a reranker whose candidates depend on the query.
+
+    Raises:
+        ValueError: such a reranker, and no sight.
     """
     systems: dict[System, MetricAccumulator] = {}
 
@@ -92,8 +105,10 @@ def rank_queries(
             rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
             count("baseline", rows, cosine_similarity(queries[rows], candidates))
         return systems
+    if reranker.conditioners and sight is None:
+        raise ValueError("the candidates of this reranker depend on the query: pass what it sees of them")
     prepared = reranker.prepare(direction, candidates)
-    blocks = score_blocks(queries, prepared, reranker.schedule, sampling or reranker.sampling, query_ids)
+    blocks = score_blocks(queries, prepared, reranker.schedule, sampling or reranker.sampling, query_ids, sight)
     for rows, x0_hat in blocks:
         cosine = cosine_similarity(queries[rows], candidates)
         if reranker.fuses:

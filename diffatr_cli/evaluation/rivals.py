@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..core.losses import cosine_similarity
 from ..core.metrics import Measure, MetricAccumulator
 from ..core.querybank import querybank_offsets
 from ..core.sampling import Sampling
+from ..core.sight import Sight
 from ..data.manifest import Dataset
 from ..model import Retriever
 from ..progress import Progress, silent
@@ -95,6 +97,7 @@ def rank_rivals(
     query_ids: Sequence[int] | None = None,
     measure: Measure | None = None,
     on_scores: OnScores | None = None,
+    sight: Sight | None = None,
 ) -> dict[System, MetricAccumulator]:
     """What each query got of each rival: `qbnorm` with a bank, `one-step` of a model that has a chain.
 
@@ -111,5 +114,6 @@ def rank_rivals(
                 on_scores("one-step", rows, scores)
 
         what = queries, candidates, relevant, direction, model.reranker, sampling.but(steps=1), progress
-        found["one-step"] = rank_queries(*what, query_ids=query_ids, measure=measure, on_scores=as_one_step)["diff"]
+        how: dict[str, Any] = {"query_ids": query_ids, "measure": measure, "on_scores": as_one_step, "sight": sight}
+        found["one-step"] = rank_queries(*what, **how)["diff"]
     return found

@@ -210,6 +210,11 @@ def _chain_of(model: Retriever, noise_seed: int) -> tuple[Reranker, Sampling]:
     """A model's denoisers, and how they sample over everything from one noise draw. Raises UsageError where there is no chain."""
     if model.reranker is None:
         raise UsageError(f"{model.name}: has no diffusion phase, so there is no way from noise to an answer to show.")
+    if model.reranker.conditioners:
+        raise UsageError(
+            f"{model.name}: each query has candidates of its own (diffusion.conditioning), so there is no one corpus to follow. "
+            "Name a run without."
+        )
     sampling = replace(sampling_of(model, seed=noise_seed), shortlist=None, draws=1)
     if not sampling.noise:
         raise UsageError(f"{model.name}: was trained without diffusion, so there is no way from noise to an answer to show.")

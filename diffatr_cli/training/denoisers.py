@@ -5,7 +5,8 @@ B batch, N candidates, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +14,18 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..core.denoiser import AttentionDenoiser
 from ..core.losses import generation_loss
+from ..core.query_conditioned import QueryConditioner, each_of
 from ..core.sampling import Objective
 from ..core.schedule import NoiseSchedule
 from ..device import wants_bf16
-from ..model import build_denoiser, build_schedule
+from ..phase_two import CONDITIONERS, build_conditioners, build_denoiser, build_schedule
 from ..processes import count, mean_gradients, share, summed
 from ..recipe_schema import DiffusionSection, ModelSection
 from ..types import DIRECTIONS, Direction
+from .candidates import Task
 
-Batch = Iterable[tuple[Direction, Tensor, Tensor, Tensor]]
-"""For each direction: its name, query (B, D), candidates (N, D) or (B, N, D), and x_0 (B, N)."""
+See = Callable[[slice], tuple[Tensor, Tensor]]
+"""From some queries to the candidates as each sees them, (rows, N, D), and what is added to their logits, (rows, N)."""
 
 
 def denoising_loss(
@@ -34,6 +37,7 @@ def denoising_loss(
     generator: torch.Generator | None = None,
     objective: Objective = "diffusion",
     rows: slice = slice(None),
+    see: See | None = None,
 ) -> Tensor:
     """One Monte Carlo term of Eq. 6: a noise level and a noise a row, x_k by Eq. 5, and the divergence of x0_hat from x_0.
 
@@ -45,30 +49,44 @@ def denoising_loss(
         objective: `discriminative` has neither: x_k is zero at the level where sampling starts, and the loss is the
             cross-entropy of a classifier over the candidates.
         rows: the queries that count; what is drawn for them does not depend on which these are.
+        see: takes the place of `candidates` where they depend on the query.
 
     Returns:
         A scalar in nats.
     """
+    count, device = len(query), query.device
+    shift: Tensor | None = None
+    if see is not None:
+        candidates, shift = see(rows)
+    elif candidates.ndim == 3:
+        candidates = candidates[rows]
     if objective == "discriminative":
-        query, candidates, x_0 = query[rows], candidates[rows] if candidates.ndim == 3 else candidates, x_0[rows]
-        last = torch.full((len(query),), len(schedule) - 1, device=query.device)
-        return generation_loss(denoiser.factored_forward(torch.zeros_like(x_0), last, query, candidates), x_0)
-    level = torch.randint(len(schedule), (len(query),), generator=generator)[rows].to(query.device)
-    noise = torch.randn(x_0.shape, generator=generator)[rows].to(query.device)
-    query, candidates, x_0 = query[rows], candidates[rows] if candidates.ndim == 3 else candidates, x_0[rows]
-    logits = denoiser.factored_forward(schedule.q_sample(x_0, level, noise), level, query, candidates)
+        query, x_0 = query[rows], x_0[rows]
+        last = torch.full((len(query),), len(schedule) - 1, device=device)
+        return generation_loss(denoiser.factored_forward(torch.zeros_like(x_0), last, query, candidates, shift), x_0)
+    level = torch.randint(len(schedule), (count,), generator=generator)[rows].to(device)
+    noise = torch.randn(x_0.shape, generator=generator)[rows].to(device)
+    query, x_0 = query[rows], x_0[rows]
+    logits = denoiser.factored_forward(schedule.q_sample(x_0, level, noise), level, query, candidates, shift)
     return generation_loss(logits, x_0)
 
 
 class DenoiserPair(nn.Module):
-    """The denoisers of both directions with their noise schedule."""
+    """The denoisers of both directions with their noise schedule, and what makes their candidates depend on the query.
 
-    def __init__(self, model: ModelSection, section: DiffusionSection) -> None:
+    Args:
+        feature_sizes: as in `build_conditioners`.
+    """
+
+    def __init__(self, model: ModelSection, section: DiffusionSection, feature_sizes: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.precision, self.objective = section.precision, section.objective
         self.schedule = build_schedule(section)
         self.t2a = build_denoiser(model, section)
         self.a2t = build_denoiser(model, section)
+        self.conditioners = nn.ModuleDict()
+        for direction, conditioner in build_conditioners(model, section, feature_sizes).items():
+            self.conditioners[direction] = conditioner
 
     def of(self, direction: Direction) -> AttentionDenoiser:
         """The denoiser of a direction."""
@@ -78,7 +96,19 @@ class DenoiserPair(nn.Module):
         """Both."""
         return {direction: self.of(direction) for direction in DIRECTIONS}
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    def conditioners_by_direction(self) -> dict[Direction, QueryConditioner]:
+        """Those of both, or none."""
+        return {direction: cast(QueryConditioner, self.conditioners[direction]) for direction in DIRECTIONS if self.conditioners}
+
+    def kept(self, direction: Direction) -> dict[str, Tensor]:
+        """The tensors of a direction under the names that phase two's checkpoint has for them."""
+        found = {f"{direction}.{name}": tensor for name, tensor in self.of(direction).state_dict().items()}
+        if self.conditioners:
+            of_conditioner = self.conditioners[direction].state_dict()
+            found |= {f"{CONDITIONERS}{direction}.{name}": tensor for name, tensor in of_conditioner.items()}
+        return found
+
+    def loss(self, batch: Iterable[Task], generator: torch.Generator | None = None) -> Tensor:
         """L_G of a batch, mean over what it holds.
 
         Of several processes each takes a share of the queries; the mean over the processes is the loss.
@@ -91,26 +121,45 @@ class DenoiserPair(nn.Module):
 
         with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16(self.precision, device)):
             losses = [
-                weight(len(query))
+                weight(len(task.query))
                 * denoising_loss(
-                    self.of(direction),
+                    self.of(task.direction),
                     self.schedule,
-                    query.to(device),
-                    candidates.to(device),
-                    x_0.to(device),
+                    task.query.to(device),
+                    task.candidates.to(device),
+                    task.x_0.to(device),
                     generator,
                     self.objective,
-                    share(len(query)),
+                    share(len(task.query)),
+                    self._see(task, device),
                 )
-                for direction, query, candidates, x_0 in batch
+                for task in batch
             ]
         return torch.stack(losses).mean()
+
+    def _see(self, task: Task, device: torch.device) -> See | None:
+        """Candidates as the queries of a task see them; None where they do not depend on the query."""
+        if not self.conditioners:
+            return None
+        assert task.of_query is not None
+        assert task.of_candidates is not None
+        conditioner = cast(QueryConditioner, self.conditioners[task.direction])
+        of_query, of_candidates = task.of_query, task.of_candidates
+
+        def see(rows: slice) -> tuple[Tensor, Tensor]:
+            query = each_of(of_query, lambda part: part[rows].to(device))
+            candidates = each_of(of_candidates, lambda part: part.to(device))
+            projected = conditioner.project(task.direction, query, candidates)
+            scale = self.of(task.direction).input_scale
+            return conditioner.see(task.direction, *projected, task.candidates.to(device), scale)
+
+        return see
 
     def loss_of_pairs(self, audio: Tensor, text: Tensor, clip_ids: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """L_G of a batch of pairs (B, D), whose items are each other's candidates; equal `clip_ids` (B,) are true together."""
         same = (clip_ids[:, None] == clip_ids[None]).to(audio)
         x_0 = same / same.sum(1, keepdim=True)
-        return self.loss([("t2a", text, audio, x_0), ("a2t", audio, text, x_0)], generator)
+        return self.loss([Task("t2a", text, audio, x_0), Task("a2t", audio, text, x_0)], generator)
 
 
 def denoiser_optimizer(pair: DenoiserPair, section: DiffusionSection) -> torch.optim.Optimizer:
@@ -119,7 +168,7 @@ def denoiser_optimizer(pair: DenoiserPair, section: DiffusionSection) -> torch.o
 
 
 def denoising_step(
-    pair: DenoiserPair, optimizer: torch.optim.Optimizer, batch: Batch, generator: torch.Generator, clip_norm: float
+    pair: DenoiserPair, optimizer: torch.optim.Optimizer, batch: Iterable[Task], generator: torch.Generator, clip_norm: float
 ) -> float:
     """One optimizer step of phase two; its loss."""
     loss = pair.loss(batch, generator)

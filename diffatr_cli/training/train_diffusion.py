@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from ..core.losses import cosine_similarity
 from ..core.metrics import retrieval_metrics
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker, fuse
+from ..core.sight import Sight, States
 from ..data.manifest import Dataset, load_dataset
 from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
 from ..evaluation.embedded_split import Captions, EmbeddedSplit, cached_split, cached_windows, check_fit, recall_sum
 from ..evaluation.ranking import score_blocks
+from ..evaluation.states import Sequences, cached_frames, cached_sequences, cached_states, cached_tokens
 from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
 from ..processes import from_first, is_first, shared_rows
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
-from ..recipe_schema import Recipe
+from ..recipe_schema import DiffusionSection, Recipe
 from ..runs import (
     BEST,
     FIRST_PHASE,
@@ -40,12 +43,12 @@ from ..runs import (
 )
 from ..types import DIRECTIONS, Direction
 from .candidates import CandidateBatches
-from .clips import training_clips
+from .clips import LogMelCrops, training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from .fit_calibration import fit_calibration
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .streams import torch_seed, torch_stream
-from .views import TrainingViews, augmented_views, embed_views, load_views, save_views
+from .views import TrainingViews, augmented_frames, augmented_views, embed_views, load_views, save_views
 
 
 def train_diffusion(
@@ -141,17 +144,20 @@ def _train(
 ) -> dict[str, dict[str, Any]]:
     """All epochs that are left; by direction the epoch that validation chose."""
     section = recipe.diffusion
+    retriever, encoders = load_encoders(first.run, str(device)), first.check()
+    check_fit(retriever, dataset)
+    if section.conditioning != "none":
+        retriever.check_states(recipe.audio)
     torch.manual_seed(torch_seed(seed, "weights"))
-    pair = DenoiserPair(recipe.model, section).to(device)
+    pair = DenoiserPair(recipe.model, section, retriever.feature_sizes).to(device)
     optimizer = denoiser_optimizer(pair, section)
     state: dict[str, Any] = {"epoch": 0, "best": {}} | folder.resume(pair, optimizer)
     best: dict[str, dict[str, Any]] = state["best"]
     if state["epoch"] == section.epochs:
         return best
-    retriever, encoders = load_encoders(first.run, str(device)), first.check()
-    check_fit(retriever, dataset)
     train = _training_views(first, recipe, dataset, retriever, device, progress)
     val = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
+    val_states = cached_states(retriever, first.run, dataset, "val", progress) if pair.conditioners else None
     folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32", state["epoch"])
     batches = CandidateBatches(train, section, seed)
     sampling = Sampling.of(recipe, seed=seed)
@@ -164,7 +170,7 @@ def _train(
         for inside in range(len(batches)):
             step = epoch * len(batches) + inside
             for group in optimizer.param_groups:
-                group["lr"] = section.lr * (1 + math.cos(math.pi * step / total)) / 2
+                group["lr"] = learning_rate(section, step, total)
             generator = torch_stream(seed, "diffusion", step)
             losses.append(denoising_step(pair, optimizer, batches(epoch, inside), generator, section.clip_norm))
             progress(step + 1, total, f"epoch {epoch + 1} of {section.epochs}, loss {np.mean(losses):.3f}")
@@ -174,13 +180,14 @@ def _train(
                 "--name."
             )
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(np.mean(losses))}
-        reranker = Reranker(pair.eval().by_direction(), pair.schedule, sampling, {})
+        reranker = Reranker(pair.eval().by_direction(), pair.schedule, sampling, {}, pair.conditioners_by_direction())
         for direction in DIRECTIONS:
-            weight, metrics = from_first(choose_fusion(val, direction, reranker, recipe.evaluation.fusion_weights))
+            sight = reranker.sight(direction, val_states)
+            weight, metrics = from_first(choose_fusion(val, direction, reranker, recipe.evaluation.fusion_weights, sight))
             row |= {f"{direction}_{key}": metrics[key] for key in ("r1", "r5", "r10")} | {f"{direction}_weight": weight}
             if direction not in best or recall_sum(metrics) > best[direction]["score"]:
                 best[direction] = {"epoch": epoch + 1, "weight": weight, "score": recall_sum(metrics)}
-                kept |= {f"{direction}.{k}": v.detach().clone() for k, v in pair.of(direction).state_dict().items()}
+                kept |= {name: tensor.detach().clone() for name, tensor in pair.kept(direction).items()}
         log.append(row)
         weights = {d: best[d]["weight"] for d in DIRECTIONS}
         folder.keep_best(kept, {"best": best, "encoders": encoders, "fusion_weights": weights})
@@ -188,8 +195,14 @@ def _train(
     return best
 
 
+def learning_rate(section: DiffusionSection, step: int, total: int) -> float:
+    """Of a step, from 0 on, of so many: `warmup` steps of rising, and a cosine down to nothing over all of them."""
+    rising = min(1.0, (step + 1) / section.warmup) if section.warmup else 1.0
+    return rising * section.lr * (1 + math.cos(math.pi * step / total)) / 2
+
+
 def choose_fusion(
-    split: EmbeddedSplit, direction: Direction, reranker: Reranker, weights: Sequence[float]
+    split: EmbeddedSplit, direction: Direction, reranker: Reranker, weights: Sequence[float], sight: Sight | None = None
 ) -> tuple[float, dict[str, float]]:
     """The weight of x0_hat beside the cosine that is best on a validation split, and its metrics there.
 
@@ -197,7 +210,8 @@ def choose_fusion(
     """
     queries, candidates, relevant = split.task(direction)
     cosine = cosine_similarity(queries, candidates)
-    blocks = score_blocks(queries, reranker.prepare(direction, candidates), reranker.schedule, reranker.sampling)
+    prepared = reranker.prepare(direction, candidates)
+    blocks = score_blocks(queries, prepared, reranker.schedule, reranker.sampling, sight=sight)
     x0_hat = torch.cat([scores for _, scores in blocks])
     tried = [(weight, retrieval_metrics(fuse(cosine, x0_hat, weight), relevant)) for weight in sorted(weights)]
     return max(tried, key=lambda each: recall_sum(each[1]))
@@ -214,7 +228,8 @@ def _training_views(
     path = first.folder / f"embeddings-views{count}.safetensors"
     source = {"encoders": retriever.model_id, "data": dataset.fingerprint}
     captions = Captions.of(dataset.split("train"))
-    if (cached := load_views(path, source, captions, same)) is not None:
+    frames = recipe.diffusion.conditioning != "none"
+    if (cached := load_views(path, source, captions, same)) is not None and not frames:
         return cached
     encoders, seed = first.folder / BEST, int(read_record(first.folder / RECORD)["seed"])
     towers = build_towers(recipe.audio.model_copy(update={"weights": None}), recipe.text, recipe.model, dataset.given_sizes)
@@ -224,12 +239,24 @@ def _training_views(
     given = dataset.given("train")
     clips = training_clips(dataset, towers.audio, recipe.audio, recipe.data.seconds, retriever, progress)
     bf16 = wants_bf16(recipe.pretrain.precision, device)
-    audio = embed_views(towers, augmented_views(towers.audio, clips, count, seed, bf16, device, progress), device)
-    if given is None:
-        text = shared_rows(lambda texts: torch.from_numpy(retriever.embed_text(texts)), captions.texts)
-    else:
-        text = torch.from_numpy(retriever.embed_pooled_text(given.text))
-    return save_views(path, source, audio, text, captions, same)
+    if cached is None:
+        audio = embed_views(towers, augmented_views(towers.audio, clips, count, seed, bf16, device, progress), device)
+        if given is None:
+            text = shared_rows(lambda texts: torch.from_numpy(retriever.embed_text(texts)), captions.texts)
+        else:
+            text = torch.from_numpy(retriever.embed_pooled_text(given.text))
+        cached = save_views(path, source, audio, text, captions, same)
+    if not frames:
+        return cached
+    tokens = cached_tokens(retriever, first.run, dataset, "train", progress)
+    if not isinstance(clips, LogMelCrops):  # a frozen encoder: one view, as the clips are
+        return replace(cached, states=States(tokens, cached_frames(retriever, first.run, dataset, "train", progress)))
+
+    def augmented() -> Sequences:
+        return augmented_frames(towers.audio, clips, count, seed, bf16, device, progress)
+
+    path = first.folder / f"frames-views{count}.f16"
+    return replace(cached, states=States(tokens, cached_sequences(path, source, count * len(clips), augmented)))
 
 
 def _calibrate(
@@ -246,6 +273,8 @@ def _calibrate(
     tensors, facts = folder.load_best()
     if facts.get("calibration"):
         return
+    if recipe.diffusion.conditioning != "none":
+        return  # what it would be fitted on are searches of folders, which such a model does not do
     progress(0, 1, "calibrating scores")
     retriever = load_retriever(run, str(device))
     assert retriever.reranker is not None

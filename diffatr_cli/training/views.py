@@ -5,20 +5,25 @@ V views, n clips, m captions, D embedding size, F features of the audio encoder.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..checkpoint import load_weights, save_weights
+from ..core.audio_encoder import AudioEncoder
+from ..core.ragged import half
+from ..core.sight import States
 from ..core.towers import TwoTowers
 from ..encoders import ClipEncoder
 from ..evaluation.embedded_split import Captions
 from ..processes import count, from_first, is_first, rank, summed
 from ..progress import Progress, silent
-from .clips import Clips, PooledClips
+from .clips import Clips, LogMelCrops, PooledClips
 from .streams import numpy_stream, torch_seed
 
 VIEW_BATCH = 32  # clips that are embedded together under augmentation, as large as phase one's batches
@@ -29,12 +34,15 @@ class TrainingViews:
     """The training split for phase two: audio (V, n, D), text (m, D), all of norm 1; clip_index (m,), each caption's clip.
 
     positive_group (n,) is equal for clips that are not negatives of one another (`Captions.positive_groups`).
+    states: the token states of the captions, and the frames of clip i under augmentation v as sequence v n + i; None where
+    candidates do not depend on the query.
     """
 
     audio: Tensor
     text: Tensor
     clip_index: Tensor
     positive_group: Tensor
+    states: States | None = None
 
 
 @torch.inference_mode()
@@ -56,22 +64,56 @@ def augmented_views(
     """
     if isinstance(clips, PooledClips):
         return clips.vectors[None]
+    out = torch.zeros(views, len(clips), encoder.features)
+    for view in range(rank(), views, count()):
+        for done, batch, crops in _augmented_crops(encoder, clips, view, seed, device):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                out[view, batch] = encoder.pooled(crops).float().cpu()
+            progress(view * len(clips) + done, views * len(clips), f"training clips under augmentation, view {view + 1}")
+    return summed(out)
+
+
+@torch.inference_mode()
+def augmented_frames(
+    encoder: AudioEncoder,
+    clips: LogMelCrops,
+    views: int,
+    seed: int,
+    bf16: bool,
+    device: torch.device,
+    progress: Progress = silent,
+) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
+    """The frames that `augmented_views`, called alike, pools: the same augmentations.
+
+    Yields:
+        Which sequences these are, v n + i of clip i under augmentation v, and their frames (T', F), float16 on the CPU, without
+        those of the silence behind a clip that is shorter than its batch.
+    """
+    lengths = np.diff(clips.offsets)
+    for view in range(views):
+        for done, batch, crops in _augmented_crops(encoder, clips, view, seed, device):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                frames = encoder.frames(crops)
+                encoder.pool(frames)  # takes its dropout's random numbers, so that the next batch has those of the views
+            heard = np.minimum(lengths[batch], crops.shape[1]) // encoder.reduction
+            yield view * len(clips) + batch, [half(one[: max(1, own)]) for one, own in zip(frames, heard.tolist(), strict=True)]
+            progress(view * len(clips) + done, views * len(clips), f"frames under augmentation, view {view + 1}")
+
+
+def _augmented_crops(
+    encoder: ClipEncoder, clips: Clips, view: int, seed: int, device: torch.device
+) -> Iterator[tuple[int, np.ndarray, Any]]:
+    """Each batch of a view: how many clips are done with it, which they are, and their crops, for an encoder that augments."""
     encoder.train()
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm):
             module.eval()  # augmentation yes, statistics of the batch no: they would tie a clip to its neighbours
     by_length = np.argsort(np.diff(clips.offsets), kind="stable")  # or short clips would be padded to the longest
-    out = torch.zeros(views, len(clips), encoder.features)
-    for view in range(rank(), views, count()):
-        rng = numpy_stream(seed, "view crop", view)
-        torch.manual_seed(torch_seed(seed, "view augmentation", view))
-        for start in range(0, len(clips), VIEW_BATCH):
-            batch = by_length[start : start + VIEW_BATCH]
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                out[view, batch] = encoder.pooled(clips.crop(batch, rng).to(device)).float().cpu()
-            done = view * len(clips) + start + len(batch)
-            progress(done, views * len(clips), f"training clips under augmentation, view {view + 1}")
-    return summed(out)
+    rng = numpy_stream(seed, "view crop", view)
+    torch.manual_seed(torch_seed(seed, "view augmentation", view))
+    for start in range(0, len(clips), VIEW_BATCH):
+        batch = by_length[start : start + VIEW_BATCH]
+        yield start + len(batch), batch, clips.crop(batch, rng).to(device)
 
 
 @torch.inference_mode()

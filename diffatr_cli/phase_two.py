@@ -1,0 +1,102 @@
+"""From a recipe to what phase two trains, and from a run folder to the reranker that it left."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import fill, load_weights
+from .core.calibration import Calibration
+from .core.denoiser import AttentionDenoiser, DenoiserConfig
+from .core.query_conditioned import QueryConditioner
+from .core.sampling import Sampling
+from .core.schedule import NoiseSchedule
+from .core.scoring import Reranker
+from .errors import DiffATRError
+from .recipe_schema import DiffusionSection, ModelSection, Recipe
+from .runs import BEST, Encoders
+from .types import DIRECTIONS, Direction
+
+
+def build_denoiser(model: ModelSection, section: DiffusionSection, generator: torch.Generator | None = None) -> AttentionDenoiser:
+    """One denoiser of a recipe; either direction's. The fields of `DenoiserConfig` have the same names in the recipe."""
+    settings = model.model_dump() | section.model_dump()
+    return AttentionDenoiser(**{field.name: settings[field.name] for field in fields(DenoiserConfig)}, generator=generator)
+
+
+def build_schedule(section: DiffusionSection) -> NoiseSchedule:
+    """The noise schedule of a recipe."""
+    make = NoiseSchedule.cosine if section.schedule == "cosine" else NoiseSchedule.linear
+    return make(section.steps)
+
+
+def build_conditioners(
+    model: ModelSection, section: DiffusionSection, feature_sizes: tuple[int, int] | None
+) -> dict[Direction, QueryConditioner]:
+    """What makes candidates depend on the query, of each direction; empty for a recipe whose candidates do not.
+
+    Args:
+        feature_sizes: F of the encoders, of sounds and of captions.
+
+    Raises:
+        ValueError: the recipe needs them, and they are not known.
+    """
+    if section.conditioning == "none":
+        return {}
+    if feature_sizes is None:
+        raise ValueError("candidates as the query sees them need the sizes of frames and token states")
+    of_frames, of_tokens = feature_sizes
+    return {direction: QueryConditioner(of_tokens, of_frames, model.dim) for direction in DIRECTIONS}
+
+
+def load_reranker(
+    run: Path,
+    first: Encoders,
+    recipe: Recipe,
+    tensors: dict[str, Tensor],
+    facts: dict[str, Any],
+    weights: str,
+    feature_sizes: tuple[int, int],
+    device: torch.device,
+) -> tuple[Reranker | None, Calibration | None]:
+    """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds; and what their
+    scores are worth.
+
+    Args:
+        first: the encoders, with the tensors and facts of their checkpoint, and its hash `weights`.
+        feature_sizes: as in `build_conditioners`.
+    """
+    path, inside = first.folder / BEST, "denoisers."
+    if recipe.model.strategy != "gen":
+        path, inside = run / "diffusion" / BEST, ""
+        if not path.is_file():
+            return None, None
+        tensors, facts = load_weights(path)
+        if facts["encoders"] != weights:
+            raise DiffATRError(f"{path}: was trained on other encoders than {first.folder} holds now. Run train-diffusion again.")
+    denoisers: dict[Direction, AttentionDenoiser] = {}
+    for direction in DIRECTIONS:
+        denoiser = build_denoiser(recipe.model, recipe.diffusion)
+        fill(denoiser, below(f"{inside}{direction}.", tensors), path)
+        denoisers[direction] = denoiser.to(device).eval()
+    conditioners = build_conditioners(recipe.model, recipe.diffusion, feature_sizes)
+    for direction, conditioner in conditioners.items():
+        fill(conditioner, below(f"{CONDITIONERS}{direction}.", tensors), path)
+        conditioner.to(device).eval()
+    fitted = facts.get("calibration")
+    schedule = build_schedule(recipe.diffusion)
+    reranker = Reranker(denoisers, schedule, Sampling.of(recipe), facts["fusion_weights"], conditioners)
+    return reranker, Calibration.from_json(fitted) if fitted else None
+
+
+CONDITIONERS = "conditioner."
+"""What the names of conditioners' tensors begin with in phase two's checkpoint."""
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,454 @@
+"""Phase two with candidates as the query sees them: batches, caches, training, checkpoint and evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Workshop
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from diffatr_cli.core.audio_encoder import SmallCnn, pool_frames
+from diffatr_cli.core.metrics import retrieval_metrics
+from diffatr_cli.core.query_conditioned import Padded, QueryConditioner
+from diffatr_cli.core.ragged import Ragged
+from diffatr_cli.core.sampler import ddim_sample
+from diffatr_cli.core.sampling import Sampling
+from diffatr_cli.core.schedule import NoiseSchedule
+from diffatr_cli.core.scoring import Reranker, diffusion_scores, query_noise
+from diffatr_cli.core.sight import States
+from diffatr_cli.data.logmels import LogMels
+from diffatr_cli.data.manifest import load_dataset, read_piece
+from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.evaluation import states as states_module
+from diffatr_cli.evaluation.evaluate import evaluate
+from diffatr_cli.evaluation.states import cached_sequences
+from diffatr_cli.evaluation.trajectory import _chain_of
+from diffatr_cli.model import load_encoders, load_listener, load_retriever
+from diffatr_cli.phase_two import build_denoiser
+from diffatr_cli.recipe import load_recipe
+from diffatr_cli.recipe_schema import DiffusionSection, Recipe
+from diffatr_cli.training import denoisers
+from diffatr_cli.training.candidates import CandidateBatches, nearest_others
+from diffatr_cli.training.clips import LogMelCrops
+from diffatr_cli.training.denoisers import DenoiserPair
+from diffatr_cli.training.streams import torch_stream
+from diffatr_cli.training.train_diffusion import _training_views, learning_rate, train_diffusion
+from diffatr_cli.training.views import TrainingViews, augmented_frames, augmented_views
+from diffatr_cli.types import DIRECTIONS, Direction
+
+FRAMES = (
+    "diffusion.conditioning=frames",
+    "diffusion.candidates=12",
+    "diffusion.negatives=shared_nearest",
+    "diffusion.output=add_logit",
+    "diffusion.warmup=3",
+    "evaluation.shortlist=5",
+    "evaluation.fusion_weights=[1.0]",  # so that x0_hat counts
+)
+
+
+class Killed(Exception):
+    pass
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return functional.normalize(randn(*shape, seed=seed), dim=-1)
+
+
+def ragged(lengths: list[int], features: int, seed: int) -> Ragged:
+    return Ragged.of([randn(length, features, seed=100 * seed + i) for i, length in enumerate(lengths)], features)
+
+
+def scattered(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+    """Off its start at zero: every term counts."""
+    with torch.no_grad():
+        for i, parameter in enumerate(module.parameters()):
+            parameter.add_(0.3 * randn(*parameter.shape, seed=seed + i))
+    return module.eval()
+
+
+# Batches
+
+
+def views(clips: int = 30, per_clip: int = 2, count: int = 3) -> TrainingViews:
+    """Tokens and frames that name their caption, and their clip and view."""
+    clip_index = torch.arange(clips).repeat_interleave(per_clip)
+    tokens = Ragged.of([torch.full((1 + i % 3, 2), float(i)) for i in range(clips * per_clip)], 2)
+    frames = Ragged.of([torch.full((1 + i % 4, 3), float(i)) for i in range(count * clips)], 3)
+    audio, text = unit(count, clips, 8), unit(clips * per_clip, 8, seed=1)
+    return TrainingViews(audio, text, clip_index, torch.arange(clips), States(tokens, frames))
+
+
+def numbers(states: Padded | None) -> torch.Tensor:
+    """Which sequences these are, by what `views` wrote into them."""
+    assert states is not None
+    assert states.mask[:, 0].all()
+    return states.states[:, 0, 0].long()
+
+
+def test_states_are_those_of_the_vectors_beside_them() -> None:
+    train = views()
+    section = DiffusionSection(conditioning="frames", batch_size=6, candidates=15, negatives="shared_nearest")
+    batches = CandidateBatches(train, section, seed=0)
+    for inside in range(len(batches)):
+        for direction, query, candidates, x_0, of_query, of_candidates in batches(0, inside):
+            captions, of_captions, audio, of_audio = query, of_query, candidates, of_candidates
+            if direction == "a2t":
+                captions, of_captions, audio, of_audio = candidates, of_candidates, query, of_query
+            texts, clips = numbers(of_captions), numbers(of_audio)
+            assert torch.equal(train.text[texts], captions)
+            assert torch.equal(train.audio[clips // 30, clips % 30], audio)
+            own = train.clip_index[texts][:, None] == (clips % 30)[None]
+            truth = own if direction == "t2a" else own.T
+            assert torch.equal(x_0 > 0, truth)
+            torch.testing.assert_close(x_0.sum(1), torch.ones(6))
+
+
+def test_shared_candidates_are_the_batch_and_some_of_each_querys_nearest() -> None:
+    train = views()
+    section = DiffusionSection(batch_size=6, candidates=18, negatives="shared_nearest")
+    seen, alone = 0, CandidateBatches(train, DiffusionSection(batch_size=6), seed=0)
+    for task, plain in zip(CandidateBatches(train, section, seed=0)(0, 1), alone(0, 1), strict=True):
+        of_query, of_true = numbers(task.of_query), numbers(task.of_candidates)
+        own, more = of_true.split([6, len(of_true) - 6])
+        assert torch.equal(own, numbers(plain.of_candidates))
+        if task.direction == "t2a":
+            own, more = own % 30, more % 30  # the clips, whatever the view
+        assert len(more) == len(set(more.tolist()) - set(own.tolist()))
+        audio = functional.normalize(train.audio.mean(0), dim=1)
+        group = train.positive_group
+        sides = (train.text, audio, group[train.clip_index], group)
+        if task.direction == "a2t":
+            sides = (audio, train.text, group, group[train.clip_index])
+        near = nearest_others(*sides, 24)[of_query if task.direction == "t2a" else of_query % 30]
+        assert set(more.tolist()) <= set(near.flatten().tolist())
+        seen += len(more)
+    assert 12 <= seen <= 24  # two a query, less those drawn twice
+
+
+@pytest.mark.parametrize(
+    "fields", [{"negatives": "nearest", "candidates": 5}, {"conditioning": "tokens"}], ids=["own candidates", "unknown"]
+)
+def test_fields_that_do_not_go_together(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"shared_nearest or bank|'none' or 'frames'"):
+        DiffusionSection(**{"conditioning": "frames"} | fields)  # type: ignore[arg-type]
+
+
+def test_generation_alone_has_no_frames(workshop: Workshop) -> None:
+    with pytest.raises(UsageError, match=r"diffusion\.conditioning: .*model\.strategy=gen-dis"):
+        workshop.recipe("diffusion.conditioning=frames", "model.strategy=gen")
+
+
+def test_the_rate_rises_then_falls_to_nothing() -> None:
+    section = DiffusionSection(lr=1.0, warmup=10)
+    rates = [learning_rate(section, step, 100) for step in range(101)]
+    plain = [learning_rate(DiffusionSection(lr=1.0), step, 100) for step in range(101)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 * rate for step, rate in enumerate(plain[:10])])
+    assert rates[10:] == plain[10:]
+    assert rates[100] == 0
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "discriminative"])
+def test_the_shares_of_several_processes_are_the_whole_loss(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    recipe = workshop.recipe(*FRAMES, f"diffusion.objective={objective}", "model.dim=8", "diffusion.batch_size=6")
+    pair = DenoiserPair(recipe.model, recipe.diffusion, (3, 2))
+    scattered(pair, 1)
+    batch = list(CandidateBatches(views(), recipe.diffusion, seed=0)(0, 0))
+    whole = pair.loss(batch, torch_stream(0, "diffusion", 0))
+    others = [task._replace(of_query=Padded(task.of_query.states + 1, task.of_query.mask)) for task in batch if task.of_query]
+    assert not torch.allclose(whole, pair.loss(others, torch_stream(0, "diffusion", 0)))
+    monkeypatch.setattr(denoisers, "count", lambda: 2)
+    parts = []
+    for part in (slice(0, 2), slice(2, 6)):
+        monkeypatch.setattr(denoisers, "share", lambda number, part=part: part)
+        parts.append(pair.loss(batch, torch_stream(0, "diffusion", 0)))
+    torch.testing.assert_close(sum(parts) / 2, whole)
+
+
+# Scores
+
+
+def reranker(scale: float = 1.0) -> tuple[Reranker, States, dict[Direction, tuple[torch.Tensor, torch.Tensor]]]:
+    """Of 5 clips and 7 captions, one without frames and one without tokens."""
+    recipe = load_recipe("demo", ["model.dim=8", "diffusion.hidden=6", "diffusion.steps=6"])
+    made: dict[Direction, torch.nn.Module] = {d: QueryConditioner(4, 3, 8, 5) for d in DIRECTIONS}
+    if scale:
+        made = {direction: scattered(module, 1) for direction, module in made.items()}
+    denoiser = build_denoiser(recipe.model, recipe.diffusion, torch.Generator().manual_seed(0)).eval()
+    both = Reranker(dict.fromkeys(DIRECTIONS, denoiser), NoiseSchedule.cosine(6), Sampling(), {}, made)  # type: ignore[arg-type]
+    states = States(ragged([2, 1, 3, 0, 1, 2, 4], 4, 1), ragged([3, 1, 0, 2, 5], 3, 2))
+    text, audio = unit(7, 8, seed=3), unit(5, 8, seed=4)
+    return both, states, {"t2a": (text, audio), "a2t": (audio, text)}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("shortlist", [None, 3, 100])
+@pytest.mark.parametrize("chunk", [None, 1, 4])
+def test_scores_are_those_of_all_pairs_seen_at_once(direction: Direction, shortlist: int | None, chunk: int | None) -> None:
+    both, states, vectors = reranker()
+    queries, candidates = vectors[direction]
+    of_query, of_candidates = states if direction == "t2a" else (states.frames, states.tokens)
+    conditioner, denoiser = both.conditioners[direction], both.denoisers[direction]
+    rows = np.array([2, 0, 4, 4])
+    with torch.no_grad():
+        projected = conditioner.project(direction, of_query.padded(rows), of_candidates.padded(np.arange(len(candidates))))
+        seen, shift = conditioner.see(direction, *projected, candidates, denoiser.input_scale)
+    sampling = Sampling(steps=3, shortlist=shortlist, seed=5)
+    got = diffusion_scores(
+        queries[rows],
+        both.prepare(direction, candidates),
+        both.schedule,
+        sampling,
+        query_ids=[7, 8, 9, 10],
+        chunk=chunk,
+        sight=both.sight(direction, states, rows),
+    )
+    n = len(candidates)
+    listed = (queries[rows] @ candidates.T).topk(min(shortlist or n, n), 1).indices
+    noise = query_noise(5, [7, 8, 9, 10], n)(0)
+    expected = torch.zeros(4, n)
+    for row, places in enumerate(listed):
+
+        def logits(x: torch.Tensor, level: torch.Tensor, q: torch.Tensor, c: torch.Tensor, row: int = row) -> torch.Tensor:
+            found: torch.Tensor = denoiser(x, level, q, c) + shift[row, places]  # noqa: B023
+            return found
+
+        own = ddim_sample(logits, queries[rows][row, None], seen[row, places], both.schedule, 3, noise=noise[row, None, places])
+        expected[row, places] = own[0].detach()
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_untrained_it_is_the_plain_model() -> None:
+    both, states, vectors = reranker(scale=0)
+    plain = Reranker(both.denoisers, both.schedule, both.sampling, {})
+    for direction, (queries, candidates) in vectors.items():
+        sampling = Sampling(shortlist=3)
+        of_plain = diffusion_scores(queries, plain.prepare(direction, candidates), both.schedule, sampling)
+        prepared, sight = both.prepare(direction, candidates), both.sight(direction, states)
+        torch.testing.assert_close(diffusion_scores(queries, prepared, both.schedule, sampling, sight=sight), of_plain)
+        assert plain.sight(direction, None) is None
+        with pytest.raises(ValueError, match="needs the states"):
+            both.sight(direction, None)
+
+
+# Caches
+
+
+def test_sequences_are_made_once_and_again_where_they_are_others_or_damaged(tmp_path: Path) -> None:
+    calls, path = [], tmp_path / "frames.f16"
+
+    def made(seed: int = 0, source: str = "a") -> Ragged:
+        def make() -> states_module.Sequences:
+            calls.append(seed)
+            yield np.array([2, 0]), [ragged([3], 4, seed).padded(np.array([0])).states[0].half(), torch.zeros(0, 4).half()]
+            yield np.array([1]), [torch.ones(2, 4).half()]
+
+        return cached_sequences(path, {"of": source}, 3, make)
+
+    first = made()
+    assert first.lengths.tolist() == [0, 2, 3]
+    assert first.padded(np.array([1])).states.tolist() == [[[1.0] * 4] * 2]
+    expected = first.padded(np.arange(3))
+    assert torch.equal(made().padded(np.arange(3)).states, expected.states)
+    assert calls == [0]
+    assert isinstance(made().values, np.memmap)
+    made(source="b")
+    assert len(calls) == 2
+    content = bytearray(path.read_bytes())
+    content[5] ^= 1
+    path.write_bytes(content)
+    assert torch.equal(made(source="b").padded(np.arange(3)).states, expected.states)
+    for damage in (b"", b"{}", b"[1, 2]", b'{"source": {"of": "b"}, "starts": 1}'):
+        path.with_suffix(".json").write_bytes(damage)
+        assert torch.equal(made(source="b").padded(np.arange(3)).states, expected.states)
+    assert len(calls) == 7
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def conditioned(workshop: Workshop, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seed folder whose phase two is conditioned."""
+    run = tmp_path_factory.mktemp("conditioned") / "tiny" / "seed-0"
+    shutil.copytree(trained / "pretrain", run / "pretrain")
+    train_diffusion("tiny", workshop.recipe(*FRAMES), data=workshop.data, runs=run.parents[1], device="cpu")
+    return run
+
+
+def test_it_learns_and_is_loaded_as_it_was_kept(conditioned: Path) -> None:
+    log = [json.loads(line) for line in (conditioned / "diffusion" / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < log[0]["loss"]
+    model = load_retriever(conditioned, "cpu")
+    assert model.reranker is not None
+    kept = load_file(conditioned / "diffusion" / "best.safetensors")
+    for direction, conditioner in model.reranker.conditioners.items():
+        assert all(torch.equal(kept[f"conditioner.{direction}.{k}"], v) for k, v in conditioner.state_dict().items())
+        assert conditioner.outer.weight.abs().max() > 0
+        assert conditioner.logit.weight.abs().max() > 0
+
+
+def test_frames_under_augmentation_are_those_that_the_views_pool() -> None:
+    """Two batches of a view, and more views: the same crops, stripes and perturbations, whatever the pooling's dropout takes."""
+    torch.manual_seed(0)
+    encoder = SmallCnn((8, 12), dropout=0.3, stripes=(10, 8), perturbed=True)
+    lengths = np.array([64] * 38 + [30, 50])
+    offsets = np.cumsum([0, *lengths])
+    values = np.random.default_rng(0).integers(-12000, 4000, (offsets[-1], 64)).astype(np.int16)
+    clips, device = LogMelCrops(LogMels(values, offsets), 48), torch.device("cpu")
+    pooled = augmented_views(encoder, clips, 2, 5, False, device)
+    found: dict[int, torch.Tensor] = {}
+    for places, frames in augmented_frames(encoder, clips, 2, 5, False, device):
+        found.update(zip(places.tolist(), frames, strict=True))
+    assert sorted(found) == list(range(80))
+    for place, frames in found.items():
+        clip = place % 40
+        assert frames.dtype == torch.float16
+        assert len(frames) == min(48, lengths[clip]) // encoder.reduction
+        if lengths[clip] >= 48:  # shorter ones have silence behind them, which the views pool too
+            vector = pooled[place // 40, clip]
+            kept = vector != 0
+            assert 0 < kept.sum() < 12 or not torch.allclose(vector, vector[0])
+            torch.testing.assert_close(vector[kept] * 0.7, pool_frames(frames[None].float())[0][kept], atol=5e-3, rtol=5e-3)
+    assert not torch.equal(found[0], found[40])
+
+
+def test_a_view_of_frames_has_the_vectors_that_are_cached(workshop: Workshop, conditioned: Path) -> None:
+    """Whether the vectors were there before or not: both come from the same seed."""
+    recipe, device = workshop.recipe(*FRAMES), torch.device("cpu")
+    first = states_module.encoders_of(conditioned)
+    model, dataset = load_encoders(conditioned, "cpu"), load_dataset(workshop.data, "tones")
+    plain = recipe.model_copy(update={"diffusion": DiffusionSection(views=2)})
+
+    def made(*recipes: Recipe) -> TrainingViews:
+        for path in first.folder.glob("*views*"):
+            path.unlink()
+        return [_training_views(first, each, dataset, model, device, lambda *_: None) for each in recipes][-1]
+
+    one, other = made(recipe), made(plain, recipe)
+    assert torch.equal(one.audio, other.audio)
+    assert one.states is not None
+    assert other.states is not None
+    assert len(one.states.frames) == 2 * len(one.positive_group)
+    assert np.array_equal(one.states.frames.values, other.states.frames.values)
+    assert np.array_equal(one.states.tokens.values, other.states.tokens.values)
+    assert made(plain).states is None
+
+
+def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
+    recipe = workshop.recipe(*FRAMES)
+
+    def run(name: str, die_at: int | None = None) -> Path:
+        runs = tmp_path / name
+        if not runs.exists():
+            shutil.copytree(trained / "pretrain", runs / "tiny" / "seed-0" / "pretrain")
+
+        def progress(done: int, total: int, note: str) -> None:
+            if note.startswith("epoch") and done == die_at:
+                raise Killed
+
+        return train_diffusion("tiny", recipe, data=workshop.data, runs=runs, seed=0, device="cpu", progress=progress).folder
+
+    whole = run("a")
+    with pytest.raises(Killed):
+        run("b", die_at=9)
+    resumed = run("b")
+    assert (whole / "metrics.jsonl").read_text() == (resumed / "metrics.jsonl").read_text()
+    one, other = load_file(whole / "best.safetensors"), load_file(resumed / "best.safetensors")
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_figures_equal_those_by_hand(workshop: Workshop, conditioned: Path) -> None:
+    """On another data set, from the sounds and the captions one by one, by the plain loop over each query's own shortlist."""
+    result = evaluate("tones", "tones2", data=workshop.data, runs=conditioned.parents[1], device="cpu")
+    assert (result.clips, result.captions, result.shortlist) == (12, 24, 5)
+    model = load_retriever(conditioned, "cpu")
+    assert model.reranker is not None
+    clips = load_dataset(workshop.data, "tones2").split("test")
+    waves = [read_piece(workshop.data / "tones2" / clip.path) for clip in clips]
+    captions = [caption for clip in clips for caption in clip.captions]
+    audio = torch.from_numpy(np.concatenate([model.embed_audio([wave]) for wave in waves]))
+    text = torch.from_numpy(np.concatenate([model.embed_text([caption]) for caption in captions]))
+    frames = [model.frames([wave])[0].float() for wave in waves]
+    tokens = [model.token_states([caption])[0].float() for caption in captions]
+    relevant = np.repeat(np.arange(12), 2)[:, None] == np.arange(12)
+
+    def alone(states: torch.Tensor) -> Padded:
+        return Padded(states[None], torch.ones(1, len(states), dtype=torch.bool))
+
+    sides = (("t2a", text, audio, tokens, frames, relevant), ("a2t", audio, text, frames, tokens, relevant.T))
+    for direction, queries, candidates, of_queries, of_candidates, truth in sides:
+        conditioner = model.reranker.conditioners[direction]  # type: ignore[index]
+        denoiser = model.reranker.denoisers[direction]  # type: ignore[index]
+        cosine = queries @ candidates.T
+        noise = query_noise(0, range(len(queries)), len(candidates))(0)
+        scores = cosine.clone()
+        with torch.no_grad():
+            for row, query in enumerate(queries):
+                listed = cosine[row].topk(5).indices
+                seen = [
+                    conditioner.see(
+                        direction,  # type: ignore[arg-type]
+                        *conditioner.project(direction, alone(of_queries[row]), alone(of_candidates[i])),  # type: ignore[arg-type]
+                        candidates[i : i + 1],
+                        denoiser.input_scale,
+                    )
+                    for i in listed.tolist()
+                ]
+                own, shift = torch.cat([one for one, _ in seen], 1), torch.cat([other for _, other in seen], 1)
+                x0_hat = ddim_sample(
+                    lambda x, level, q, c, shift=shift, denoiser=denoiser: denoiser(x, level, q, c) + shift,
+                    query[None],
+                    own,
+                    model.reranker.schedule,
+                    noise=noise[row, None, listed],
+                )
+                scores[row, listed] += model.reranker.fusion_weights[direction] * x0_hat[0]  # type: ignore[index]
+        for system, found in (("baseline", cosine), ("diff", scores)):
+            got = result.get(system, direction)  # type: ignore[arg-type]
+            assert got is not None
+            for metric, value in retrieval_metrics(found, truth).items():
+                assert got.mean(metric) == pytest.approx(value, abs=1e-6), (system, direction, metric)
+
+
+def test_rivals_see_the_same(workshop: Workshop, conditioned: Path) -> None:
+    result = evaluate("tones", "tones2", data=workshop.data, runs=conditioned.parents[1], device="cpu", rivals=True)
+    for direction in DIRECTIONS:
+        assert result.get("one-step", direction) is not None
+
+
+def test_what_it_does_not_do_is_told(workshop: Workshop, conditioned: Path, trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"re-ranks by frames .*diffatr evaluate"):
+        load_listener(conditioned, "cpu")
+    with pytest.raises(UsageError, match="no one corpus to follow"):
+        _chain_of(load_retriever(conditioned, "cpu"), 0)
+    # A checkpoint of the other kind does not fit.
+    shutil.copytree(conditioned, tmp_path / "run")
+    shutil.copy(trained / "diffusion" / "best.safetensors", tmp_path / "run" / "diffusion" / "best.safetensors")
+    with pytest.raises(DiffATRError, match="belongs to another recipe"):
+        load_retriever(tmp_path / "run", "cpu")
+
+
+def test_other_encoders_are_refused_before_anything_is_trained(workshop: Workshop, tmp_path: Path) -> None:
+    from tiny_models import TEXT_MODELS
+
+    from diffatr_cli.training.pretrain import pretrain
+
+    TEXT_MODELS["roberta"](tmp_path / "roberta")
+    recipe = workshop.recipe(*FRAMES, f"text.encoder={tmp_path / 'roberta'}", "pretrain.epochs=1")
+    pretrain("tiny", recipe, data=workshop.data, runs=tmp_path / "runs", device="cpu")
+    with pytest.raises(UsageError, match="token states of a BERT"):
+        train_diffusion("tiny", recipe, data=workshop.data, runs=tmp_path / "runs", device="cpu")
+    assert not (tmp_path / "runs" / "tiny" / "seed-0" / "diffusion").exists()
