@@ -111,3 +111,12 @@ def test_every_field_named_in_the_paper_notes_exists() -> None:
     assert named <= known
     method = {f"{s}.{f}" for s in ("model", "diffusion", "evaluation") for f in SECTIONS[s]}
     assert method <= named
+
+
+@pytest.mark.parametrize("base", ["scenes-audiocaps", "scenes-clotho", "audiocaps-resnet38", "clotho-resnet38"])
+def test_frames_vary_phase_two_alone(base: str) -> None:
+    """So they stand on the encoders of the recipe that they are compared with."""
+    recipe = load_recipe(f"{base}-frames")
+    assert {name.partition(".")[0] for name in differing(recipe, load_recipe(base))} == {"diffusion", "evaluation"}
+    assert (recipe.diffusion.conditioning, recipe.diffusion.output) == ("frames", "add_logit")
+    assert (recipe.diffusion.steps, recipe.evaluation.shortlist) == (50, 64)
