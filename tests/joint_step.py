@@ -16,6 +16,8 @@ from torch import nn
 
 from diffatr_cli import processes
 from diffatr_cli.core.bert import BertConfig
+from diffatr_cli.core.ragged import Ragged
+from diffatr_cli.core.sight import States
 from diffatr_cli.data.manifest import load_dataset
 from diffatr_cli.progress import silent
 from diffatr_cli.recipe import load_recipe
@@ -47,8 +49,16 @@ def phase_two(recipe: Recipe) -> tuple[nn.Module, torch.Tensor]:
     """The loss of phase two's first batch, on random embeddings."""
     torch.manual_seed(0)
     audio, text = (nn.functional.normalize(torch.randn(*shape, recipe.model.dim), dim=-1) for shape in ((2, 40), (40,)))
-    batches = CandidateBatches(TrainingViews(audio, text, torch.arange(40), torch.arange(40)), recipe.diffusion, 0)
-    pair = DenoiserPair(recipe.model, recipe.diffusion)
+    states = None
+    if recipe.diffusion.conditioning != "none":
+        tokens, frames = ([torch.randn(1 + i % 4, size) for i in range(number)] for number, size in ((40, 6), (80, 5)))
+        states = States(Ragged.of(tokens, 6), Ragged.of(frames, 5))
+    views = TrainingViews(audio, text, torch.arange(40), torch.arange(40), states)
+    batches = CandidateBatches(views, recipe.diffusion, 0)
+    pair = DenoiserPair(recipe.model, recipe.diffusion, (5, 6))
+    with torch.no_grad():
+        for conditioner in pair.conditioners_by_direction().values():
+            conditioner.outer.weight.normal_()  # off its start at zero
     return pair, pair.loss(batches(0, 0), torch_stream(0, "diffusion", 0))
 
 

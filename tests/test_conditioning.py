@@ -25,8 +25,10 @@ from diffatr_cli.core.sight import States
 from diffatr_cli.data.logmels import LogMels
 from diffatr_cli.data.manifest import load_dataset, read_piece
 from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.evaluation import ranking
 from diffatr_cli.evaluation import states as states_module
 from diffatr_cli.evaluation.evaluate import evaluate
+from diffatr_cli.evaluation.ranking import rank_queries
 from diffatr_cli.evaluation.states import cached_sequences
 from diffatr_cli.evaluation.trajectory import _chain_of
 from diffatr_cli.model import load_encoders, load_listener, load_retriever
@@ -230,6 +232,34 @@ def test_scores_are_those_of_all_pairs_seen_at_once(direction: Direction, shortl
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shared", [2, 100])
+def test_several_processes_see_what_one_sees(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them at a time, in blocks of queries; of few queries none has a share."""
+    both, states, vectors = reranker()
+    queries, candidates = vectors["t2a"]
+    what = queries, both.prepare("t2a", candidates), both.schedule, Sampling(shortlist=3), [3, 1, 4, 1, 5, 9, 2]
+    whole = torch.cat([scores for _, scores in ranking.score_blocks(*what, both.sight("t2a", states))])
+    monkeypatch.setattr(ranking, "QUERIES_AT_ONCE", 4)
+    monkeypatch.setattr(ranking, "count", lambda: shared)
+    half: list[slice] = [slice(0, 2), slice(2, None)]
+    parts = []
+    for own in half:
+        monkeypatch.setattr(ranking, "share", lambda number, own=own: own)
+        monkeypatch.setattr(ranking, "gathered", lambda rows: rows)
+        parts.append([scores for _, scores in ranking.score_blocks(*what, both.sight("t2a", states))])
+    blocks = [torch.cat(block) if shared == 2 else block[0] for block in zip(*parts, strict=True)]
+    torch.testing.assert_close(torch.cat(blocks), whole)
+
+
+def test_vectors_alone_are_refused() -> None:
+    both, _, vectors = reranker()
+    queries, candidates = vectors["t2a"]
+    with pytest.raises(ValueError, match="pass what it sees"):
+        rank_queries(queries, candidates, [np.array([0])] * 7, "t2a", both)
+    with pytest.raises(ValueError, match="vectors alone"):
+        both.draws("t2a", queries[0], candidates, Sampling())
+
+
 def test_untrained_it_is_the_plain_model() -> None:
     both, states, vectors = reranker(scale=0)
     plain = Reranker(both.denoisers, both.schedule, both.sampling, {})
@@ -368,6 +398,18 @@ def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, trained: Pa
     assert (whole / "metrics.jsonl").read_text() == (resumed / "metrics.jsonl").read_text()
     one, other = load_file(whole / "best.safetensors"), load_file(resumed / "best.safetensors")
     assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_bf16_trains_to_nearly_the_same_loss(workshop: Workshop, conditioned: Path, tmp_path: Path) -> None:
+    def losses(name: str, *overrides: str) -> float:
+        shutil.copytree(conditioned / "pretrain", tmp_path / name / "seed-0" / "pretrain")
+        recipe = workshop.recipe(*FRAMES, "diffusion.epochs=1", *overrides)
+        folder = train_diffusion(name, recipe, data=workshop.data, runs=tmp_path, device="cpu").folder
+        return float(json.loads((folder / "metrics.jsonl").read_text())["loss"])
+
+    plain, rounded = losses("fp32"), losses("bf16", "diffusion.precision=bf16")
+    assert plain != rounded
+    assert rounded == pytest.approx(plain, rel=0.2)  # a few steps at a high rate
 
 
 def test_figures_equal_those_by_hand(workshop: Workshop, conditioned: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from diffatr_cli.core import query_conditioned
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.losses import generation_loss
 from diffatr_cli.core.query_conditioned import Padded, QueryConditioner, each_of
@@ -89,6 +90,23 @@ def test_pairs_are_the_definition_whatever_stands_in_the_padding(
     with torch.no_grad():
         got = e_of(made, padded(tokens, H, 1, filler, longer), padded(frames, F, 2, filler, longer))
         np.testing.assert_allclose(got.numpy(), reference(made, *plain), rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("entries", [1, 30, 10**6])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_products_a_few_clips_at_a_time_have_the_gradients_of_all_at_once(
+    entries: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_conditioned, "GOT_ENTRIES", entries)
+    inputs = [randn(groups, 2 * 3, 5, 4), randn(groups, 5, 4, W, seed=1), randn(groups, 2, 3, W, seed=2)]
+    shares, values, weighted = (each.requires_grad_() for each in inputs)
+    got = torch.einsum("gkntx,gntw->gknw", shares.unsqueeze(-1), values)
+    expected = (got.unflatten(1, (2, 3)) * weighted[:, :, :, None]).sum(2)
+    found = query_conditioned.weighted_products(shares, values, weighted)
+    torch.testing.assert_close(found, expected)
+    seed = randn(*expected.shape, seed=3)
+    leaves = [shares, values, weighted]
+    torch.testing.assert_close(torch.autograd.grad(found, leaves, seed), torch.autograd.grad(expected, leaves, seed))
 
 
 def test_one_token_and_one_frame() -> None:

@@ -11,15 +11,18 @@ state, F of a frame, W width of a pair's projections, D embedding size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..types import Direction
 
 WIDTH = 256
+GOT_ENTRIES = 2**18  # of what tokens get of frames, in memory at a time: small enough for a processor's caches
+GOT_ENTRIES_OF_DEVICES = 2**26  # where each step costs a start
 
 
 class Padded(NamedTuple):
@@ -119,10 +122,9 @@ class QueryConditioner(nn.Module):
         met = met.view(groups, captions * length, clips, times)
         inside = frames.mask[:, None]
         shares = _softmax(met, inside)  # (G, B L, N, T)
-        got = shares.transpose(1, 2).to(frames.value.dtype) @ frames.value  # (G, N, B L, W)
         weight = tokens.weight.unsqueeze(-1)  # (G, B, L, 1)
-        weighted = (weight * tokens.value).to(got.dtype)
-        products = (got.view(groups, clips, captions, length, -1) * weighted[:, None]).sum(3).transpose(1, 2)
+        weighted = (weight * tokens.value).to(frames.value.dtype)
+        products = weighted_products(shares.to(frames.value.dtype), frames.value, weighted)
         by_time = (shares.view(groups, captions, length, clips, times) * weight.unsqueeze(-1)).sum(2)  # (G, B, N, T)
         mean = (by_time.transpose(1, 2).to(frames.value.dtype) @ frames.value).transpose(1, 2)
         best = met.masked_fill(~inside, _lowest(met)).amax(3).masked_fill(~inside.any(3), 0)
@@ -165,6 +167,62 @@ class QueryConditioner(nn.Module):
         if direction == "t2a":
             return self.project_tokens(query), self.project_frames(candidates)
         return self.project_frames(query), self.project_tokens(candidates)
+
+
+def weighted_products(shares: Tensor, values: Tensor, weighted: Tensor) -> Tensor:
+    """sum_l weighted[g, b, l] * got[g, b, l, n], with got = sum_t shares[g, b l, n, t] values[g, n, t], differentiable.
+
+    `got`, of a token, a clip and W, would be the largest array of all by far. It is made for a few clips at a time, and again for
+    the gradient, so that it stays where the processor has it at hand.
+
+    Args:
+        shares: (G, B L, N, T).
+        values: (G, N, T, W).
+        weighted: (G, B, L, W), all of one type.
+
+    Returns:
+        (G, B, N, W).
+    """
+    with torch.autocast(values.device.type, enabled=False):
+        result: Tensor = _WeightedProducts.apply(shares, values, weighted)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _WeightedProducts(torch.autograd.Function):
+    """`weighted_products` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, shares: Tensor, values: Tensor, weighted: Tensor) -> Tensor:
+        ctx.save_for_backward(shares, values, weighted)
+        groups, captions, length, width = weighted.shape
+        out = values.new_empty(groups, captions, values.shape[1], width)
+        for part in _clips_at_once(shares, values):
+            got = shares[:, :, part].transpose(1, 2) @ values[:, part]  # (G, n, B L, W)
+            products = got.view(groups, -1, captions, length, width).mul_(weighted[:, None])
+            out[:, :, part] = products.sum(3).transpose(1, 2)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shares, values, weighted = ctx.saved_tensors
+        groups, captions, length, width = weighted.shape
+        of_shares, of_values = torch.empty_like(shares), torch.empty_like(values)
+        of_weighted = torch.zeros_like(weighted, dtype=torch.promote_types(weighted.dtype, torch.float32))
+        for part in _clips_at_once(shares, values):
+            own, value = shares[:, :, part].transpose(1, 2), values[:, part]
+            gradient = gradients[0][:, :, part].transpose(1, 2).unsqueeze(3)  # (G, n, B, 1, W)
+            of_weighted += (own @ value).view(groups, -1, captions, length, width).mul_(gradient).sum(1)
+            of_got = (gradient * weighted[:, None]).flatten(2, 3)  # (G, n, B L, W)
+            of_shares[:, :, part] = (of_got @ value.mT).transpose(1, 2)
+            of_values[:, part] = own.mT @ of_got
+        return of_shares, of_values, of_weighted.to(weighted.dtype)
+
+
+def _clips_at_once(shares: Tensor, values: Tensor) -> Iterator[slice]:
+    each = max(1, shares.shape[0] * shares.shape[1] * values.shape[3])
+    size = max(1, (GOT_ENTRIES if values.device.type == "cpu" else GOT_ENTRIES_OF_DEVICES) // each)
+    return (slice(start, start + size) for start in range(0, values.shape[1], size))
 
 
 def _lowest(like: Tensor) -> float:
