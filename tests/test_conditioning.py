@@ -13,6 +13,7 @@ from conftest import Workshop
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from diffatr_cli.core import sight
 from diffatr_cli.core.audio_encoder import SmallCnn, pool_frames
 from diffatr_cli.core.metrics import retrieval_metrics
 from diffatr_cli.core.query_conditioned import Padded, QueryConditioner
@@ -197,8 +198,12 @@ def reranker(scale: float = 1.0) -> tuple[Reranker, States, dict[Direction, tupl
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("shortlist", [None, 3, 100])
-@pytest.mark.parametrize("chunk", [None, 1, 4])
-def test_scores_are_those_of_all_pairs_seen_at_once(direction: Direction, shortlist: int | None, chunk: int | None) -> None:
+@pytest.mark.parametrize(("chunk", "room"), [(None, 2**26), (1, 2**26), (1, 0), (4, 0)])
+def test_scores_are_those_of_all_pairs_seen_at_once(
+    direction: Direction, shortlist: int | None, chunk: int | None, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sight, "KEPT_ENTRIES", room)
+    monkeypatch.setattr(sight, "PROJECTED_AT_ONCE", 2)
     both, states, vectors = reranker()
     queries, candidates = vectors[direction]
     of_query, of_candidates = states if direction == "t2a" else (states.frames, states.tokens)

@@ -5,7 +5,7 @@ Q queries, N candidates, S of a shortlist, D embedding size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from .query_conditioned import Frames, Padded, QueryConditioner, Tokens, each_of
 from .ragged import Ragged
 
 PROJECTED_AT_ONCE = 64  # sequences
+KEPT_ENTRIES = 2**26  # of all candidates' projections, up to which they are made once and kept: 256 MB in float32
 
 
 class States(NamedTuple):
@@ -36,6 +37,7 @@ class Sight:
         candidates: of the N candidates, the other kind.
         rows: (Q,) the place of each query among `queries`.
         input_scale: of the denoiser.
+        kept: the projections of all candidates, by the device that they are on, once they are made; `of` shares them.
     """
 
     conditioner: QueryConditioner
@@ -44,6 +46,7 @@ class Sight:
     candidates: Ragged
     rows: NDArray[np.int64]
     input_scale: float
+    kept: dict[torch.device, Tokens | Frames] = field(default_factory=dict, repr=False)
 
     def of(self, part: slice) -> Sight:
         """The same of some of the queries."""
@@ -68,23 +71,26 @@ class Sight:
         Returns:
             As `QueryConditioner.see`: (q, S, D) for the denoiser, and (q, S) to add to its logits.
         """
-        places, inverse = np.unique(listed.cpu().numpy(), return_inverse=True)
-        asking, place_of = np.unique(self.rows[part], return_inverse=True)
-        query = self._projected(self.queries, asking, self.direction == "t2a", vectors)
-        found = self._projected(self.candidates, places, self.direction == "a2t", vectors)
-        of_query = torch.from_numpy(place_of.reshape(-1)).to(vectors.device)
-        own = torch.from_numpy(inverse.reshape(listed.shape)).to(vectors.device)
-        seen, shift = self.conditioner.see(
-            self.direction,
-            each_of(query, lambda each: each[of_query]),
-            each_of(found, lambda each: each[own]),
-            vectors,
-            self.input_scale,
-        )
+        query = self._projected(self.queries, self.rows[part], self.direction == "t2a", vectors)
+        own = self._candidates_of(listed, vectors)
+        seen, shift = self.conditioner.see(self.direction, query, own, vectors, self.input_scale)
         return seen.to(vectors.dtype), shift.to(vectors.dtype)
 
+    def _candidates_of(self, listed: Tensor, like: Tensor) -> Tokens | Frames:
+        """The projections of listed candidates (q, S): of all made once where they have room, else of those that are listed."""
+        tokens, longest = self.direction == "a2t", int(self.candidates.lengths.max(initial=1))
+        if len(self.candidates) * longest * 2 * self.conditioner.w_q.out_features > KEPT_ENTRIES:
+            places, inverse = np.unique(listed.cpu().numpy(), return_inverse=True)
+            found = self._projected(self.candidates, places, tokens, like)
+            listed = torch.from_numpy(inverse.reshape(listed.shape)).to(like.device)
+        else:
+            if like.device not in self.kept:
+                self.kept[like.device] = self._projected(self.candidates, np.arange(len(self.candidates)), tokens, like)
+            found = self.kept[like.device]
+        return each_of(found, lambda each: each[listed])
+
     def _projected(self, states: Ragged, places: NDArray[np.int64], tokens: bool, like: Tensor) -> Tokens | Frames:
-        """Each of these sequences once, padded to the longest."""
+        """Some sequences, a few at a time, padded to the longest of them."""
         parts, weight = [], self.conditioner.w_q.weight
         for start in range(0, len(places), PROJECTED_AT_ONCE):
             padded = states.padded(places[start : start + PROJECTED_AT_ONCE])
