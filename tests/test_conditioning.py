@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import Workshop
 from safetensors.torch import load_file
+from tiny_models import TEXT_MODELS
 from torch.nn import functional
 
 from diffatr_cli.core import sight
@@ -25,6 +26,7 @@ from diffatr_cli.core.scoring import Reranker, diffusion_scores, query_noise
 from diffatr_cli.core.sight import States
 from diffatr_cli.data.logmels import LogMels
 from diffatr_cli.data.manifest import load_dataset, read_piece
+from diffatr_cli.encoders import check_states
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.evaluation import ranking
 from diffatr_cli.evaluation import states as states_module
@@ -40,6 +42,7 @@ from diffatr_cli.training import denoisers
 from diffatr_cli.training.candidates import CandidateBatches, nearest_others
 from diffatr_cli.training.clips import LogMelCrops
 from diffatr_cli.training.denoisers import DenoiserPair
+from diffatr_cli.training.pretrain import pretrain
 from diffatr_cli.training.streams import torch_stream
 from diffatr_cli.training.train_diffusion import _training_views, learning_rate, train_diffusion
 from diffatr_cli.training.views import TrainingViews, augmented_frames, augmented_views
@@ -489,13 +492,20 @@ def test_what_it_does_not_do_is_told(workshop: Workshop, conditioned: Path, trai
 
 
 def test_other_encoders_are_refused_before_anything_is_trained(workshop: Workshop, tmp_path: Path) -> None:
-    from tiny_models import TEXT_MODELS
-
-    from diffatr_cli.training.pretrain import pretrain
-
+    """By phase one, and by a phase two that asks for more than phase one was trained for."""
     TEXT_MODELS["roberta"](tmp_path / "roberta")
-    recipe = workshop.recipe(*FRAMES, f"text.encoder={tmp_path / 'roberta'}", "pretrain.epochs=1")
-    pretrain("tiny", recipe, data=workshop.data, runs=tmp_path / "runs", device="cpu")
+    other = f"text.encoder={tmp_path / 'roberta'}", "pretrain.epochs=1"
+    recipe = workshop.recipe(*FRAMES, *other)
+    with pytest.raises(UsageError, match="token states of a BERT"):
+        pretrain("tiny", recipe, data=workshop.data, runs=tmp_path / "runs", device="cpu")
+    assert not (tmp_path / "runs").exists()
+    pretrain("tiny", workshop.recipe(*other), data=workshop.data, runs=tmp_path / "runs", device="cpu")
     with pytest.raises(UsageError, match="token states of a BERT"):
         train_diffusion("tiny", recipe, data=workshop.data, runs=tmp_path / "runs", device="cpu")
     assert not (tmp_path / "runs" / "tiny" / "seed-0" / "diffusion").exists()
+
+
+def test_vectors_of_a_model_run_elsewhere_have_no_frames() -> None:
+    recipe = load_recipe("features", ["diffusion.conditioning=frames"])
+    with pytest.raises(UsageError, match=r"audio\.encoder is features\. Set diffusion\.conditioning=none"):
+        check_states(recipe.audio, None)

@@ -25,7 +25,7 @@ from ..core.towers import TwoTowers
 from ..core.windows import OURS, Windowing
 from ..data.manifest import Dataset, load_dataset
 from ..device import resolve_device, wants_bf16
-from ..encoders import audio_key, is_given, pool_clips, source_id
+from ..encoders import audio_key, check_states, is_given, pool_clips, source_id
 from ..errors import DiffATRError, UsageError
 from ..evaluation.embedded_split import Captions, EmbeddedSplit, embed_split, recall_sum
 from ..evaluation.ranking import rank
@@ -89,6 +89,8 @@ def pretrain(
     if borrowed_encoders(run):
         raise UsageError(f"{run}: holds a run on the encoders of another. Choose another --name for encoders of its own.")
     phase = PhaseOne(recipe, seed, on_device, dataset.given_sizes)  # what is wrong with a model is told before all else
+    if recipe.diffusion.conditioning != "none":
+        check_states(recipe.audio, phase.towers.text)  # and so is what phase two would refuse
     with open_phase(run, "pretrain", recipe, sections, seed, command, dataset.fingerprint) as folder:
         best = _train(phase, recipe.pretrain, dataset, folder, progress)
     return TrainingResult(folder.path, best, time.monotonic() - began)
