@@ -5,16 +5,18 @@ n sounds or texts, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from .core.ragged import Ragged
 from .core.windows import mean_direction, spans
 from .corpus.index import FolderIndex, Recordings
-from .corpus.search import Hit, best_captions, embed_texts, search
+from .corpus.search import Hit, best_captions, embed_texts, hear_sound, search, token_states
 from .data.audio import load_audio
 from .data.resample import resample
 from .errors import UsageError
@@ -100,15 +102,20 @@ class Model:
         top = len(candidates) if top is None else top
         texts = [each for each in candidates if isinstance(each, str)]
         if not texts:
-            vectors, offsets = self._windows([each for each in candidates if not isinstance(each, str)], SAMPLE_RATE)
+            sounds = [each for each in candidates if not isinstance(each, str)]
+            refine = isinstance(query, str)
+            vectors, offsets, of_windows = self._windows_with_frames(sounds, SAMPLE_RATE, wanted=refine)
             names = [str(index) for index in range(len(candidates))]
-            recordings = Recordings(names, np.arange(len(names)), offsets, np.zeros((len(vectors), 2)), vectors)
-            found = search(self._retriever, recordings, self._query(query), refine=isinstance(query, str), top=top)[0]
+            recordings = Recordings(names, np.arange(len(names)), offsets, np.zeros((len(vectors), 2)), vectors, of_windows)
+            how: dict[str, Any] = {"tokens": self._tokens(query), "refine": refine, "top": top}
+            found = search(self._retriever, recordings, self._query(query), **how)[0]
             return [Ranked(hit.rank, int(hit.path), hit.score) for hit in found.hits]
         if isinstance(query, str) or len(texts) < len(candidates):
             raise UsageError("candidates are sounds (Path or array), or, for a query that is a sound, texts (str)")
         index = {text: number for number, text in reversed(list(enumerate(texts)))}
-        hits = best_captions(self._retriever, self._query(query)[0], list(index), top=top)
+        (wave,) = self._waves([query], SAMPLE_RATE)
+        vector, frames = hear_sound(self._retriever, wave)
+        hits = best_captions(self._retriever, vector, list(index), frames=frames, top=top)
         return [Ranked(hit.rank, index[hit.caption], hit.score) for hit in hits]
 
     def search(self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None) -> list[Hit]:
@@ -122,27 +129,39 @@ class Model:
         """
         corpus = FolderIndex(Path(folder), index)
         corpus.update(self._retriever)
-        recordings = corpus.read(self._retriever.model_id)
+        recordings = corpus.read(self._retriever.model_id, frames=self._retriever.sees_frames)
         sampling = sampling_of(self._retriever, folder=True)
-        return search(self._retriever, recordings, self._query(query), sampling, refine=isinstance(query, str), top=top)[0].hits
+        how: dict[str, Any] = {"tokens": self._tokens(query), "refine": isinstance(query, str), "top": top}
+        return search(self._retriever, recordings, self._query(query), sampling, **how)[0].hits
 
     def _query(self, query: str | Sound) -> np.ndarray:
         return self.embed_text(query) if isinstance(query, str) else self.embed_audio(query)
 
+    def _tokens(self, query: str | Sound) -> Ragged | None:
+        return token_states(self._retriever, [query]) if isinstance(query, str) else None
+
     def _windows(self, sounds: Sequence[Sound], rate: int) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of all windows, and where each sound's begin."""
+        return self._windows_with_frames(sounds, rate, wanted=False)[:2]
+
+    def _windows_with_frames(
+        self, sounds: Sequence[Sound], rate: int, *, wanted: bool
+    ) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], Ragged] | None]:
+        """The same, and what gives the windows' frames where they are wanted and the model re-ranks by them."""
         windowing = self._retriever.windowing
-        waves = [
-            load_audio(sound, partial="keep", rate=windowing.rate)
-            if isinstance(sound, Path)
-            else _at(windowing.rate, sound, rate)
-            for sound in sounds
-        ]
-        pieces = [[wave[start:end] for start, end in spans(len(wave), windowing)] for wave in waves]
-        offsets = np.cumsum([0, *map(len, pieces)])
-        if not offsets[-1]:
-            return np.zeros((0, self.dim), np.float32), offsets
-        return self._retriever.embed_audio([piece for some in pieces for piece in some]), offsets
+        cut = [[wave[start:end] for start, end in spans(len(wave), windowing)] for wave in self._waves(sounds, rate)]
+        pieces, offsets = [piece for some in cut for piece in some], np.cumsum([0, *map(len, cut)])
+        if not pieces:
+            return np.zeros((0, self.dim), np.float32), offsets, None
+        if not (wanted and self._retriever.sees_frames):
+            return self._retriever.embed_audio(pieces), offsets, None
+        vectors, frames = self._retriever.embed_with_frames(pieces)
+        return vectors, offsets, Ragged.of(frames, frames[0].shape[1]).take
+
+    def _waves(self, sounds: Sequence[Sound], rate: int) -> list[np.ndarray]:
+        """Sounds at the rate of the model's windows."""
+        to = self._retriever.windowing.rate
+        return [load_audio(each, partial="keep", rate=to) if isinstance(each, Path) else _at(to, each, rate) for each in sounds]
 
 
 def _at(to: int, samples: np.ndarray, rate: int) -> np.ndarray:

@@ -180,6 +180,15 @@ def frames_of_clips(encoder: ClipEncoder, waveforms: Sequence[np.ndarray]) -> li
     return [half(frames) for frames in frame_features(encoder, [torch.from_numpy(levelled(wave)) for wave in waveforms])]
 
 
+def pool_with_frames(encoder: ClipEncoder, waveforms: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
+    """What `pool_clips` and `frames_of_clips` give, in one pass, of one clip at least."""
+    from .core.audio_encoder import pool_frames
+    from .core.inference import frame_features
+
+    found = frame_features(encoder, [torch.from_numpy(levelled(wave)) for wave in waveforms])
+    return torch.cat([pool_frames(frames[None]) for frames in found]), [half(frames) for frames in found]
+
+
 def check_states(audio: AudioSection, text: CaptionEncoder | None) -> None:
     """Whether encoders give frames and token states, for `diffusion.conditioning`.
 

@@ -35,6 +35,7 @@ from .encoders import (
     is_given,
     is_of_transformers,
     pool_clips,
+    pool_with_frames,
     source_id,
 )
 from .errors import DiffATRError, UsageError
@@ -157,6 +158,11 @@ class Retriever:
         self._diffusion = diffusion
         self._load_audio, self._load_text, self._key_of_audio = load_audio, load_text, key_of_audio
 
+    @property
+    def sees_frames(self) -> bool:
+        """Whether it re-ranks by frames and token states (`diffusion.conditioning`)."""
+        return self.reranker is not None and bool(self.reranker.conditioners)
+
     @cached_property
     def _text(self) -> CaptionEncoder:
         return self._load_text().to(self.device).eval()
@@ -207,6 +213,12 @@ class Retriever:
         """Mono float32 waveforms at 32 kHz -> of each its frames (T', F), float16 on the CPU."""
         return frames_of_clips(self._audio, waveforms)
 
+    @torch.inference_mode()
+    def embed_with_frames(self, waveforms: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Tensor]]:
+        """What `embed_audio` and `frames` give, in one pass, of one waveform at least."""
+        pooled, frames = pool_with_frames(self._audio, waveforms)
+        return self.embed_pooled_audio(pooled), frames
+
     def token_states(self, captions: Sequence[str]) -> list[Tensor]:
         """Captions -> of each the states of its tokens (L, H), float16 on the CPU."""
         return self._text.token_states(captions)
@@ -241,11 +253,6 @@ def load_listener(run: Path, device: str = "auto") -> Retriever:
     model = load_retriever(run, device)
     if model.given_sizes is not None:
         raise UsageError(f"{run}: {_NO_ENCODERS}")
-    if model.reranker and model.reranker.conditioners:
-        raise UsageError(
-            f"{run}: re-ranks by frames (diffusion.conditioning), which the index of a folder does not keep. `diffatr evaluate` "
-            "uses it; to search, name a run without."
-        )
     return model
 
 

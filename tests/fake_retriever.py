@@ -53,6 +53,7 @@ class FakeRetriever:
     windowing = OURS
     calibration = None
     given_sizes = None
+    sees_frames = False
 
     def __init__(self, model_id="model-a", dim=DIM, phase_two=False):
         self.model_id, self.dim, self.embedded = model_id, dim, 0

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import typed
 from conftest import Workshop
 from safetensors.torch import load_file
 from tiny_models import TEXT_MODELS
 from torch.nn import functional
 
+from diffatr_cli.api import load_model
 from diffatr_cli.core import sight
 from diffatr_cli.core.audio_encoder import SmallCnn, pool_frames
 from diffatr_cli.core.metrics import retrieval_metrics
@@ -24,21 +26,25 @@ from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.schedule import NoiseSchedule
 from diffatr_cli.core.scoring import Reranker, diffusion_scores, query_noise
 from diffatr_cli.core.sight import States
+from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.data.logmels import LogMels
 from diffatr_cli.data.manifest import load_dataset, read_piece
 from diffatr_cli.encoders import check_states
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.evaluation import ranking
 from diffatr_cli.evaluation import states as states_module
+from diffatr_cli.evaluation import trajectory as trajectory_module
 from diffatr_cli.evaluation.evaluate import evaluate
 from diffatr_cli.evaluation.ranking import rank_queries
 from diffatr_cli.evaluation.states import cached_sequences
-from diffatr_cli.evaluation.trajectory import _chain_of
-from diffatr_cli.model import load_encoders, load_listener, load_retriever
+from diffatr_cli.evaluation.trajectory import trajectory
+from diffatr_cli.model import Retriever, load_encoders, load_retriever
 from diffatr_cli.phase_two import build_denoiser
 from diffatr_cli.recipe import load_recipe
 from diffatr_cli.recipe_schema import DiffusionSection, Recipe
 from diffatr_cli.training import denoisers
+from diffatr_cli.training import fit_calibration as fit_calibration_module
+from diffatr_cli.training.calibrate import calibrate
 from diffatr_cli.training.candidates import CandidateBatches, nearest_others
 from diffatr_cli.training.clips import LogMelCrops
 from diffatr_cli.training.denoisers import DenoiserPair
@@ -264,7 +270,7 @@ def test_vectors_alone_are_refused() -> None:
     queries, candidates = vectors["t2a"]
     with pytest.raises(ValueError, match="pass what it sees"):
         rank_queries(queries, candidates, [np.array([0])] * 7, "t2a", both)
-    with pytest.raises(ValueError, match="vectors alone"):
+    with pytest.raises(ValueError, match="needs the states"):
         both.draws("t2a", queries[0], candidates, Sampling())
 
 
@@ -479,12 +485,152 @@ def test_rivals_see_the_same(workshop: Workshop, conditioned: Path) -> None:
         assert result.get("one-step", direction) is not None
 
 
-def test_what_it_does_not_do_is_told(workshop: Workshop, conditioned: Path, trained: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"re-ranks by frames .*diffatr evaluate"):
-        load_listener(conditioned, "cpu")
-    with pytest.raises(UsageError, match="no one corpus to follow"):
-        _chain_of(load_retriever(conditioned, "cpu"), 0)
-    # A checkpoint of the other kind does not fit.
+def plain_score(
+    model: Retriever,
+    direction: Direction,
+    query: torch.Tensor,
+    vectors: torch.Tensor,
+    states: States,
+    noise: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x0_hat of one query and its listed candidates, each pair alone and by the plain sampler."""
+    reranker = model.reranker
+    assert reranker is not None
+    conditioner, denoiser = reranker.conditioners[direction], reranker.denoisers[direction]
+    of_query, of_candidates = states if direction == "t2a" else (states.frames, states.tokens)
+    own, shift = [], []
+    with torch.no_grad():
+        for i in range(len(vectors)):
+            sides = conditioner.project(direction, of_query.padded(np.array([0])), of_candidates.padded(np.array([i])))
+            seen, added = conditioner.see(direction, *sides, vectors[i : i + 1], denoiser.input_scale)
+            own.append(seen)
+            shift.append(added)
+        return ddim_sample(
+            lambda x, level, q, c: denoiser(x, level, q, c) + torch.cat(shift, 1),
+            query[None],
+            torch.cat(own, 1),
+            reranker.schedule,
+            noise=query_noise(0, [0], len(vectors))(0) if noise is None else noise,
+        )[0]
+
+
+def test_a_folder_is_searched_by_frames(workshop: Workshop, conditioned: Path, tmp_path: Path) -> None:
+    """By the API: a search, sounds ranked by a text, and captions by a sound, are the final score of the files' own frames."""
+    retriever, folder, text = load_retriever(conditioned, "cpu"), workshop.data / "tones" / "test", "a low tone"
+    assert retriever.reranker is not None
+    assert retriever.calibration is not None
+    paths = sorted(folder.rglob("*.wav"))
+    waves = [read_piece(path) for path in paths]
+    vectors, query = (torch.from_numpy(each) for each in (retriever.embed_audio(waves), retriever.embed_text([text])))
+    tokens = Ragged.of(retriever.token_states([text]), retriever.reranker.conditioners["t2a"].token_features)
+    cosine = (vectors @ query[0]).double()
+    near = cosine.argsort(descending=True)[:5]
+    frames = retriever.frames(waves)
+    listed = Ragged.of([frames[i] for i in near], frames[0].shape[1])
+    for i, x0_hat in zip(near, plain_score(retriever, "t2a", query[0], vectors[near], States(tokens, listed)), strict=True):
+        cosine[i] += retriever.reranker.fusion_weights["t2a"] * x0_hat
+    worth = retriever.calibration.text_to_audio
+    assert worth is not None
+    wanted = dict(zip((str(path.relative_to(folder)) for path in paths), worth(cosine[:, None].numpy()).tolist(), strict=True))
+    model = load_model(conditioned, "cpu")
+    hits = model.search(folder, text, top=len(paths), index=tmp_path / "index")
+    assert {hit.path: hit.score for hit in hits} == pytest.approx(wanted, abs=2e-3)  # the index keeps vectors in half precision
+    ranked = model.rank(text, paths)
+    assert [each.score for each in ranked] == pytest.approx(sorted(wanted.values(), reverse=True), abs=1e-4)
+    captions = ["low", "a high tone", "two tones", "a low tone", "noise in the rain", "a middle tone"]
+    found = retriever.embed_text(captions)
+    fit = (torch.from_numpy(found) @ vectors[0]).double()
+    near = fit.argsort(descending=True)[:5]
+    tokens = Ragged.of([retriever.token_states(captions)[i] for i in near], tokens.features)
+    states = States(tokens, Ragged.of(frames[:1], frames[0].shape[1]))
+    for i, x0_hat in zip(near, plain_score(retriever, "a2t", vectors[0], torch.from_numpy(found)[near], states), strict=True):
+        fit[i] += retriever.reranker.fusion_weights["a2t"] * x0_hat
+    order = [each.index for each in model.rank(paths[0], captions)]
+    assert fit[order].tolist() == pytest.approx(fit.sort(descending=True).values.tolist(), abs=1e-4)
+
+
+def test_query_uses_it_and_says_what_frames_cost(workshop: Workshop, conditioned: Path, trained: Path, tmp_path: Path) -> None:
+    where = ["--corpus", str(workshop.data / "tones" / "test"), "--index", str(tmp_path / "index"), "--device", "cpu", "--json"]
+    plain = typed(["query", "a low tone", *where, "--run", trained])
+    first, second = (typed(["query", "a low tone", *where, "--run", conditioned, "--shortlist", "99"]) for _ in range(2))
+    assert [each.code for each in (plain, first, second)] == [0, 0, 0]
+    assert ["were embedded without the frames by which" in each.err for each in (plain, first, second)] == [False, True, False]
+    assert json.loads(first.out)["results"] == json.loads(second.out)["results"]
+    assert json.loads(first.out)["results"] != json.loads(plain.out)["results"]
+    (tmp_path / "captions.txt").write_text("low\na high tone\ntwo tones\n")
+    sound = next((workshop.data / "tones" / "test").rglob("*.wav"))
+    options = ["--audio", sound, "--captions", tmp_path / "captions.txt", "--run", conditioned, "--device", "cpu", "--json"]
+    described = typed(["query", *options])
+    found = [row["caption"] for row in json.loads(described.out)["results"]]
+    captions = ["low", "a high tone", "two tones"]
+    assert found == [captions[each.index] for each in load_model(conditioned, "cpu").rank(sound, captions)]
+
+
+def test_scores_are_calibrated_as_searches_give_them(
+    workshop: Workshop, conditioned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is fitted are the final scores of the frames, by training and by `calibrate` alike."""
+    model, dataset = load_retriever(conditioned, "cpu"), load_dataset(workshop.data, "tones")
+    assert model.reranker is not None
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert calibrate(model, workshop.data, "tones").calibration == model.calibration
+    fitted: list[list[tuple[np.ndarray, np.ndarray]]] = []
+    monkeypatch.setattr(fit_calibration_module, "_fit_scores", lambda examples: fitted.append(list(examples)))
+    calibrate(model, workshop.data, "tones")
+    waves = [read_piece(dataset.root / clip.path) for clip in dataset.split("val")]
+    assert max(map(len, waves)) <= model.windowing.length  # one window each
+    texts = list(dict.fromkeys(normalise_caption(text) for clip in dataset.split("val") for text in clip.captions))
+    vectors, queries = (torch.from_numpy(each) for each in (model.embed_audio(waves), model.embed_text(texts)))
+    frames, tokens = model.frames(waves), model.token_states(texts)
+    for direction, examples in zip(("t2a", "a2t"), fitted, strict=False):
+        asking, listed, of_asking, of_listed = queries, vectors, tokens, frames
+        if direction == "a2t":
+            asking, listed, of_asking, of_listed = vectors, queries, frames, tokens
+        assert len(examples) == len(asking)
+        for row in (0, len(asking) - 1):
+            cosine = (listed @ asking[row]).double()
+            order = cosine.argsort(descending=True, stable=True)
+            sides = [Ragged.of([of_asking[row]], of_asking[0].shape[1])]
+            sides.append(Ragged.of([of_listed[i] for i in order[:5]], of_listed[0].shape[1]))
+            states = States(*sides) if direction == "t2a" else States(*reversed(sides))
+            x0_hat = plain_score(model, direction, asking[row], listed[order[:5]], states)  # type: ignore[arg-type]
+            wanted = cosine[order]
+            wanted[:5] += model.reranker.fusion_weights[direction] * x0_hat  # type: ignore[index]
+            np.testing.assert_allclose(examples[row][0], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_way_from_noise_ends_where_evaluation_does(
+    workshop: Workshop, conditioned: Path, direction: Direction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = conditioned.parents[1]
+    measured = evaluate("tones", "tones2", data=workshop.data, runs=runs, device="cpu").get("diff", direction)
+    assert measured is not None
+    monkeypatch.setattr(trajectory_module, "BLOCK_ENTRIES", 1)
+    result = trajectory("tones", "tones2", data=workshop.data, runs=runs, direction=direction, item="test/3", device="cpu")
+    assert result.measures[-1].r1_final == pytest.approx(measured.mean("r1"))
+    assert result.count == len(result.candidates) == 5
+    assert np.isfinite(result.x).all()
+    np.testing.assert_allclose(result.x0_hat.sum(1), 1, atol=1e-5)
+    assert [each.cosine for each in result.candidates] == sorted((each.cosine for each in result.candidates), reverse=True)
+    if direction == "a2t":
+        return
+    # A text of one's own, by hand: its noise is that of the first row, by the candidates' places.
+    free = trajectory("tones", "tones2", data=workshop.data, runs=runs, query="first second", device="cpu")
+    assert free.measures == result.measures
+    model, dataset = load_retriever(conditioned, "cpu"), load_dataset(workshop.data, "tones2")
+    places = {clip.clip_id: place for place, clip in enumerate(dataset.split("test"))}
+    listed = [places[each.clip] for each in free.candidates]
+    waves = [read_piece(dataset.root / dataset.split("test")[place].path) for place in listed]
+    tokens, frames = model.token_states(["first second"]), model.frames(waves)
+    states = States(Ragged.of(tokens, tokens[0].shape[1]), Ragged.of(frames, frames[0].shape[1]))
+    vectors = torch.from_numpy(model.embed_audio(waves))
+    noise = query_noise(0, [0], len(places))(0)[:, listed]
+    expected = plain_score(model, "t2a", torch.from_numpy(model.embed_text(["first second"]))[0], vectors, states, noise)
+    np.testing.assert_allclose(free.x0_hat[-1], expected, atol=1e-4)
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(conditioned: Path, trained: Path, tmp_path: Path) -> None:
     shutil.copytree(conditioned, tmp_path / "run")
     shutil.copy(trained / "diffusion" / "best.safetensors", tmp_path / "run" / "diffusion" / "best.safetensors")
     with pytest.raises(DiffATRError, match="belongs to another recipe"):

@@ -73,7 +73,7 @@ def load_model(run: Path | None, runs: Path | None, model: str | None, device: s
 
 def update_index(folder: FolderIndex, model: Retriever) -> IndexReport:
     with progress_bar() as progress:
-        return folder.update(model, progress, wait=say)
+        return folder.update(model, progress, wait=say, tell=say)
 
 
 def tell_update(report: IndexReport) -> None:

@@ -98,14 +98,15 @@ def query(
         for option, given in (("--not", unwanted is not None), ("--copy-to", copy_to is not None), ("--play", play)):
             if given:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
-        from ..corpus.search import best_captions, embed_sound
+        from ..corpus.search import best_captions, hear_sound
         from ..data.audio import load_audio
 
         choices = _captions_for(captions, audio)
         model = load_model(run, runs, model_name, device)
         heard = load_audio(audio, rate=model.windowing.rate)
         settings = _sampling(model, steps, shortlist, seed)
-        described = best_captions(model, embed_sound(model, heard), choices, settings, top=top, min_score=min_score)
+        vector, frames = hear_sound(model, heard)
+        described = best_captions(model, vector, choices, settings, frames=frames, top=top, min_score=min_score)
         _print_captions(str(audio), model.name, described, min_score, as_json, as_csv)
         return
     if copy_to is not None and copy_to.resolve().is_relative_to(corpus.resolve()):
@@ -113,7 +114,7 @@ def query(
     names = [str(audio)] if audio is not None else _lines(texts or [])
 
     from ..corpus.index import CannotUpdate, no_sounds
-    from ..corpus.search import embed_sound, embed_texts, search
+    from ..corpus.search import embed_sound, embed_texts, search, token_states
     from ..data.audio import load_audio, open_sound
 
     folder = open_folder(corpus, index_folder)
@@ -127,10 +128,10 @@ def query(
         unusable = report.skipped
         tell_update(report)
     except CannotUpdate as error:
-        if not len(folder.read(model.model_id)):
+        if not len(folder.read(model.model_id, frames=model.sees_frames)):
             raise
         say(f"{error} Searching what is indexed so far.")
-    recordings = folder.read(model.model_id)
+    recordings = folder.read(model.model_id, frames=model.sees_frames)
     if not len(recordings):
         raise no_sounds(corpus, unusable)
     found = search(
@@ -138,6 +139,7 @@ def query(
         recordings,
         embed_texts(model, names) if sound is None else embed_sound(model, sound)[None],
         _sampling(model, steps, shortlist, seed),
+        tokens=None if sound is not None else token_states(model, names),
         unwanted=None if unwanted is None else embed_texts(model, [_decoded(unwanted)])[0],
         refine=sound is None,
         top=top,

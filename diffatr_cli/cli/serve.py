@@ -64,7 +64,8 @@ def serve(
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
     model = load_model(run, runs, model_name, device)
-    session = SearchSession(model, folder, sampling_of(model, folder=True, shortlist=shortlist, steps=steps, seed=seed))
+    sampling = sampling_of(model, folder=True, shortlist=shortlist, steps=steps, seed=seed)
+    session = SearchSession(model, folder, sampling, tell=say)
     token = None if loopback else secrets.token_urlsafe(24)
     hosts = frozenset((_bracketed(host).lower(), "localhost", "127.0.0.1", "[::1]")) if loopback else None
     url = f"http://{_bracketed(_reachable(host))}:{number}/" + (f"?token={token}" if token else "")

@@ -46,6 +46,21 @@ class Ragged:
         lengths = np.array([len(each) for each in sequences], dtype=np.int64)
         return cls(values.numpy(), np.cumsum(lengths) - lengths, lengths)
 
+    @classmethod
+    def of_halves(cls, sequences: Sequence[NDArray[np.float16]]) -> Ragged:
+        """Sequences (L, F), one at least, as they are."""
+        lengths = np.array([len(each) for each in sequences], dtype=np.int64)
+        return cls(np.concatenate(sequences), np.cumsum(lengths) - lengths, lengths)
+
+    def take(self, indices: NDArray[np.integer]) -> Ragged:
+        """Some sequences (m,), each as often as it is named; nothing is copied."""
+        return Ragged(self.values, self.starts[indices], self.lengths[indices])
+
+    def joined(self) -> Ragged:
+        """All as one sequence, in their order."""
+        bounds = zip(self.starts.tolist(), (self.starts + self.lengths).tolist(), strict=True)
+        return Ragged.of_halves([np.concatenate([self.values[:0], *(self.values[start:end] for start, end in bounds)])])
+
     def padded(self, indices: Tensor | NDArray[np.integer]) -> Padded:
         """Some sequences (m,), each as often as it is named, up to the longest of them: float32 (m, L, F) on the CPU, L >= 1."""
         rows = np.asarray(indices)

@@ -102,7 +102,7 @@ def diffusion_score_blocks(
     for start in range(0, len(queries), chunk):
         rows = slice(start, min(start + chunk, len(queries)))
         query = queries[rows].to(embeddings)
-        listed = None if shortlist is None else cosine_similarity(query, embeddings).topk(shortlist, dim=1).indices
+        listed = None if shortlist is None else shortlisted(query, embeddings, shortlist)
         candidates, shift = None if listed is None else embeddings[listed], None
         if sight is not None and listed is not None and candidates is not None:
             candidates, shift = sight(rows, listed, candidates)
@@ -116,6 +116,12 @@ def diffusion_score_blocks(
                 x0_hat_own = _sample(prepared.factors, query, candidates, schedule, sampling, own_noise, on_step, shift)
                 x0_hat.scatter_add_(1, listed, x0_hat_own)
         yield rows, x0_hat.div_(sampling.draws).to(queries.device)
+
+
+def shortlisted(queries: Tensor, candidates: Tensor, shortlist: int | None) -> Tensor:
+    """The places of the candidates that queries are sampled over, (Q, S), the best cosine first: all at most."""
+    n = len(candidates)
+    return cosine_similarity(queries, candidates).topk(n if shortlist is None else min(shortlist, n), dim=1).indices
 
 
 def diffusion_scores(
@@ -148,6 +154,7 @@ def diffusion_draws(
     *,
     query_id: int = 0,
     on_step: OnStep | None = None,
+    seen: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """What one query's distribution becomes from each noise draw: (S, N), whose mean is `diffusion_scores`' row.
 
@@ -156,6 +163,7 @@ def diffusion_draws(
         prepared: N candidates that all draws share, all of which are sampled over: they are a shortlist already.
         query_id: of the noise.
         on_step: as in `ddim_sample`, with all draws as its rows.
+        seen: the candidates as the query sees them, (1, N, D), and what is added to their logits, (1, N): of a `Sight`.
 
     Raises:
         ValueError: more steps than the chain has.
@@ -167,7 +175,10 @@ def diffusion_draws(
     def noise(step: int) -> Tensor:
         return torch.cat([draw(step) for draw in of_draw])
 
-    return _sample(prepared.factors, queries, prepared, schedule, sampling, noise, on_step)
+    if seen is None:
+        return _sample(prepared.factors, queries, prepared, schedule, sampling, noise, on_step)
+    own, shift = (each.expand(sampling.draws, *each.shape[1:]) for each in seen)
+    return _sample(prepared.factors, queries, own, schedule, sampling, noise, on_step, shift)
 
 
 def _start(sampling: Sampling, query_ids: Sequence[int], n: int, draw: int) -> Callable[[int], Tensor]:
@@ -263,16 +274,27 @@ class Reranker:
         return Sight(self.conditioners[direction], direction, queries, candidates, places, scale)
 
     def draws(
-        self, direction: Direction, query: Tensor, candidates: Tensor, sampling: Sampling, on_step: OnStep | None = None
+        self,
+        direction: Direction,
+        query: Tensor,
+        candidates: Tensor,
+        sampling: Sampling,
+        on_step: OnStep | None = None,
+        states: States | None = None,
     ) -> Tensor:
         """`diffusion_draws` of one query (D,) over a shortlist (N, D): (S, N).
 
+        Args:
+            states: of that query and of those candidates, in their order, for a model whose candidates depend on the query.
+
         Raises:
-            ValueError: the candidates depend on the query, by more than its vector.
+            ValueError: such a model, and there are none.
         """
-        if self.conditioners:
-            raise ValueError("this model re-ranks by frames: vectors alone do not do")
-        return diffusion_draws(query, self.prepare(direction, candidates), self.schedule, sampling, on_step=on_step)
+        prepared, sight = self.prepare(direction, candidates), self.sight(direction, states)
+        vectors = prepared.candidates
+        everything = torch.arange(len(candidates), device=vectors.device)[None]
+        seen = None if sight is None else sight(slice(None), everything, vectors[:1])
+        return diffusion_draws(query, prepared, self.schedule, sampling, on_step=on_step, seen=seen)
 
     def final_score(self, direction: Direction, cosine: Tensor, x0_hat: Tensor) -> Tensor:
         """What candidates are ranked by, from their cosines and x0_hat of one shape."""

@@ -1,5 +1,7 @@
 """The remembered embeddings of a folder of recordings: LanceDB tables that follow the folder (`store`, `update`).
 
+For a model that re-ranks by frames there is a table of these too (`frames`). Runs on the same encoders share all tables.
+
 Beside them lies a snapshot: what a search reads, with marks of the folder and of the tables as they were. Where the marks fit,
 neither an update nor a search needs the tables, so that a search starts without LanceDB. The tables stay the truth: a snapshot
 that is missing, damaged or of another time is passed over, and written anew by the next update.
@@ -11,6 +13,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +30,7 @@ from .troubles import refused
 
 if TYPE_CHECKING:
     from ..model import Retriever
+    from .frames import FrameTable
 
 __all__ = ["CannotUpdate", "FolderIndex", "IndexReport", "Recordings", "Skipped", "no_sounds", "spans"]
 
@@ -63,6 +67,7 @@ class FolderIndex:
         progress: Progress = silent,
         workers: int | None = None,
         wait: Callable[[str], None] | None = None,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> IndexReport:
         """Bring the index up to date with the folder: embed new and changed files, forget those that are gone.
 
@@ -76,6 +81,7 @@ class FolderIndex:
             workers: threads that read and decode while the model embeds; None takes one a CPU.
             wait: for another process that is updating this index, until it is done or killed; then go on, which usually finds
                 everything done. Told once, with a sentence for the person, when the waiting begins. None does not wait.
+            tell: told a sentence where recordings that were embedded are to be read again, for the frames that this model needs.
 
         Raises:
             CannotUpdate: the index cannot be read or written, or without `wait`, another process is updating it. What was
@@ -83,23 +89,33 @@ class FolderIndex:
             DiffATRError: the folder holds no sound files and never did, or the index is damaged and cannot be mended.
         """
         state = self._look()
-        if report := self._report_for(state, model.model_id):
+        if report := self._report_for(state, model):
             return report
         with self._locked(wait) as waited:
             if waited:
                 state = self._look()
-                if report := self._report_for(state, model.model_id):
+                if report := self._report_for(state, model):
                     return report
-            return self._update(state, model, progress, workers or os.cpu_count() or 1)
+            return self._update(state, model, progress, workers or os.cpu_count() or 1, tell)
 
-    def read(self, model_id: str) -> Recordings:
+    def read(self, model_id: str, *, frames: bool = False) -> Recordings:
         """What is remembered for a model, as of the last commit; other processes may be updating meanwhile.
+
+        Args:
+            frames: the model re-ranks by frames: recordings without them are left out.
 
         Raises:
             DiffATRError: the index is damaged, or cannot be read.
         """
-        snapshot = read_snapshot(self._snapshot_path(model_id), self._mark_of_tables(model_id))
-        return snapshot.recordings() if snapshot else self._read_tables(model_id)
+        path = self._snapshot_path(model_id, frames)
+        snapshot = read_snapshot(path, self._mark_of_tables(model_id, frames))
+        recordings = snapshot.recordings() if snapshot else self._read_tables(model_id, frames=frames)
+        if not frames:
+            return recordings
+        from .frames import StoredFrames
+
+        of_windows = StoredFrames(self._frame_table(model_id), path, recordings.hashes, recordings.offsets)
+        return replace(recordings, frames=of_windows)
 
     def _look(self) -> _State:
         """See what is in the folder. Raises DiffATRError where it holds no sound files and never did."""
@@ -109,23 +125,33 @@ class FolderIndex:
         unreadable = {os.fsencode(each.path): () for each in seen.unreadable}
         return _State(seen, f"{fingerprint(seen.files)} {fingerprint(unreadable)} {reader()}")
 
-    def _report_for(self, state: _State, model_id: str) -> IndexReport | None:
+    def _report_for(self, state: _State, model: Retriever) -> IndexReport | None:
         """The report of an update that has nothing to do; None where it has."""
         if state.seen.unlisted:
             return None
-        snapshot = read_snapshot(self._snapshot_path(model_id), self._mark_of_tables(model_id))
+        model_id, frames = model.model_id, model.sees_frames
+        snapshot = read_snapshot(self._snapshot_path(model_id, frames), self._mark_of_tables(model_id, frames))
         return snapshot.report if snapshot and snapshot.folder == state.mark else None
 
-    def _update(self, state: _State, model: Retriever, progress: Progress, workers: int) -> IndexReport:
+    def _update(
+        self, state: _State, model: Retriever, progress: Progress, workers: int, tell: Callable[[str], None]
+    ) -> IndexReport:
         from .store import FileTable, WindowTable
         from .update import Update
 
         def new_update(*, anew: bool = False) -> Update:
             files_name, windows_name = self._table_names(model.model_id)
             files, windows = FileTable(self.folder, files_name), WindowTable(self.folder, windows_name, model.dim)
-            return Update(self.corpus, files, windows, model, anew=anew)
+            frames = self._frame_table(model.model_id) if model.sees_frames else None
+            return Update(self.corpus, files, windows, frames, model, anew=anew)
 
         update = new_update()
+        if again := sum(row.content in update.without_frames for row in update.known.values()):
+            tell(
+                f"{self.folder}: {again} recordings were embedded without the frames by which {model.name} re-ranks. They are "
+                f"read and embedded again, once, which takes as long as it took then, and {_megabytes(model)} of the disk for "
+                "each minute of sound."
+            )
         try:
             report = update.run(state.seen, progress, workers)
         except Damaged:  # in a place that shows only where the tables are changed
@@ -138,11 +164,12 @@ class FolderIndex:
         unchanged = IndexReport(
             report.files, report.windows, unchanged=report.files, skipped=report.skipped, partial=report.partial
         )
-        recordings = self._read_tables(model.model_id)
-        write_snapshot(self._snapshot_path(model.model_id), self._mark_of_tables(model.model_id), mark, unchanged, recordings)
+        model_id, with_frames = model.model_id, model.sees_frames
+        recordings, tables = self._read_tables(model_id, frames=with_frames), self._mark_of_tables(model_id, with_frames)
+        write_snapshot(self._snapshot_path(model_id, with_frames), tables, mark, unchanged, recordings)
         return report
 
-    def _read_tables(self, model_id: str) -> Recordings:
+    def _read_tables(self, model_id: str, *, frames: bool = False) -> Recordings:
         """What the tables hold, read without the snapshot. Raises Damaged, so that nothing damaged is ever searched."""
         from .store import FileTable, WindowTable
 
@@ -154,7 +181,8 @@ class FolderIndex:
         contents = window_table.read()
         if contents.damaged & set(files.values()):
             raise Damaged(self.folder)
-        present = sorted(path for path, content in files.items() if content in contents.rows_of)
+        usable = contents.rows_of.keys() & (self._frame_table(model_id).contents() if frames else contents.rows_of.keys())
+        present = sorted(path for path, content in files.items() if content in usable)
         number = {content: i for i, content in enumerate(dict.fromkeys(files[path] for path in present))}
         slices = [contents.rows_of[content] for content in number]
         rows = np.concatenate([np.zeros(0, np.int64), *(np.arange(each.start, each.stop) for each in slices)])
@@ -164,17 +192,24 @@ class FolderIndex:
             np.cumsum([0, *(each.stop - each.start for each in slices)]),
             contents.spans[rows],
             contents.vectors[rows].astype(np.float32),
+            hashes=np.array(list(number) if frames else [], "S32"),
         )
 
-    def _snapshot_path(self, model_id: str) -> Path:
-        return self.folder / f"snapshot-v2{self._suffix}-{model_id}.npz"
+    def _snapshot_path(self, model_id: str, frames: bool = False) -> Path:
+        return self.folder / f"snapshot-v2{self._suffix}-{model_id}{'-frames' if frames else ''}.npz"
+
+    def _frame_table(self, model_id: str) -> FrameTable:
+        from .frames import FrameTable
+
+        return FrameTable(self.folder, f"frames-v1-{model_id}")
 
     def _table_names(self, model_id: str) -> tuple[str, str]:
         """Of the tables of files and of windows."""
         return f"files-v1{self._suffix}", f"windows-v1-{model_id}"
 
-    def _mark_of_tables(self, model_id: str) -> str | None:
-        return mark_of_tables(self.folder, self._table_names(model_id))
+    def _mark_of_tables(self, model_id: str, frames: bool = False) -> str | None:
+        beside = [self._frame_table(model_id).path] if frames else []
+        return mark_of_tables(self.folder, self._table_names(model_id), beside)
 
     @contextlib.contextmanager
     def _locked(self, wait: Callable[[str], None] | None) -> Iterator[bool]:
@@ -208,3 +243,11 @@ class _State(NamedTuple):
 
     seen: Listing
     mark: str
+
+
+def _megabytes(model: Retriever) -> str:
+    """The disk that frames take, as words for a minute of a long recording."""
+    windowing = model.windowing
+    _, (frames,) = model.embed_with_frames([np.zeros(windowing.length, np.float32)])
+    megabytes = 2 * frames.numel() * 60 * windowing.rate / windowing.hop / 1e6
+    return f"{megabytes:.1f} MB"

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from ..core.calibration import distribution_of_cosines, presence_features
+from ..core.ragged import Ragged
+from ..core.sight import States
 from ..core.windows import best_windows, mean_direction, spans
 from ..errors import UsageError
 from ..model import sampling_of
@@ -67,8 +69,27 @@ class CaptionHit:
 def embed_sound(retriever: Retriever, waveform: np.ndarray) -> np.ndarray:
     """A sound as a query, (D,) unit vector: the direction of the mean over its windows. `waveform` is mono at the
     rate of the retriever's windowing, not empty."""
-    cuts = spans(len(waveform), retriever.windowing)
-    return mean_direction(retriever.embed_audio([waveform[start:end] for start, end in cuts]))
+    return mean_direction(retriever.embed_audio(_windows(retriever, waveform)))
+
+
+def hear_sound(retriever: Retriever, waveform: np.ndarray) -> tuple[np.ndarray, Ragged | None]:
+    """`embed_sound`, and, for a model that re-ranks by frames, those of its windows as one sequence, one behind the other."""
+    if not retriever.sees_frames:
+        return embed_sound(retriever, waveform), None
+    vectors, frames = retriever.embed_with_frames(_windows(retriever, waveform))
+    return mean_direction(vectors), Ragged.of(frames, frames[0].shape[1]).joined()
+
+
+def token_states(retriever: Retriever, texts: Sequence[str]) -> Ragged | None:
+    """The token states of texts, for a model that re-ranks by frames; None for others."""
+    if not retriever.sees_frames:
+        return None
+    states = retriever.token_states(texts)
+    return Ragged.of(states, states[0].shape[1] if states else 0)
+
+
+def _windows(retriever: Retriever, waveform: np.ndarray) -> list[np.ndarray]:
+    return [waveform[start:end] for start, end in spans(len(waveform), retriever.windowing)]
 
 
 def search(
@@ -77,6 +98,7 @@ def search(
     queries: np.ndarray,
     sampling: Sampling | None = None,
     *,
+    tokens: Ragged | None = None,
     unwanted: np.ndarray | None = None,
     refine: bool = True,
     top: int = 10,
@@ -100,6 +122,7 @@ def search(
         queries: (Q, D) unit vectors, of texts or sounds.
         sampling: how x_0 is sampled; None is the model's own for folders (`sampling_of`). A query's hits depend on its seed,
             but, up to rounding, not on the queries beside it.
+        tokens: of each query, for a model that re-ranks by frames (`token_states`); the recordings have their frames.
         unwanted: (D,) unit vector of what the hits should not sound like.
         refine: the queries are texts: run stage two with the text-to-audio denoiser, if the model has it. For queries that
             are sounds there is none.
@@ -108,6 +131,8 @@ def search(
 
     Raises:
         UsageError: top below 1.
+        Damaged: frames of the shortlist do not fit their checksums.
+        ValueError: the model re-ranks by frames, and there are none, or no tokens.
     """
     _check_top(top)
     calibration = retriever.calibration
@@ -123,12 +148,13 @@ def search(
     tells = refine and calibration is not None and calibration.presence is not None and unwanted is None
     depth = max(_depth(reranker, sampling, top), sampling.shortlist or 0 if tells else 0)
     results = []
-    for query, of_window in zip(queries, cosine.T, strict=True):
+    for number, (query, of_window) in enumerate(zip(queries, cosine.T, strict=True)):
         order, windows = best_windows(of_window - penalty, recordings.offsets, depth)
         scores, present = of_window[windows].astype(np.float64), None
         near = slice(sampling.shortlist)
         if reranker:
-            x0_hat = sample_x0(retriever, "t2a", query, recordings.vectors[windows[near]], sampling)
+            states = states_of(recordings, windows[near], tokens, number)
+            x0_hat = sample_x0(retriever, "t2a", query, recordings.vectors[windows[near]], sampling, states=states)
         elif tells:
             x0_hat = distribution_of_cosines(scores[near])
         if tells and calibration and calibration.presence:
@@ -152,6 +178,7 @@ def best_captions(
     captions: Sequence[str],
     sampling: Sampling | None = None,
     *,
+    frames: Ragged | None = None,
     top: int = 10,
     min_score: float | None = None,
 ) -> list[CaptionHit]:
@@ -163,9 +190,11 @@ def best_captions(
     Args:
         sound: (D,) unit vector.
         captions: different texts.
+        frames: of the sound, for a model that re-ranks by frames (`hear_sound`).
 
     Raises:
         UsageError: as `search` and `embed_texts`.
+        ValueError: the model re-ranks by frames, and there are none.
     """
     _check_top(top)
     sampling = sampling or sampling_of(retriever, folder=True)
@@ -177,7 +206,9 @@ def best_captions(
     scores = cosine[order].astype(np.float64)
     if retriever.reranker:
         near = slice(sampling.shortlist)
-        x0_hat = sample_x0(retriever, "a2t", sound, vectors[order[near]], sampling).mean(0)
+        tokens = token_states(retriever, [captions[i] for i in order[near]])
+        states = None if tokens is None or frames is None else States(tokens, frames)
+        x0_hat = sample_x0(retriever, "a2t", sound, vectors[order[near]], sampling, states=states).mean(0)
         scores[near] = _final(retriever.reranker, "a2t", scores[near], x0_hat)
     ranked_by = scores
     if retriever.calibration and retriever.calibration.audio_to_text:
@@ -217,11 +248,19 @@ def sample_x0(
     candidates: np.ndarray,
     sampling: Sampling,
     on_step: OnStep | None = None,
+    states: States | None = None,
 ) -> np.ndarray:
-    """Stage two for one query (D,) and N candidates (N, D): x0_hat of each noise draw, (S, N)."""
+    """Stage two for one query (D,) and N candidates (N, D): x0_hat of each noise draw, (S, N). Raises as `Reranker.draws`."""
     assert retriever.reranker is not None
-    of_draws = retriever.reranker.draws(direction, torch.from_numpy(query), torch.from_numpy(candidates), sampling, on_step)
-    return of_draws.cpu().numpy()
+    vectors = torch.from_numpy(query), torch.from_numpy(candidates)
+    return retriever.reranker.draws(direction, *vectors, sampling, on_step, states).cpu().numpy()
+
+
+def states_of(recordings: Recordings, rows: np.ndarray, tokens: Ragged | None, number: int) -> States | None:
+    """What one of some texts meets in some windows; None where it has no tokens, which are of models that need none."""
+    if tokens is None or recordings.frames is None:
+        return None
+    return States(tokens.take(np.array([number])), recordings.frames(rows))
 
 
 def _final(reranker: Reranker, direction: Direction, cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from ..data.audio import Samples
 from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .index import FolderIndex, IndexReport, Recordings
-from .search import Found, embed_sound, embed_texts, search
+from .search import Found, embed_sound, embed_texts, search, token_states
 from .trajectory import Trajectory, trajectory
 
 if TYPE_CHECKING:
@@ -108,11 +108,18 @@ class _YieldingModel:
         return getattr(self._model, name)
 
     def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate(self._in_pieces(self._model.embed_audio, waveforms))
+
+    def embed_with_frames(self, waveforms: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Any]]:
+        vectors, frames = zip(*self._in_pieces(self._model.embed_with_frames, waveforms), strict=True)
+        return np.concatenate(vectors), [each for some in frames for each in some]
+
+    def _in_pieces(self, embed: Callable[[Sequence[np.ndarray]], Any], waveforms: Sequence[np.ndarray]) -> list[Any]:
         parts = []
         for first in range(0, len(waveforms), _PIECE):
             with self._lock.take(patient=True):
-                parts.append(self._model.embed_audio(waveforms[first : first + _PIECE]))
-        return np.concatenate(parts)
+                parts.append(embed(waveforms[first : first + _PIECE]))
+        return parts
 
 
 class SearchSession:
@@ -123,10 +130,17 @@ class SearchSession:
 
     Args:
         sampling: as in `search`.
+        tell: as in `FolderIndex.update`.
     """
 
-    def __init__(self, model: Retriever, folder: FolderIndex, sampling: Sampling | None = None) -> None:
-        self.model, self.folder = model, folder
+    def __init__(
+        self,
+        model: Retriever,
+        folder: FolderIndex,
+        sampling: Sampling | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.model, self.folder, self._tell = model, folder, tell
         self.corpus = Path(os.path.abspath(folder.corpus))
         self._sampling = sampling
         self._lock = PriorityLock()
@@ -153,8 +167,8 @@ class SearchSession:
     def by_text(self, text: str, top: int) -> Found:
         """The best files for a text. Raises UsageError for a text without a letter or digit."""
         with self._lock.take():
-            query = embed_texts(self.model, [text])
-            return search(self.model, self._state.recordings, query, self._sampling, top=top)[0]
+            query, tokens = embed_texts(self.model, [text]), token_states(self.model, [text])
+            return search(self.model, self._state.recordings, query, self._sampling, tokens=tokens, top=top)[0]
 
     def by_sound(self, waveform: Samples, top: int) -> Found:
         """The best files for a sound, mono at the rate of the model's windowing, not empty."""
@@ -179,7 +193,7 @@ class SearchSession:
         """How the answer to a text comes out of noise. Raises UsageError for a text without words, or without a denoiser."""
         with self._lock.take():
             query = embed_texts(self.model, [text])[0]
-            return trajectory(self.model, self._state.recordings, query, self._sampling)
+            return trajectory(self.model, self._state.recordings, query, self._sampling, token_states(self.model, [text]))
 
     def seconds(self, path: str) -> float:
         """How long a found file is: where its last window ends; 0 for one that the index has forgotten meanwhile."""
@@ -221,7 +235,8 @@ class SearchSession:
             return None
         try:
             self._indexing, self._problem = (0, 0), None
-            report = self.folder.update(cast("Retriever", _YieldingModel(self.model, self._lock)), self._reading_along(progress))
+            patient = cast("Retriever", _YieldingModel(self.model, self._lock))
+            report = self.folder.update(patient, self._reading_along(progress), tell=self._tell)
             self._skipped = len(report.skipped)
             if not report.files:
                 self._problem = f"No sound in {self.corpus} can be searched; {len(report.skipped)} files were skipped."
@@ -310,7 +325,7 @@ class SearchSession:
 
     def _load(self, *, settled: bool) -> None:
         """Take up what the index holds. Links out of the folder are trusted only where an update has just seen every file."""
-        recordings = self.folder.read(self.model.model_id)
+        recordings = self.folder.read(self.model.model_id, frames=self.model.sees_frames)
         outside = _outside(self._root, recordings.paths) if settled else {}
         self._state = _IndexState(recordings, {key_of(path): number for number, path in enumerate(recordings.paths)}, outside)
 

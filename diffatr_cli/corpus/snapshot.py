@@ -13,10 +13,11 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,6 +25,12 @@ from ..errors import DiffATRError
 from ..files import replacing
 from .report import IndexReport
 from .scan import fingerprint
+
+if TYPE_CHECKING:
+    from ..core.ragged import Ragged
+
+_ALWAYS = ("paths", "content", "offsets", "spans", "vectors")
+_WITH_FRAMES = (*_ALWAYS, "hashes")
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class Recordings:
         offsets: (C + 1,) integers, ascending; every content has at least one window.
         spans: (W, 2) start and end of each window in its file, seconds.
         vectors: (W, D) float32 unit vectors.
+        frames: gives the frames of some windows, by their rows, where they are kept: a sequence each. It may raise Damaged.
+        hashes: (C,) of the contents, ASCII, where their frames are kept; else (0,).
     """
 
     paths: list[str]
@@ -44,6 +53,8 @@ class Recordings:
     offsets: np.ndarray
     spans: np.ndarray
     vectors: np.ndarray
+    frames: Callable[[np.ndarray], Ragged] | None = None
+    hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, "S32"))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,11 +95,16 @@ class Snapshot:
     _arrays: dict[str, np.ndarray]
 
     def recordings(self) -> Recordings:
-        """What a search reads."""
+        """What a search reads, but for frames."""
         paths, vectors = self._arrays["paths"], self._arrays["vectors"]
         names = os.fsdecode(paths.tobytes()).split("\0") if len(paths) else []
         return Recordings(
-            names, self._arrays["content"], self._arrays["offsets"], self._arrays["spans"], vectors.astype(np.float32)
+            names,
+            self._arrays["content"],
+            self._arrays["offsets"],
+            self._arrays["spans"],
+            vectors.astype(np.float32),
+            hashes=self._arrays.get("hashes", np.zeros(0, "S32")),
         )
 
 
@@ -102,7 +118,8 @@ def read_snapshot(path: Path, tables: str | None) -> Snapshot | None:
             facts = json.loads(_array(file, "facts").tobytes())
             if facts["tables"] != tables:
                 return None
-            arrays = {name: _array(file, name) for name in ("paths", "content", "offsets", "spans", "vectors")}
+            names = _WITH_FRAMES if facts.get("frames") else _ALWAYS
+            arrays = {name: _array(file, name) for name in names}
             return Snapshot(facts["folder"], IndexReport.from_json(facts["report"]), arrays)
     except Exception:  # none there, or damaged in one of many ways; the tables hold all of it
         return None
@@ -120,7 +137,8 @@ def write_snapshot(path: Path, tables: str | None, folder: str | None, report: I
         tables, folder, report: as `Snapshot` has them, and the mark of the tables.
         recordings: what the tables hold.
     """
-    facts = {"folder": folder, "tables": tables, "report": asdict(report)}
+    facts = {"folder": folder, "tables": tables, "report": asdict(report), "frames": bool(len(recordings.hashes))}
+    extra: dict[str, Any] = {"hashes": recordings.hashes} if len(recordings.hashes) else {}
     # Left by an update that was killed, or by a version of the package that wrote others.
     for kind in (".snapshot-*.tmp", ".files-*.tmp", ".windows-*.tmp", "snapshot-v1*"):
         for left in path.parent.glob(kind):
@@ -138,11 +156,15 @@ def write_snapshot(path: Path, tables: str | None, folder: str | None, report: I
             offsets=recordings.offsets,
             spans=recordings.spans,
             vectors=recordings.vectors.astype(np.float16),  # as they are in the tables: exact
+            **extra,
         )
 
 
-def mark_of_tables(folder: Path, names: Sequence[str]) -> str | None:
-    """A hash of the names, sizes and times of the files of tables, which any commit changes; None where a table is missing."""
+def mark_of_tables(folder: Path, names: Sequence[str], beside: Sequence[Path] = ()) -> str | None:
+    """A hash of the names, sizes and times of the files of tables, which any commit changes; None where a table is missing.
+
+    `beside` are tables that are one file each.
+    """
     files: dict[bytes, tuple[int, ...]] = {}
     for name in names:
         table = folder / f"{name}.lance"
@@ -153,4 +175,10 @@ def mark_of_tables(folder: Path, names: Sequence[str]) -> str | None:
                 with contextlib.suppress(FileNotFoundError):  # tidied away by an update that runs now
                     stat = os.stat(path)
                     files[os.fsencode(os.path.relpath(path, folder))] = stat.st_size, stat.st_mtime_ns
+    for table_file in beside:
+        try:
+            stat = os.stat(table_file)
+        except OSError:
+            return None
+        files[os.fsencode(table_file.name)] = stat.st_size, stat.st_mtime_ns
     return fingerprint(files)

@@ -16,9 +16,10 @@ from ..core.windows import best_windows
 from ..errors import UsageError
 from ..model import sampling_of
 from .index import Recordings
-from .search import sample_x0
+from .search import sample_x0, states_of
 
 if TYPE_CHECKING:
+    from ..core.ragged import Ragged
     from ..core.sampling import Sampling
     from ..model import Retriever
 
@@ -43,15 +44,23 @@ class Trajectory:
     x0_hat: np.ndarray
 
 
-def trajectory(retriever: Retriever, recordings: Recordings, query: np.ndarray, sampling: Sampling | None = None) -> Trajectory:
+def trajectory(
+    retriever: Retriever,
+    recordings: Recordings,
+    query: np.ndarray,
+    sampling: Sampling | None = None,
+    tokens: Ragged | None = None,
+) -> Trajectory:
     """Run stage two of `search.search` once more for one text, with the same candidates and the same noise, and keep each step.
 
     Args:
         query: (D,) unit vector of a text.
         sampling: as in `search`.
+        tokens: of that text, as in `search`.
 
     Raises:
         UsageError: the model has no denoisers.
+        Damaged, ValueError: as `search`.
     """
     if retriever.reranker is None:
         raise UsageError("this model has no diffusion phase, so there is no way from noise to an answer to show")
@@ -67,7 +76,7 @@ def trajectory(retriever: Retriever, recordings: Recordings, query: np.ndarray, 
         levels.append(level)
         seen.append((x[0].cpu().clone(), x0_hat.mean(0).cpu()))  # the sampler goes on in the same memory
 
-    sample_x0(retriever, "t2a", query, recordings.vectors[windows], sampling, keep)
+    sample_x0(retriever, "t2a", query, recordings.vectors[windows], sampling, keep, states_of(recordings, windows, tokens, 0))
     x, x0_hat = (torch.stack(column).float().numpy() for column in zip(*seen, strict=True))
     paths = [recordings.paths[recordings.files_of(content)[0]] for content in order]
     return Trajectory(paths, windows, levels, x, x0_hat)

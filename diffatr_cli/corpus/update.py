@@ -1,7 +1,7 @@
 """Bringing the tables of an index up to date with its folder.
 
-Windows are committed before the files that need them, so a kill at any moment leaves contents without a file, which the next
-update uses or removes, never a file that passes for done and is not.
+Frames are committed before the windows that they are of, and windows before the files that need them, so a kill at any moment
+leaves contents without a file, which the next update uses or removes, never a file that passes for done and is not.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import DiffATRError
 from ..progress import Progress
 from .examine import Content, Failure, Finding, examine, reader
+from .frames import FrameTable
 from .read_ahead import read_ahead
 from .report import IndexReport, Skipped
 from .scan import Listing, Stamp
@@ -35,9 +36,10 @@ _READ_AHEAD = 128 << 20  # bytes of windows that are decoded and wait at a time
 
 
 class _Part:
-    """A content on its way into the table: its windows so far, some of them with their vectors."""
+    """A content on its way into the tables: its windows so far, some of them with their vectors (and stored frames)."""
 
     def __init__(self) -> None:
+        self.content = ""
         self.spans: list[tuple[float, float]] = []
         self.vectors: list[np.ndarray] = []
 
@@ -52,19 +54,37 @@ class Update:
     Args:
         corpus: the folder of recordings.
         files, windows: the tables.
+        frames: the table of frames, for a model that re-ranks by them; None for others.
         anew: write the tables anew, as far as they can be read, since changing them failed.
 
     Attributes:
         unsettled: whether a file was skipped for now only.
+        without_frames: contents that were embedded when no frames were asked for; their files are read and embedded again.
 
     Raises:
         CannotUpdate: the tables cannot be read or written.
     """
 
-    def __init__(self, corpus: Path, files: FileTable, windows: WindowTable, model: Retriever, *, anew: bool = False) -> None:
-        self.corpus, self.files, self.windows, self.model = corpus, files, windows, model
+    def __init__(
+        self,
+        corpus: Path,
+        files: FileTable,
+        windows: WindowTable,
+        frames: FrameTable | None,
+        model: Retriever,
+        *,
+        anew: bool = False,
+    ) -> None:
+        self.corpus, self.files, self.windows, self.frames, self.model = corpus, files, windows, frames, model
         self.known, damaged_rows = files.mend(anew=anew)
-        self.embedded, self.damaged = windows.mend(anew=anew)
+        self.with_vectors, self.damaged = windows.mend(anew=anew)
+        self.embedded, self.without_frames = set(self.with_vectors), set[str]()
+        if frames is not None:
+            framed, damaged = frames.mend(anew=anew)
+            self.damaged |= damaged
+            self.embedded &= framed
+            if not frames.unreadable:
+                self.without_frames = self.with_vectors - framed - damaged
         self.report = IndexReport(repaired=damaged_rows)
         self.changed = anew or bool(damaged_rows or self.damaged)
         self.unsettled = False
@@ -141,7 +161,7 @@ class Update:
         for finding in findings:
             match finding:
                 case Content():
-                    content = finding.hash
+                    content = part.content = finding.hash
                     reason = self._known_reason(path, content)
                     if reason or content in self.embedded:
                         missing = self.missing_of.get(content, "")
@@ -179,18 +199,29 @@ class Update:
             self._commit()
 
     def _has_lost_vectors(self, row: FileRow) -> bool:
-        return not row.reason and (self.windows.unreadable or row.content in self.damaged)
+        unreadable = self.windows.unreadable or (self.frames is not None and self.frames.unreadable)
+        return not row.reason and (unreadable or row.content in self.damaged)
 
     def _embed_waiting(self) -> None:
         """Give all waiting windows their vectors."""
         for first in range(0, len(self.waiting), _BATCH):
             batch = self.waiting[first : first + _BATCH]
-            vectors = self.model.embed_audio([window.samples for _, window in batch])
+            waveforms = [window.samples for _, window in batch]
+            if self.frames is None:
+                vectors = self.model.embed_audio(waveforms)
+            else:
+                vectors, frames = self.model.embed_with_frames(waveforms)
             if not np.isfinite(vectors).all():
                 raise DiffATRError(
                     f"{self.model.name}: its embeddings are not finite: its training diverged, or its weights are damaged. Use "
                     "another --run or --model."
                 )
+            if self.frames is not None:
+                by_part: dict[int, tuple[_Part, list[np.ndarray]]] = {}
+                for (part, _), each in zip(batch, frames, strict=True):
+                    by_part.setdefault(id(part), (part, []))[1].append(each.numpy())
+                for part, own in by_part.values():
+                    self.frames.add(part.content, len(part.vectors), own)
             for (part, _), vector in zip(batch, vectors.astype(np.float16), strict=True):
                 part.vectors.append(vector)
         self.waiting.clear()
@@ -198,7 +229,12 @@ class Update:
     def _commit(self) -> None:
         self._embed_waiting()
         if self.parts:
-            self.windows.add({content: part.windows for content, part in self.parts.items()})
+            if self.frames is not None:
+                self.frames.complete({content: len(part.spans) for content, part in self.parts.items()})
+            new = {content: part.windows for content, part in self.parts.items() if content not in self.with_vectors}
+            if new:
+                self.windows.add(new)
+                self.with_vectors |= new.keys()
         if self.new_rows:
             self.files.put(self.new_rows)
             self.changed = True
@@ -217,9 +253,11 @@ class Update:
         if others is None:
             return
         used = others | {row.content for row in self.rows.values()}
-        if self.embedded - used:
+        if self.with_vectors - used:
             self.windows.keep(used)
             self.changed = True
+        if self.frames is not None:
+            self.frames.keep(used)
 
 
 def _text(words: str) -> str:

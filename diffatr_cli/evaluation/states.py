@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core.ragged import Ragged
 from ..core.sight import States
+from ..core.windows import spans
 from ..data.manifest import Dataset, read_piece
 from ..errors import DiffATRError
 from ..files import reason, replacing
@@ -22,7 +23,7 @@ from ..model import Retriever
 from ..processes import first_alone
 from ..progress import Progress, silent
 from ..runs import encoders_of
-from .embedded_split import CLIPS_AT_ONCE, Captions
+from .embedded_split import CLIPS_AT_ONCE, Captions, EmbeddedWindows
 
 CAPTIONS_AT_ONCE = 4096
 CHECKED_AT_ONCE = 2**24  # bytes
@@ -48,6 +49,42 @@ def cached_frames(model: Retriever, run: Path, dataset: Dataset, split: str, pro
     """The same of the frames of a split's clips."""
     path, clips = encoders_of(run).folder / f"frames-{dataset.name}-{split}.f16", len(dataset.split(split))
     return cached_sequences(path, source_of(model, dataset), clips, lambda: _frames(model, dataset, split, progress))
+
+
+def cached_states_of_windows(
+    model: Retriever, run: Path, dataset: Dataset, split: str, windows: EmbeddedWindows, progress: Progress = silent
+) -> States:
+    """The states of a split's captions, and of the windows of its clips as `embedded_split.cached_windows` has them."""
+    tokens = cached_tokens(model, run, dataset, split, progress)
+    return States(tokens, window_frames(model, dataset, split, windows, encoders_of(run).folder, progress))
+
+
+def states_of_windows(
+    model: Retriever, dataset: Dataset, split: str, windows: EmbeddedWindows, folder: Path, progress: Progress = silent
+) -> States:
+    """The same of a model that has no run folder; the frames go into a file in `folder`, which must stay while they are used."""
+    states = model.token_states(Captions.of(dataset.split(split)).texts)
+    tokens = Ragged.of(states, states[0].shape[1])
+    return States(tokens, window_frames(model, dataset, split, windows, folder, progress))
+
+
+def window_frames(
+    model: Retriever, dataset: Dataset, split: str, windows: EmbeddedWindows, folder: Path, progress: Progress = silent
+) -> Ragged:
+    """The frames of all windows of a split's clips, from a file in a folder or computed into it."""
+
+    def made() -> Sequences:
+        windowing, clips, note = model.windowing, dataset.split(split), f"frames of the windows of {dataset.name} {split}"
+        for start in range(0, len(clips), CLIPS_AT_ONCE):
+            part = clips[start : start + CLIPS_AT_ONCE]
+            waves = [read_piece(dataset.root / clip.path) for clip in part]
+            pieces = [wave[a:b] for wave in waves for a, b in spans(len(wave), windowing)]
+            first = int(windows.offsets[start])
+            yield np.arange(first, first + len(pieces)), model.frames(pieces)
+            progress(start + len(part), len(clips), note)
+
+    path = folder / f"frames-of-windows-{dataset.name}-{split}.f16"
+    return cached_sequences(path, source_of(model, dataset), int(windows.offsets[-1]), made)
 
 
 def source_of(model: Retriever, dataset: Dataset) -> dict[str, str]:

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from ..core.algebra import PreparedCandidates
 from ..core.losses import cosine_similarity
+from ..core.ragged import Ragged
 from ..core.sampler import OnStep
 from ..core.sampling import Sampling
-from ..core.scoring import Reranker, diffusion_score_blocks
+from ..core.scoring import Reranker, diffusion_score_blocks, shortlisted
+from ..core.sight import Sight
 from ..core.text import normalise_caption
 from ..data.manifest import load_dataset
 from ..errors import UsageError
@@ -27,6 +29,7 @@ from ..progress import Progress, silent
 from ..runs import find_runs, run_folder, seeds_of
 from ..types import Direction
 from .embedded_split import Captions, EmbeddedSplit, cached_split, check_fit
+from .states import cached_states
 
 SHOWN = 24  # candidates of the one query that are shown, the nearest by cosine, beside the true ones
 BLOCK_ENTRIES = 2**22  # of the (queries, candidates) arrays that are held at a level
@@ -136,6 +139,9 @@ def trajectory(
 ) -> TrajectoryResult:
     """Follow one query and a whole split from x_K to x_0, over all candidates and with the first noise draw.
 
+    A model that re-ranks by frames goes over the shortlist of each query, of which alone its candidates are seen: what is not
+    listed has no x_k, and an x0_hat of zero.
+
     Args:
         query: a text that asks for clips. Where it is a caption of the split, its clips are the true candidates; of any other
             text none is known.
@@ -171,11 +177,18 @@ def trajectory(
     else:
         row = asked[0]
         vector, true = queries[row : row + 1], np.unique(np.concatenate([relevant[each] for each in asked]))
-    levels, x, x0_hat = _follow(vector, candidates, direction, reranker, sampling, row)
+    states = cached_states(model, run, dataset, split, progress) if model.sees_frames else None
+    sight = own_sight = reranker.sight(direction, states)
+    if states is not None and asked is None:
+        found = model.token_states([query or ""])
+        own_sight = reranker.sight(direction, states._replace(tokens=Ragged.of(found, found[0].shape[1])), [0])
+    elif sight is not None:
+        own_sight = sight.of(slice(row, row + 1))
+    levels, x, x0_hat, listed = _follow(vector, candidates, direction, reranker, sampling, row, own_sight)
     cosine = cosine_similarity(vector, candidates)[0].numpy()
-    order = np.argsort(-cosine, kind="stable")
+    order = np.array([each for each in np.argsort(-cosine, kind="stable") if listed[each]])
     shown = np.concatenate([order[:SHOWN], [each for each in order[SHOWN:] if each in true]]).astype(int)
-    measures, r1_cosine = measure_levels(embedded, direction, reranker, sampling, progress)
+    measures, r1_cosine = measure_levels(embedded, direction, reranker, sampling, progress, sight)
     return TrajectoryResult(
         source=source,
         target=target,
@@ -194,7 +207,7 @@ def trajectory(
             )
             for i in shown.tolist()
         ),
-        count=len(candidates),
+        count=int(listed.sum()),
         chain=len(reranker.schedule),
         levels=tuple(levels),
         x=x[:, shown],
@@ -207,15 +220,12 @@ def trajectory(
 
 
 def _chain_of(model: Retriever, noise_seed: int) -> tuple[Reranker, Sampling]:
-    """A model's denoisers, and how they sample over everything from one noise draw. Raises UsageError where there is no chain."""
+    """A model's denoisers, and how they sample from one noise draw: over everything, or, of one that re-ranks by frames, over the
+    shortlist of each query. Raises UsageError where there is no chain."""
     if model.reranker is None:
         raise UsageError(f"{model.name}: has no diffusion phase, so there is no way from noise to an answer to show.")
-    if model.reranker.conditioners:
-        raise UsageError(
-            f"{model.name}: each query has candidates of its own (diffusion.conditioning), so there is no one corpus to follow. "
-            "Name a run without."
-        )
-    sampling = replace(sampling_of(model, seed=noise_seed), shortlist=None, draws=1)
+    own = sampling_of(model, seed=noise_seed, folder=model.sees_frames)  # frames are met by a shortlist alone
+    sampling = replace(own, shortlist=own.shortlist if model.sees_frames else None, draws=1)
     if not sampling.noise:
         raise UsageError(f"{model.name}: was trained without diffusion, so there is no way from noise to an answer to show.")
     if sampling.x0 != "softmax":
@@ -235,23 +245,34 @@ def _asked(ids: Sequence[str], captions: Captions, direction: Direction, query: 
 
 
 def _follow(
-    query: Tensor, candidates: Tensor, direction: Direction, reranker: Reranker, sampling: Sampling, query_id: int
-) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """One query (1, D): the noise levels k visited, and at each x_k and x0_hat, both (L, N)."""
+    query: Tensor,
+    candidates: Tensor,
+    direction: Direction,
+    reranker: Reranker,
+    sampling: Sampling,
+    query_id: int,
+    sight: Sight | None,
+) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+    """One query (1, D): the noise levels k visited, at each x_k and x0_hat, (L, N), and which are sampled over, (N,) bool."""
     levels: list[int] = []
     seen: list[tuple[Tensor, Tensor]] = []
 
     def keep(level: int, x: Tensor, x0_hat: Tensor) -> None:
         levels.append(level + 1)
-        seen.append((x[0].cpu().clone(), x0_hat[0].cpu().clone()))  # the sampler goes on in the same memory
+        seen.append((x[0], x0_hat[0]))
 
-    _sample(query, reranker.prepare(direction, candidates), reranker, sampling, [query_id], keep)
+    _sample(query, reranker.prepare(direction, candidates), reranker, sampling, [query_id], keep, sight)
     x, x0_hat = (torch.stack(column).float().numpy() for column in zip(*seen, strict=True))
-    return levels, x, x0_hat
+    return levels, x, x0_hat, np.isfinite(x[0])
 
 
 def measure_levels(
-    split: EmbeddedSplit, direction: Direction, reranker: Reranker, sampling: Sampling, progress: Progress = silent
+    split: EmbeddedSplit,
+    direction: Direction,
+    reranker: Reranker,
+    sampling: Sampling,
+    progress: Progress = silent,
+    sight: Sight | None = None,
 ) -> tuple[list[LevelMeasures], float]:
     """The measures of every level that is visited, in that order, and R@1 of the cosine alone (percent), over all queries.
 
@@ -261,7 +282,8 @@ def measure_levels(
     prepared = reranker.prepare(direction, candidates)
     sums: dict[int, np.ndarray] = {}
     by_cosine = 0.0
-    rows = max(1, BLOCK_ENTRIES // max(1, len(candidates)))
+    of_query = max(1, len(candidates), sight.entries(min(sampling.shortlist or len(candidates), len(candidates))) if sight else 0)
+    rows = max(1, BLOCK_ENTRIES // of_query)
     for start in range(0, len(queries), rows):
         block = slice(start, min(start + rows, len(queries)))
         cosine = cosine_similarity(queries[block], candidates)
@@ -270,7 +292,7 @@ def measure_levels(
             true[i, each] = True
 
         def measure(level: int, x: Tensor, x0_hat: Tensor, cosine: Tensor = cosine, true: Tensor = true) -> None:
-            x, x0_hat = x.cpu().to(cosine), x0_hat.cpu().to(cosine)
+            x, x0_hat = x.to(cosine), x0_hat.to(cosine)
             final = reranker.final_score(direction, cosine, x0_hat)
             entropy = torch.special.entr(x0_hat).sum(1)
             found = [(x0_hat * true).sum(1), entropy, *(100 * _first_is_true(each, true) for each in (x, x0_hat, final))]
@@ -278,7 +300,8 @@ def measure_levels(
             sums[level] = sums.get(level, 0) + totals
 
         by_cosine += 100 * _first_is_true(cosine, true).double().sum().item()
-        _sample(queries[block], prepared, reranker, sampling, range(block.start, block.stop), measure)
+        of_block = sight and sight.of(block)
+        _sample(queries[block], prepared, reranker, sampling, range(block.start, block.stop), measure, of_block)
         progress(block.stop, len(queries), f"every level, {direction}")
     measures = [LevelMeasures(level + 1, *(total / len(queries)).tolist()) for level, total in sums.items()]
     return measures, by_cosine / len(queries)
@@ -297,9 +320,21 @@ def _sample(
     sampling: Sampling,
     query_ids: Sequence[int],
     on_step: OnStep,
+    sight: Sight | None,
 ) -> None:
-    """Go through the chain once with all these queries for what `on_step` sees there."""
-    for _ in diffusion_score_blocks(
-        queries, prepared, reranker.schedule, sampling, query_ids=query_ids, chunk=max(1, len(queries)), on_step=on_step
-    ):
+    """Go through the chain once with all these queries for what `on_step` sees there: of all candidates, (Q, N) on the CPU.
+
+    Those that are not in a query's shortlist have an x_k of minus infinity and an x0_hat of zero.
+    """
+    n = prepared.candidates.shape[1]
+    listed = None if sight is None else shortlisted(queries.to(prepared.candidates), prepared.candidates[0], sampling.shortlist)
+
+    def of_all(level: int, x: Tensor, x0_hat: Tensor) -> None:
+        if listed is not None:
+            x = x.new_full((len(x), n), -torch.inf).scatter_(1, listed, x)
+            x0_hat = x0_hat.new_zeros(len(x), n).scatter_(1, listed, x0_hat)
+        on_step(level, x.cpu().clone(), x0_hat.cpu().clone())  # the sampler goes on in the same memory
+
+    how: dict[str, Any] = {"query_ids": query_ids, "chunk": max(1, len(queries)), "on_step": of_all, "sight": sight}
+    for _ in diffusion_score_blocks(queries, prepared, reranker.schedule, sampling, **how):
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..core.calibration import Calibration
 from ..data.manifest import load_dataset
 from ..errors import DiffATRError
 from ..evaluation.embedded_split import Captions, check_fit, embed_windows
+from ..evaluation.states import states_of_windows
 from ..model import Retriever
 from ..progress import Progress, silent
 from .fit_calibration import fit_calibration
@@ -58,8 +60,10 @@ def calibrate(
     captions = Captions.of(dataset.split(split))
     text = model.embed_text(captions.texts)
     windows = embed_windows(model, dataset, split, progress)
-    progress(0, 1, "fitting")
-    fitted = fit_calibration(windows, text, captions, model.reranker, seed)
+    with tempfile.TemporaryDirectory(prefix="diffatr-", ignore_cleanup_errors=True) as folder:
+        states = states_of_windows(model, dataset, split, windows, Path(folder), progress) if model.sees_frames else None
+        progress(0, 1, "fitting")
+        fitted = fit_calibration(windows, text, captions, model.reranker, seed, states)
     if not any((fitted.text_to_audio, fitted.audio_to_text, fitted.audio_to_audio, fitted.presence)):
         raise DiffATRError(
             f"{dataset.root}: nothing can be fitted on its {split} split of {len(windows.offsets) - 1} clips: every clip matches "

@@ -17,6 +17,7 @@ import torch
 from ..core.calibration import Calibration, Logistic, distribution_of_cosines, presence_features
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
+from ..core.sight import States
 from ..core.text import normalise_caption
 from ..core.windows import best_windows, mean_direction
 from ..evaluation.embedded_split import Captions, EmbeddedWindows
@@ -29,7 +30,12 @@ FOLDERS = (16, 50, 150, 10**9)
 
 
 def fit_calibration(
-    windows: EmbeddedWindows, text: np.ndarray, captions: Captions, reranker: Reranker | None, seed: int
+    windows: EmbeddedWindows,
+    text: np.ndarray,
+    captions: Captions,
+    reranker: Reranker | None,
+    seed: int,
+    states: States | None = None,
 ) -> Calibration:
     """Fit each of a model's probabilities on a validation split; None for one whose examples are all of one label.
 
@@ -41,22 +47,35 @@ def fit_calibration(
         text: (m, D) unit vectors of `captions`.
         reranker: the model's diffusion; None of a model that ranks by its cosine.
         seed: of the queries and folders drawn, and of the noise.
+        states: of the m captions and of the W windows, for a reranker whose candidates depend on the query.
     """
     rng = numpy_stream(seed, "calibration")
     sampling = (reranker.sampling if reranker else Sampling()).for_folder(seed=seed)
     distinct, matches = matching(captions)
     first = {normalise_caption(caption): row for row, caption in reversed(list(enumerate(captions.texts)))}
-    text = text[[first[caption] for caption in distinct]]
+    rows_of_text = np.array([first[caption] for caption in distinct])
+    text = text[rows_of_text]
     bounds = list(pairwise(windows.offsets))
     sounds = np.stack([mean_direction(windows.vectors[a:b]) for a, b in bounds])  # (n, D)
     asked = np.sort(rng.permutation(len(distinct))[:QUERIES])
     heard = np.sort(rng.permutation(len(sounds))[:QUERIES])
 
-    def draws(direction: Direction, query: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    def draws(direction: Direction, query: np.ndarray, candidates: np.ndarray, met: States | None) -> np.ndarray:
         if reranker is None:
             return distribution_of_cosines(candidates @ query)
-        of_draws = reranker.draws(direction, torch.from_numpy(query), torch.from_numpy(candidates), sampling)
-        return of_draws.double().cpu().numpy()
+        vectors = torch.from_numpy(query), torch.from_numpy(candidates)
+        return reranker.draws(direction, *vectors, sampling, states=met).double().cpu().numpy()
+
+    def of_clips(row: int, best: np.ndarray) -> np.ndarray:
+        """What a text gets of the shortlist of some windows, by their rows, best first."""
+        met = states and States(states.tokens.take(rows_of_text[[row]]), states.frames.take(best[near]))
+        return draws("t2a", text[row], windows.vectors[best[near]], met)
+
+    def of_captions(clip: int, order: np.ndarray) -> np.ndarray:
+        """What a sound gets of the shortlist of some distinct captions, best first."""
+        frames = states and states.frames.take(np.arange(*bounds[clip])).joined()
+        met = None if states is None or frames is None else States(states.tokens.take(rows_of_text[order[near]]), frames)
+        return draws("a2t", sounds[clip], text[order[near]], met)
 
     def final(direction: Direction, cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
         if reranker is None:
@@ -66,26 +85,25 @@ def fit_calibration(
         return np.concatenate([of_near.numpy(), cosine[near:]])
 
     def found(query: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Some clips, best first, the cosines of their best windows, and those windows' vectors."""
+        """Some clips, best first, the cosines of their best windows, and those windows' rows."""
         rows = np.concatenate([np.arange(*bounds[clip]) for clip in clips])
         offsets = np.cumsum([0, *(bounds[clip][1] - bounds[clip][0] for clip in clips)])
         cosine = (windows.vectors[rows] @ query).astype(np.float64)
         order, best = best_windows(cosine, offsets, len(clips))
-        return clips[order], cosine[best], windows.vectors[rows[best]]
+        return clips[order], cosine[best], rows[best]
 
     near, everything = slice(sampling.shortlist), np.arange(len(sounds))
 
     def text_to_audio() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for row in asked:
-            order, cosine, vectors = found(text[row], everything)
-            yield final("t2a", cosine, draws("t2a", text[row], vectors[near]).mean(0)), matches[row, order]
+            order, cosine, best = found(text[row], everything)
+            yield final("t2a", cosine, of_clips(row, best).mean(0)), matches[row, order]
 
     def audio_to_text() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for clip in heard:
             cosine = (text @ sounds[clip]).astype(np.float64)
             order = np.argsort(-cosine, kind="stable")
-            x0_hat = draws("a2t", sounds[clip], text[order[near]]).mean(0)
-            yield final("a2t", cosine[order], x0_hat), matches[order, clip]
+            yield final("a2t", cosine[order], of_captions(clip, order).mean(0)), matches[order, clip]
 
     def audio_to_audio() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         group = captions.positive_groups("positives")
@@ -97,8 +115,8 @@ def fit_calibration(
     def presence() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for row in asked:
             for there, clips in _folders(matches[row], rng):
-                _, cosine, vectors = found(text[row], clips)
-                features = presence_features(cosine[near], draws("t2a", text[row], vectors[near]))
+                _, cosine, best = found(text[row], clips)
+                features = presence_features(cosine[near], of_clips(row, best))
                 yield features, np.array(there)
 
     return Calibration(

@@ -23,7 +23,14 @@ from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
 from ..evaluation.embedded_split import Captions, EmbeddedSplit, cached_split, cached_windows, check_fit, recall_sum
 from ..evaluation.ranking import score_blocks
-from ..evaluation.states import Sequences, cached_frames, cached_sequences, cached_states, cached_tokens
+from ..evaluation.states import (
+    Sequences,
+    cached_frames,
+    cached_sequences,
+    cached_states,
+    cached_states_of_windows,
+    cached_tokens,
+)
 from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
 from ..processes import from_first, is_first, shared_rows
 from ..progress import Progress, silent
@@ -273,14 +280,16 @@ def _calibrate(
     tensors, facts = folder.load_best()
     if facts.get("calibration"):
         return
-    if recipe.diffusion.conditioning != "none":
-        return  # what it would be fitted on are searches of folders, which such a model does not do
     progress(0, 1, "calibrating scores")
     retriever = load_retriever(run, str(device))
     assert retriever.reranker is not None
     captions = Captions.of(dataset.split("val"))
     split = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
     windows = cached_windows(retriever, first.run, dataset, "val", progress)
-    fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed) if is_first() else None
+    states = None
+    if retriever.sees_frames:
+        states = cached_states_of_windows(retriever, first.run, dataset, "val", windows, progress)
+    text = split.text.numpy()
+    fitted = fit_calibration(windows, text, captions, retriever.reranker, seed, states) if is_first() else None
     folder.keep_best(tensors, facts | {"calibration": fitted and fitted.to_json()})
     progress(1, 1, "calibrating scores")
