@@ -126,15 +126,10 @@ class FrameTable:
         with self._open() as database:
             _count(database, contents)
 
-    def keep(self, used: set[str]) -> bool:
-        """Delete the frames of contents that have not been used for a while, and those that no content counts.
-
-        Returns:
-            Whether anything changed.
-        """
+    def keep(self, used: set[str]) -> None:
+        """Delete the frames of contents that have not been used for a while, and those of contents that were never completed."""
         now = time.time()
         with self._open() as database:
-            before = database.total_changes
             for content, since in database.execute("SELECT hash, unused_since FROM contents").fetchall():
                 if content in used and since is not None:
                     database.execute("UPDATE contents SET unused_since = NULL WHERE hash = ?", (content,))
@@ -143,7 +138,6 @@ class FrameTable:
                 elif content not in used and not now - _KEEP_SECONDS <= since <= now:
                     database.execute("DELETE FROM contents WHERE hash = ?", (content,))
             _delete_incomplete(database)
-            return database.total_changes != before
 
     def _write_anew(self, contents: Mapping[str, int]) -> None:
         """Make the table, with some contents of the one that is there, by how many windows each has."""
