@@ -291,9 +291,7 @@ class Reranker:
             ValueError: such a model, and there are none.
         """
         prepared, sight = self.prepare(direction, candidates), self.sight(direction, states)
-        vectors = prepared.candidates
-        everything = torch.arange(len(candidates), device=vectors.device)[None]
-        seen = None if sight is None else sight(slice(None), everything, vectors[:1])
+        seen = None if sight is None else sight.whole(prepared.candidates[0])
         return diffusion_draws(query, prepared, self.schedule, sampling, on_step=on_step, seen=seen)
 
     def final_score(self, direction: Direction, cosine: Tensor, x0_hat: Tensor) -> Tensor:

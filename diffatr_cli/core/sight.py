@@ -76,6 +76,14 @@ class Sight:
         seen, shift = self.conditioner.see(self.direction, query, own, vectors, self.input_scale)
         return seen.to(vectors.dtype), shift.to(vectors.dtype)
 
+    @torch.no_grad()
+    def whole(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """All candidates as all queries see them, without a shortlist, from their unit embeddings (N, D)."""
+        query = self._projected(self.queries, self.rows, self.direction == "t2a", vectors)
+        candidates = self._projected(self.candidates, np.arange(len(self.candidates)), self.direction == "a2t", vectors)
+        seen, shift = self.conditioner.see(self.direction, query, candidates, vectors, self.input_scale)
+        return seen.to(vectors.dtype), shift.to(vectors.dtype)
+
     def _candidates_of(self, listed: Tensor, like: Tensor) -> Tokens | Frames:
         """The projections of listed candidates (q, S): of all made once where they have room, else of those that are listed."""
         tokens, longest = self.direction == "a2t", int(self.candidates.lengths.max(initial=1))
@@ -97,6 +105,8 @@ class Sight:
             padded = Padded(padded.states.to(like.device, weight.dtype), padded.mask.to(like.device))
             parts.append(self.conditioner.project_tokens(padded) if tokens else self.conditioner.project_frames(padded))
         length = max(part[-1].shape[1] for part in parts)
+        if len(parts) == 1:
+            return parts[0]
         columns = [torch.cat([_to_length(each, length) for each in column]) for column in zip(*parts, strict=True)]
         return type(parts[0])(*columns)
 
