@@ -13,7 +13,7 @@ from ..core.metrics import Measure, MetricAccumulator
 from ..core.sampling import Sampling
 from ..core.schedule import NoiseSchedule
 from ..core.scoring import Reranker, diffusion_score_blocks, diffusion_scores
-from ..processes import count, gathered, share
+from ..processes import count, shared_rows
 from ..progress import Progress, silent
 from ..types import Direction, System
 from .embedded_split import EmbeddedSplit
@@ -32,15 +32,13 @@ def score_blocks(
         yield from diffusion_score_blocks(queries, prepared, schedule, sampling, query_ids=query_ids)
         return
     ids = list(range(len(queries))) if query_ids is None else list(query_ids)
+
+    def score(places: Sequence[int]) -> Tensor:
+        return diffusion_scores(queries[places], prepared, schedule, sampling, query_ids=[ids[place] for place in places])
+
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
-        block, of_block = queries[rows], ids[rows]
-        if len(block) < count():
-            scores = diffusion_scores(block, prepared, schedule, sampling, query_ids=of_block)
-        else:
-            own = share(len(block))
-            scores = gathered(diffusion_scores(block[own], prepared, schedule, sampling, query_ids=of_block[own]))
-        yield rows, scores
+        yield rows, shared_rows(score, range(rows.start, rows.stop))
 
 
 def rank(

@@ -49,13 +49,13 @@ def denoising_loss(
     Returns:
         A scalar in nats.
     """
+    number, shape = len(query), x_0.shape
+    query, candidates, x_0 = query[rows], candidates[rows] if candidates.ndim == 3 else candidates, x_0[rows]
     if objective == "discriminative":
-        query, candidates, x_0 = query[rows], candidates[rows] if candidates.ndim == 3 else candidates, x_0[rows]
         last = torch.full((len(query),), len(schedule) - 1, device=query.device)
         return generation_loss(denoiser.factored_forward(torch.zeros_like(x_0), last, query, candidates), x_0)
-    level = torch.randint(len(schedule), (len(query),), generator=generator)[rows].to(query.device)
-    noise = torch.randn(x_0.shape, generator=generator)[rows].to(query.device)
-    query, candidates, x_0 = query[rows], candidates[rows] if candidates.ndim == 3 else candidates, x_0[rows]
+    level = torch.randint(len(schedule), (number,), generator=generator)[rows].to(query.device)
+    noise = torch.randn(shape, generator=generator)[rows].to(query.device)
     logits = denoiser.factored_forward(schedule.q_sample(x_0, level, noise), level, query, candidates)
     return generation_loss(logits, x_0)
 
