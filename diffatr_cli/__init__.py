@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # not from typing, which takes its time: nothing stands between a command's start and Ctrl-C
 if TYPE_CHECKING:
+    from typing import Any
+
     from .api import Model, Ranked, load_model
 
 __version__ = "0.1.0"

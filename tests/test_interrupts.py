@@ -82,8 +82,9 @@ def test_ctrl_c_at_any_moment(tmp_path: Path, kind: str) -> None:
     assert whole.returncode == 0
     took = time.monotonic() - began
     drawn, codes = random.Random(kind), []
-    for attempt in range(15):
-        data = tmp_path / f"data{attempt % 4}"  # some begin anew, some go on
+    while codes.count(130) < 8:  # however many are done before they are interrupted, which is a matter of the machine
+        assert len(codes) < 200
+        data = tmp_path / f"data{len(codes) % 4}"  # some begin anew, some go on
         process = start(*arguments, "--data", data)
         pause = took * drawn.random()
         time.sleep(pause)
@@ -97,7 +98,6 @@ def test_ctrl_c_at_any_moment(tmp_path: Path, kind: str) -> None:
             assert code == 130
             assert told == INTERRUPTED + "\n"
         assert not list(data.rglob(".*.tmp"))
-    assert codes.count(130) >= 8
     for number in range(4):
         process = start(*arguments, "--data", tmp_path / f"data{number}")
         assert process.communicate()[1].count("Traceback") == 0

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import Workshop
 from safetensors.torch import load_file
+from tiny import make_bert, make_data, tiny_fields
 
 from diffatr_cli import launched, processes
 from diffatr_cli.errors import UsageError
@@ -253,3 +254,23 @@ def test_what_is_wrong_is_said_once(workshop: Workshop, tmp_path: Path) -> None:
     assert lines(small) == ["diffatr: 2 of a batch cannot be shared by 3 processes. Start fewer, or raise batch_size."]
     missing = together(workshop, tmp_path, "evaluate", "--source", "nothing", "--target", "tones")
     assert len(lines(missing)) == 1
+
+
+@pytest.mark.slow
+def test_a_table_by_two_processes(tmp_path: Path) -> None:
+    """Trained and filled by two, each run once; told by one."""
+    make_data(tmp_path / "data", "scenes-audiocaps")
+    make_bert(tmp_path / "bert")
+    fields = [*tiny_fields(tmp_path), "pretrain.epochs=1", "diffusion.epochs=1"]
+    where = ["--data-folder", str(tmp_path / "data"), "--runs", str(tmp_path / "runs"), "--device", "cpu", "--json"]
+    command = [*TOGETHER, "--master-port", free_port(), "-m", "diffatr_cli", "reproduce", "5", *fields, "--data", "scenes"]
+    done = subprocess.run(
+        [*command, "--seeds", "0", *where], env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (table,) = json.loads(done.stdout)
+    assert [row["label"] for row in table["rows"]] == ["Gen", "Dis", "Gen+Dis"]
+    begun = [line for line in done.stderr.splitlines() if "epochs are there" in line]
+    assert len(begun) == len(set(begun)) == 3
+    for record in (tmp_path / "runs").rglob("run.json"):
+        assert [start["processes"] for start in json.loads(record.read_text())["starts"]] == [2]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import typed
-from tiny import make_bert, make_data
+from tiny import make_bert, make_data, tiny_fields
 
 from diffatr_cli.evaluation.evaluate import evaluate
 from diffatr_cli.evaluation.paper import paper_tables
@@ -77,17 +77,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def tiny(root: Path) -> list[str]:
-    return [
-        "data.seconds=0.8", "audio.channels=[8, 16]", "audio.time_stripe=4", f"text.encoder={root / 'bert'}", "model.dim=16",
-        "pretrain.epochs=2", "pretrain.precision=fp32", "diffusion.epochs=2", "diffusion.hidden=16", "diffusion.views=2",
-        "diffusion.precision=fp32", "pretrain.batch_size=8", "diffusion.batch_size=8",
-    ]  # fmt: skip
-
-
 def command(root: Path, *what: str) -> list[str]:
     where = ["--data-folder", str(root / "data"), "--runs", str(root / "runs"), "--device", "cpu"]
-    return ["reproduce", *what, *tiny(root), "--data", "scenes", "--seeds", "0,1", *where]
+    return ["reproduce", *what, *tiny_fields(root), "--data", "scenes", "--seeds", "0,1", *where]
 
 
 @pytest.mark.slow
@@ -209,7 +201,9 @@ def test_a_plan_goes_on_where_it_was_cut_off(world: Path, tmp_path: Path, monkey
 
 @pytest.mark.slow
 def test_time_left_is_what_epochs_took(world: Path) -> None:
-    (training,) = (each for each in needed(plan(["6"], "scenes", overrides=tiny(world))[0].trainings) if each.encoders is None)
+    (training,) = (
+        each for each in needed(plan(["6"], "scenes", overrides=tiny_fields(world))[0].trainings) if each.encoders is None
+    )
     folder = world / "runs" / training.name / "seed-0" / "pretrain"
     assert 0 < (seconds_an_epoch(folder) or 0) < 600
     steps = steps_of([training], [0, 7], world / "runs")

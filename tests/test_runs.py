@@ -102,7 +102,7 @@ def test_the_record_is_written_once_and_each_start_is_added(workshop: Workshop, 
 
     first, second = json.loads(run(die_at=8)), run()
     assert [set(start) for start in json.loads(second)["starts"]] == [
-        {"time", "revision", "device", "precision", "threads", "epochs_done", "versions"}
+        {"time", "revision", "device", "precision", "threads", "processes", "epochs_done", "versions"}
     ] * 2
     assert json.loads(second) | {"starts": None} == first | {"starts": None}
     assert json.loads(second)["starts"][0] == first["starts"][0]

@@ -70,3 +70,12 @@ model: {{dim: 16}}
 pretrain: {{epochs: 4, batch_size: 8, optimizer: adamw, lr: 0.01, schedule: onecycle, precision: fp32}}
 diffusion: {{epochs: 3, batch_size: 8, hidden: 16, steps: 10, views: 2, lr: 0.01, precision: fp32}}
 """
+
+
+def tiny_fields(root: Path) -> list[str]:
+    """Fields that make the scenes' recipes as small, on the BERT in `root`/bert."""
+    return [
+        "data.seconds=0.8", "audio.channels=[8, 16]", "audio.time_stripe=4", f"text.encoder={root / 'bert'}", "model.dim=16",
+        "pretrain.epochs=2", "pretrain.precision=fp32", "diffusion.epochs=2", "diffusion.hidden=16", "diffusion.views=2",
+        "diffusion.precision=fp32", "pretrain.batch_size=8", "diffusion.batch_size=8",
+    ]  # fmt: skip

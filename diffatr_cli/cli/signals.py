@@ -20,8 +20,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from .. import launched
-
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
@@ -50,18 +48,23 @@ class _Arrival:
 _arrival: _Arrival | None = None
 _unwinding: list[None] = []  # an entry for each `unwinding` at work, in whatever thread
 _told = False
+_speaks = True  # of several processes that are all ended the first one tells
 _main_thread = _thread.get_ident()
 _exit_code: int | None = None  # once the command has come to its end
 
 
 def install() -> None:
     """Handle the signals that ask a program to end, but for those that it was started to ignore, as `nohup` does."""
+    global _speaks
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _handle)
     sys.unraisablehook = _unraisable
     # The first one registered is the last one called. From there on Python takes its handlers away while it tears modules down.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    from .. import launched  # not before signals are handled
+
+    _speaks = launched.rank() == 0
 
 
 @contextlib.contextmanager
@@ -165,9 +168,7 @@ def _unraisable(lost: UnraisableHookArgs) -> None:
 def _end() -> NoReturn:
     """End the process here and now. Nothing of ours is left half-written: files are replaced whole."""
     code, line = exit_code(), farewell()
-    if launched.rank() > 0:  # of several processes that are all ended the first one tells
-        line = None
     with contextlib.suppress(OSError):
         right = _PUT_RIGHT if _unwinding and os.isatty(2) else ""
-        os.write(2, (right + (f"{line}\n" if line else "")).encode())
+        os.write(2, (right + (f"{line}\n" if line and _speaks else "")).encode())
     os._exit(code)

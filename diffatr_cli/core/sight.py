@@ -5,6 +5,7 @@ Q queries, N candidates, S of a shortlist, D embedding size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -48,7 +49,7 @@ class Sight:
     input_scale: float
     kept: dict[torch.device, Tokens | Frames] = field(default_factory=dict, repr=False)
 
-    def of(self, part: slice) -> Sight:
+    def of(self, part: slice | Sequence[int]) -> Sight:
         """The same of some of the queries."""
         return replace(self, rows=self.rows[part])
 

@@ -54,8 +54,7 @@ def caption_rows(path: Path, plan: Plan, split: str, files: bool) -> Iterator[Ca
         names = [row[column] for column in _file_columns(tuple(row)) if row[column] not in (None, "")] if files else []
         number, named = (_wavcaps_id(row, names) if is_json else "", row.get("split") or "") if files else ("", "")
         texts = (*names, number, named)
-        problem = _file_problem(texts) if is_json else None  # those of a CSV were looked at when they were read
-        captions = problem or usable_captions(captions_in(row), place, plan)
+        captions = _file_problem(texts) or usable_captions(captions_in(row), place, plan)
         if isinstance(captions, str):
             plan.skipped.append(Skip(split, place, captions))
         else:
@@ -165,12 +164,8 @@ def _unquoted(literal: str) -> str:
 
 def usable_captions(values: list[Any], place: str, plan: Plan) -> tuple[str, ...] | str:
     """The captions among cells, stripped; those that are none are noted in `plan`. Without any: the reason, in a few words."""
-    texts, problems = list[str](), list[str]()
-    for text, problem in judged_captions(values):
-        if problem:
-            problems.append(problem)
-        else:
-            texts.append(text)
+    judged = judged_captions(values)
+    texts, problems = [text for text, problem in judged if not problem], [problem for _, problem in judged if problem]
     if not texts:
         return problems[0] if problems else "empty caption"
     if problems:
@@ -183,16 +178,12 @@ def judged_captions(values: list[Any]) -> list[tuple[str, str | None]]:
 
     A table with caption_1 to caption_5 leaves cells empty where a clip has fewer.
     """
-    judged = []
-    for value in values:
-        if isinstance(value, str):
-            text, problem = value.strip(), None
-        else:
-            text = "" if value is None else str(value)
-            problem = "a caption must be text" if isinstance(value, bool | dict | list) else None
-        if text:
-            judged.append((text, problem or caption_problem(text)))
-    return judged
+    texts = ["" if value is None else str(value).strip() for value in values]
+    return [
+        (text, "a caption must be text" if isinstance(value, bool | dict | list) else caption_problem(text))
+        for text, value in zip(texts, values, strict=True)
+        if text
+    ]
 
 
 def caption_problem(text: str) -> str | None:
@@ -205,4 +196,4 @@ def caption_problem(text: str) -> str | None:
         return f"a caption of {len(text)} characters"
     if problem := text_problem(text):
         return problem
-    return None if text[0].isalnum() or any(map(str.isalnum, text)) else "a caption without a letter or digit"
+    return None if any(map(str.isalnum, text)) else "a caption without a letter or digit"

@@ -48,8 +48,6 @@ class Listing:
         Backslashes may part folders. Letters may be composed or taken apart, and where the file system takes no notice of case,
         neither does this.
         """
-        if "/" not in name and "\\" not in name:
-            return self._file(base, name)
         for spelled in (name, name.replace("\\", "/")) if "\\" in name else (name,):
             head, slash, last = spelled.rpartition("/")
             if os.path.isabs(spelled):  # not from the root down: some systems list no folder that nobody has entered

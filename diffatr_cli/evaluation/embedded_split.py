@@ -20,6 +20,7 @@ from ..core.text import normalise_caption
 from ..core.windows import Windowing, spans
 from ..data.manifest import Clip, Dataset, read_piece
 from ..data.resample import resample
+from ..data.vectors import Vectors
 from ..errors import UsageError
 from ..model import Retriever
 from ..processes import count, from_first, gathered, is_first, share, shared_rows
@@ -151,11 +152,15 @@ def embed_split(
         audio = np.concatenate([encoders.embed_pooled_audio(part) for part in parts])
     else:
         audio = encoders.embed_pooled_audio(pooled)
-    if given is None:
-        text = shared_rows(lambda texts: torch.from_numpy(encoders.embed_text(texts)), captions.texts)
-    else:
-        text = torch.from_numpy(encoders.embed_pooled_text(given.text))
+    text = embed_captions(encoders, captions.texts, given)
     return EmbeddedSplit(torch.from_numpy(audio), text, captions.clip_index, captions.positive_groups(same_captions))
+
+
+def embed_captions(encoders: SplitEncoders, texts: Sequence[str], given: Vectors | None) -> Tensor:
+    """Unit vectors (m, D) of captions, or of the vectors that the data set holds in their place."""
+    if given is not None:
+        return torch.from_numpy(encoders.embed_pooled_text(given.text))
+    return shared_rows(lambda some: torch.from_numpy(encoders.embed_text(some)), texts)
 
 
 def pooled_clips(encoders: SplitEncoders, dataset: Dataset, split: str, progress: Progress = silent) -> Tensor | None:
@@ -266,27 +271,16 @@ def _pool(
     cut: Callable[[np.ndarray], list[np.ndarray]],
 ) -> list[Tensor]:
     """The pooled features of each clip's pieces. Several processes take a share of the clips each."""
-    if count() > 1 and len(clips) >= count():
-        own = clips[share(len(clips))]
-        pooled = _pool_own(encoders, dataset, own, note, progress, cut)
-        pieces = gathered(torch.tensor([len(part) for part in pooled]))
-        return list(torch.split(gathered(torch.cat(pooled)), pieces.tolist()))
-    return _pool_own(encoders, dataset, clips, note, progress, cut)
-
-
-def _pool_own(
-    encoders: SplitEncoders,
-    dataset: Dataset,
-    clips: Sequence[Clip],
-    note: str,
-    progress: Progress,
-    cut: Callable[[np.ndarray], list[np.ndarray]],
-) -> list[Tensor]:
+    shared = count() > 1 and len(clips) >= count()
+    own = clips[share(len(clips))] if shared else clips
     parts: list[Tensor] = []
-    for start in range(0, len(clips), CLIPS_AT_ONCE):
-        waves = [read_piece(dataset.root / clip.path) for clip in clips[start : start + CLIPS_AT_ONCE]]
+    for start in range(0, len(own), CLIPS_AT_ONCE):
+        waves = [read_piece(dataset.root / clip.path) for clip in own[start : start + CLIPS_AT_ONCE]]
         pieces = [cut(resample(wave, SAMPLE_RATE, to=encoders.windowing.rate)) for wave in waves]
         pooled = encoders.pool_audio([piece for some in pieces for piece in some])
         parts += torch.split(pooled, [len(some) for some in pieces])
-        progress(min(start + CLIPS_AT_ONCE, len(clips)), len(clips), note)
-    return parts
+        progress(min(start + CLIPS_AT_ONCE, len(own)), len(own), note)
+    if not shared:
+        return parts
+    lengths = gathered(torch.tensor([len(part) for part in parts]))
+    return list(torch.split(gathered(torch.cat(parts)), lengths.tolist()))

@@ -14,7 +14,7 @@ from ..core.sampling import Sampling
 from ..core.schedule import NoiseSchedule
 from ..core.scoring import Reranker, diffusion_score_blocks, diffusion_scores
 from ..core.sight import Sight
-from ..processes import count, gathered, share
+from ..processes import count, shared_rows
 from ..progress import Progress, silent
 from ..types import Direction, System
 from .embedded_split import EmbeddedSplit
@@ -38,17 +38,14 @@ def score_blocks(
         yield from diffusion_score_blocks(queries, prepared, schedule, sampling, query_ids=query_ids, sight=sight)
         return
     ids = list(range(len(queries))) if query_ids is None else list(query_ids)
+
+    def score(places: Sequence[int]) -> Tensor:
+        own, seen = [ids[place] for place in places], sight and sight.of(places)
+        return diffusion_scores(queries[places], prepared, schedule, sampling, query_ids=own, sight=seen)
+
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
-        block, of_block = queries[rows], ids[rows]
-        seen = sight and sight.of(rows)
-        if len(block) < count():
-            scores = diffusion_scores(block, prepared, schedule, sampling, query_ids=of_block, sight=seen)
-        else:
-            own = share(len(block))
-            how: dict[str, Any] = {"query_ids": of_block[own], "sight": seen and seen.of(own)}
-            scores = gathered(diffusion_scores(block[own], prepared, schedule, sampling, **how))
-        yield rows, scores
+        yield rows, shared_rows(score, range(rows.start, rows.stop))
 
 
 def rank(

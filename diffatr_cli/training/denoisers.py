@@ -54,19 +54,18 @@ def denoising_loss(
     Returns:
         A scalar in nats.
     """
-    count, device = len(query), query.device
+    number, shape, device = len(query), x_0.shape, query.device
     shift: Tensor | None = None
     if see is not None:
         candidates, shift = see(rows)
     elif candidates.ndim == 3:
         candidates = candidates[rows]
+    query, x_0 = query[rows], x_0[rows]
     if objective == "discriminative":
-        query, x_0 = query[rows], x_0[rows]
         last = torch.full((len(query),), len(schedule) - 1, device=device)
         return generation_loss(denoiser.factored_forward(torch.zeros_like(x_0), last, query, candidates, shift), x_0)
-    level = torch.randint(len(schedule), (count,), generator=generator)[rows].to(device)
-    noise = torch.randn(x_0.shape, generator=generator)[rows].to(device)
-    query, x_0 = query[rows], x_0[rows]
+    level = torch.randint(len(schedule), (number,), generator=generator)[rows].to(device)
+    noise = torch.randn(shape, generator=generator)[rows].to(device)
     logits = denoiser.factored_forward(schedule.q_sample(x_0, level, noise), level, query, candidates, shift)
     return generation_loss(logits, x_0)
 

@@ -21,7 +21,15 @@ from ..core.sight import Sight, States
 from ..data.manifest import Dataset, load_dataset
 from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
-from ..evaluation.embedded_split import Captions, EmbeddedSplit, cached_split, cached_windows, check_fit, recall_sum
+from ..evaluation.embedded_split import (
+    Captions,
+    EmbeddedSplit,
+    cached_split,
+    cached_windows,
+    check_fit,
+    embed_captions,
+    recall_sum,
+)
 from ..evaluation.ranking import score_blocks
 from ..evaluation.states import (
     Sequences,
@@ -32,7 +40,7 @@ from ..evaluation.states import (
     cached_tokens,
 )
 from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
-from ..processes import from_first, is_first, shared_rows
+from ..processes import from_first, is_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
 from ..recipe_schema import DiffusionSection, Recipe
@@ -243,15 +251,11 @@ def _training_views(
     tensors = {k.removeprefix("towers."): v for k, v in load_weights(encoders)[0].items() if k.startswith("towers.")}
     fill_towers(towers, tensors, recipe.audio, recipe.text, encoders)
     towers.to(device)
-    given = dataset.given("train")
     clips = training_clips(dataset, towers.audio, recipe.audio, recipe.data.seconds, retriever, progress)
     bf16 = wants_bf16(recipe.pretrain.precision, device)
     if cached is None:
         audio = embed_views(towers, augmented_views(towers.audio, clips, count, seed, bf16, device, progress), device)
-        if given is None:
-            text = shared_rows(lambda texts: torch.from_numpy(retriever.embed_text(texts)), captions.texts)
-        else:
-            text = torch.from_numpy(retriever.embed_pooled_text(given.text))
+        text = embed_captions(retriever, captions.texts, dataset.given("train"))
         cached = save_views(path, source, audio, text, captions, same)
     if not frames:
         return cached
