@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tiny_models import TEXT_MODELS
 from torch.nn import functional
 
+from diffatr_cli import processes
 from diffatr_cli.api import load_model
 from diffatr_cli.core import sight
 from diffatr_cli.core.audio_encoder import SmallCnn, pool_frames
@@ -254,12 +255,13 @@ def test_several_processes_see_what_one_sees(shared: int, monkeypatch: pytest.Mo
     what = queries, both.prepare("t2a", candidates), both.schedule, Sampling(shortlist=3), [3, 1, 4, 1, 5, 9, 2]
     whole = torch.cat([scores for _, scores in ranking.score_blocks(*what, both.sight("t2a", states))])
     monkeypatch.setattr(ranking, "QUERIES_AT_ONCE", 4)
-    monkeypatch.setattr(ranking, "count", lambda: shared)
+    for module in (ranking, processes):
+        monkeypatch.setattr(module, "count", lambda: shared)
     half: list[slice] = [slice(0, 2), slice(2, None)]
     parts = []
     for own in half:
-        monkeypatch.setattr(ranking, "share", lambda number, own=own: own)
-        monkeypatch.setattr(ranking, "gathered", lambda rows: rows)
+        monkeypatch.setattr(processes, "share", lambda number, own=own: own)
+        monkeypatch.setattr(processes, "gathered", lambda rows: rows)
         parts.append([scores for _, scores in ranking.score_blocks(*what, both.sight("t2a", states))])
     blocks = [torch.cat(block) if shared == 2 else block[0] for block in zip(*parts, strict=True)]
     torch.testing.assert_close(torch.cat(blocks), whole)
