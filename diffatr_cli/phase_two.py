@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def build_denoiser(model: ModelSection, section: DiffusionSection, generator: to
 def build_schedule(section: DiffusionSection) -> NoiseSchedule:
     """The noise schedule of a recipe."""
     make = NoiseSchedule.cosine if section.schedule == "cosine" else NoiseSchedule.linear
-    return make(section.steps)
+    return replace(make(section.steps), x0_scale=section.x0_scale)
 
 
 def build_conditioners(

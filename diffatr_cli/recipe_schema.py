@@ -183,6 +183,18 @@ class DiffusionSection(Section):
     clip_norm: Rate = 2.0
     steps: Positive = Field(default=50, description="K, the length of the Markov chain (Table 6)")
     schedule: Literal["cosine", "linear"] = Field(default="cosine", description="the noise schedule beta_1..beta_K")
+    x0_scale: Rate = Field(
+        default=1.0, description="x_0 is multiplied by this before noise is added, so that x_k can be seen beside the attention"
+    )
+    levels: Literal["uniform", "high"] = Field(
+        default="uniform", description="noise levels of training: drawn evenly, or `high`, the highest of three draws"
+    )
+    rollout: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="share of the training queries whose x_k is made of the denoiser's own first answer, not of x_0"
+    )
+    self_conditioning: bool = Field(
+        default=False, description="the denoiser is told its x0_hat of the step before, by a learned factor that starts at zero"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="as `pretrain.precision`")
     hidden: Positive = Field(default=512, description="H, the width of the denoising decoder")
     init: Literal["similarity", "random"] = Field(

@@ -31,7 +31,7 @@ from diffatr_cli.evaluation.rivals import Querybank
 from diffatr_cli.evaluation.trajectory import trajectory
 from diffatr_cli.model import load_retriever, sampling_of
 from diffatr_cli.report.tables import evaluation_caption
-from diffatr_cli.training.denoisers import denoising_loss
+from diffatr_cli.training.denoisers import Noising, denoising_loss
 from diffatr_cli.training.train_diffusion import train_diffusion
 from diffatr_cli.types import DIRECTIONS
 
@@ -139,9 +139,9 @@ def test_without_diffusion_the_loss_is_a_classifiers(workshop: Workshop) -> None
     queries, candidates, truth = unit(5, 6), unit(9, 6, seed=1), torch.tensor([3, 1, 4, 1, 5])
     x_0 = functional.one_hot(truth, 9).float()
     logits = denoiser(torch.zeros(5, 9), torch.full((5,), 9), queries, candidates)
-    loss = denoising_loss(denoiser, schedule, queries, candidates, x_0, objective="discriminative")
+    loss = denoising_loss(denoiser, schedule, queries, candidates, x_0, noising=Noising("discriminative"))
     assert torch.allclose(loss, functional.cross_entropy(logits, truth), atol=1e-6)
-    assert torch.equal(loss, denoising_loss(denoiser, schedule, queries, candidates, x_0, objective="discriminative"))
+    assert torch.equal(loss, denoising_loss(denoiser, schedule, queries, candidates, x_0, noising=Noising("discriminative")))
     assert not torch.allclose(loss, denoising_loss(denoiser, schedule, queries, candidates, x_0), atol=1e-6)
     # and that is what is asked when candidates are ranked
     reranker = Reranker(dict.fromkeys(DIRECTIONS, denoiser.eval()), schedule, Sampling(steps=1, noise=False), {})

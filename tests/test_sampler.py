@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -63,9 +65,10 @@ def test_a_step_keeps_the_marginals_of_eq_5(eta):
         assert c == pytest.approx(eta * posterior.sqrt().item())
 
 
-def test_a_denoiser_that_knows_x0_leaves_a_straight_path():
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_a_denoiser_that_knows_x0_leaves_a_straight_path(scale):
     """With x0_hat always the same and eta = 0 every x_k is Eq. 5 with the one noise that the start implies."""
-    schedule, logits = NoiseSchedule.cosine(20), torch.tensor([[2.0, 0.0, -1.0]], dtype=torch.float64)
+    schedule, logits = replace(NoiseSchedule.cosine(20), x0_scale=scale), torch.tensor([[2.0, 0.0, -1.0]], dtype=torch.float64)
     x0, noise, seen = logits.softmax(1), torch.tensor([[0.3, -1.2, 0.8]], dtype=torch.float64), []
     query = torch.zeros(1, 2, dtype=torch.float64)
     got = ddim_sample(
@@ -78,7 +81,7 @@ def test_a_denoiser_that_knows_x0_leaves_a_straight_path():
         on_step=lambda level, x, x0_hat: seen.append((level, x)),
     )
     last = schedule.alphas_cumprod[19]
-    implied = (noise - last.sqrt() * x0) / (1 - last).sqrt()
+    implied = (noise - last.sqrt() * scale * x0) / (1 - last).sqrt()
     assert [level for level, _ in seen] == ddim_levels(20, 7)
     for level, x in seen:
         torch.testing.assert_close(x, schedule.q_sample(x0, torch.tensor([level]), implied))
@@ -137,6 +140,19 @@ def test_fast_equals_plain_in_float64_to_rounding(output, x0, scales):
         for steps, eta in ((None, 0.0), (4, 0.7), (1, 1.0)):
             args = denoiser, query, candidates, schedule, steps, eta, query_noise(1, range(5), 7)
             torch.testing.assert_close(fast_ddim_sample(*args, x0=x0), ddim_sample(*args, x0=x0), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_self_conditioning_tells_the_step_before(own):
+    """The plain loop adds x0_hat of the step before to x_k itself; the factored one adds it to the attention."""
+    denoiser = trained(self_conditioning=True).double()
+    denoiser.feedback_gain.fill_(0.05)
+    query, candidates = unit(5, 24).double(), unit(*((5, 7) if own else (7,)), 24, seed=1).double()
+    args = query, candidates, replace(NoiseSchedule.cosine(12), x0_scale=6.0), 5, 0.0, query_noise(1, range(5), 7)
+    told = ddim_sample(denoiser, *args, feedback=float(denoiser.feedback))
+    assert float(denoiser.feedback) == pytest.approx(0.05 / 0.01)
+    torch.testing.assert_close(fast_ddim_sample(denoiser, *args), told, rtol=0, atol=1e-10)
+    assert not torch.allclose(told, ddim_sample(denoiser, *args), atol=1e-3)
 
 
 @settings(max_examples=25)

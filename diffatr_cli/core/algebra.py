@@ -71,6 +71,7 @@ class Factors:
         level_embedding: pj, noise level indices (S,) -> (S, D).
         input_scale: s.
         output: as in `DenoiserConfig`.
+        feedback: as `AttentionDenoiser.feedback`.
     """
 
     attend: LinearMap
@@ -81,6 +82,7 @@ class Factors:
     level_embedding: nn.Module
     input_scale: float
     output: Output
+    feedback: float = 0.0
 
     @property
     def dtype(self) -> torch.dtype:

@@ -28,6 +28,7 @@ class DenoiserOptions(TypedDict, total=False):
     attention_scale: AttentionScale
     output: Output
     input_scale: InputScale
+    self_conditioning: bool
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class DenoiserConfig:
         attention_scale: `sqrt_dim` divides Q K^T by sqrt(D); the paper prints no division.
         output: `add_weight` adds the attention weights, `add_logit` what they are the softmax of, to the decoder's output.
         input_scale: `sqrt_dim` multiplies the unit embeddings by sqrt(D), so that their entries are of order one.
+        self_conditioning: whether the denoiser is told its x0_hat of the step before (`AttentionDenoiser.feedback`).
     """
 
     dim: int
@@ -51,6 +53,7 @@ class DenoiserConfig:
     attention_scale: AttentionScale = "none"
     output: Output = "decoder"
     input_scale: InputScale = "sqrt_dim"
+    self_conditioning: bool = False
 
 
 class LevelEmbedding(nn.Module):
@@ -92,6 +95,7 @@ class AttentionDenoiser(nn.Module):
         self.w_k = nn.Linear(dim, dim, bias=False)
         self.w_v = nn.Linear(dim, dim, bias=False)
         self.decoder = nn.Sequential(nn.Linear(2 * dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.feedback_gain = nn.Parameter(torch.zeros(())) if self.config.self_conditioning else None
         self._initialise(generator)
 
     @torch.no_grad()
@@ -109,6 +113,12 @@ class AttentionDenoiser(nn.Module):
             gain = 1 / math.sqrt(self.config.temperature * self.attention_scale * self.input_scale**2)
             for projection in (self.w_q, self.w_k):
                 nn.init.eye_(projection.weight).mul_(gain)
+
+    @property
+    def feedback(self) -> Tensor | None:
+        """Self-conditioning (Chen et al. 2022, "Analog Bits"): what x0_hat of the step before is multiplied by before it is added
+        to x_k; None without. It is learned, starts at zero, and is counted in the attention's own size, 1 / tau."""
+        return None if self.feedback_gain is None else self.feedback_gain / self.config.temperature
 
     def forward(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor, shift: Tensor | None = None) -> Tensor:
         """Logits of x0_hat. Written as the paper prints it: what `factored_forward` and `sampler.fast_ddim_sample` must equal.
@@ -156,6 +166,7 @@ class AttentionDenoiser(nn.Module):
             level_embedding=self.level,
             input_scale=self.input_scale,
             output=self.config.output,
+            feedback=0.0 if self.feedback is None else self.feedback.item(),
         )
 
     def factored_forward(

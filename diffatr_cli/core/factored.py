@@ -31,4 +31,5 @@ class FactoredDenoiser(Factors):
             level_embedding=deepcopy(layers.level_embedding).requires_grad_(False),
             input_scale=layers.input_scale,
             output=layers.output,
+            feedback=layers.feedback,
         )

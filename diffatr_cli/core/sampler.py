@@ -46,7 +46,8 @@ def predicted_x0(logits: Tensor, x0: X0) -> Tensor:
 def ddim_coefficients(schedule: NoiseSchedule, level: int, following: int, eta: float) -> tuple[float, float, float]:
     """One DDIM step (Song et al. 2020, Eq. 12) from `level` to `following`: x <- a x0_hat + b x + c noise; returns a, b, c.
 
-    The noise that x_k holds, (x_k - sqrt(acp_k) x0_hat) / sqrt(1 - acp_k), is put in, which leaves three coefficients.
+    The noise that x_k holds, (x_k - sqrt(acp_k) s x0_hat) / sqrt(1 - acp_k) with s the schedule's `x0_scale`, is put in, which
+    leaves three coefficients.
 
     Raises:
         ValueError: eta outside [0, 1].
@@ -56,7 +57,7 @@ def ddim_coefficients(schedule: NoiseSchedule, level: int, following: int, eta: 
     acp, acp_next = schedule.alphas_cumprod[level].item(), schedule.alphas_cumprod[following].item()
     sigma = eta * ((1 - acp_next) / (1 - acp) * (1 - acp / acp_next)) ** 0.5
     kept = ((1 - acp_next - sigma**2) / (1 - acp)) ** 0.5
-    return acp_next**0.5 - kept * acp**0.5, kept, sigma
+    return schedule.x0_scale * (acp_next**0.5 - kept * acp**0.5), kept, sigma
 
 
 def _noise_source(noise: Noise | None, generator: torch.Generator | None, like: Tensor, n: int) -> Callable[[int], Tensor]:
@@ -90,6 +91,7 @@ def ddim_sample(
     generator: torch.Generator | None = None,
     x0: X0 = "softmax",
     on_step: OnStep | None = None,
+    feedback: float = 0.0,
 ) -> Tensor:
     """Eq. 3: x = f_phi(a, t, N(0, I)), by DDIM (Song et al. 2020). The plain loop, which `fast_ddim_sample` must equal.
 
@@ -105,6 +107,7 @@ def ddim_sample(
         generator: source of the noise that `noise` does not give; None is torch's global one.
         x0: how logits become x0_hat.
         on_step: called at every level with (level index, x_k, x0_hat).
+        feedback: x0_hat of the step before, times this, is added to the x_k that the denoiser gets (`AttentionDenoiser.feedback`).
 
     Returns:
         x0_hat of the last step, (B, N).
@@ -116,8 +119,10 @@ def ddim_sample(
     coefficients = [ddim_coefficients(schedule, *pair, eta) for pair in pairwise(levels)]
     draw = _noise_source(noise, generator, query, candidates.shape[-2])
     x = draw(0)
+    x0_hat = torch.zeros_like(x)
     for i, level in enumerate(levels):
-        x0_hat = predicted_x0(denoiser(x, torch.full((len(query),), level, device=query.device), query, candidates), x0)
+        shown = x + feedback * x0_hat if feedback else x
+        x0_hat = predicted_x0(denoiser(shown, torch.full((len(query),), level, device=query.device), query, candidates), x0)
         if on_step is not None:
             on_step(level, x, x0_hat)
         if i + 1 < len(levels):
@@ -222,8 +227,11 @@ def _sample_block(part: PreparedCandidates, query: Tensor, x: Tensor, chain: Cha
     projected = visits * x.shape[2] * hidden + x.shape[2] * dim * hidden < visits * dim * (x.shape[2] + hidden)
     if projected:
         embeddings = factors.context(embeddings)
+    x0_hat = torch.zeros_like(x)
     for i, level in enumerate(chain.levels):
         attention = (similarity + x).add_(shifts[:, i, None])
+        if factors.feedback and i:
+            attention.add_(x0_hat, alpha=factors.feedback)
         x0_hat = predicted_x0(part.logits(attention, dropped[..., i], embeddings[i], projected), chain.x0)
         if chain.on_step is not None:
             chain.on_step(level, x.flatten(0, 1), x0_hat.flatten(0, 1))

@@ -18,11 +18,16 @@ MAX_BETA = 0.999  # keeps the last steps of a schedule from erasing x_k altogeth
 class NoiseSchedule:
     """beta_1..beta_K with alpha_k = 1 - beta_k and alphas_cumprod_k = alpha_1 ... alpha_k; each (K,) float64 on the CPU.
 
+    Attributes:
+        x0_scale: what x_0, a distribution, is multiplied by before noise is added to it. As printed it is 1: then the noise, of
+            deviation 1 for each candidate, hides x_0 at nearly every level.
+
     Raises:
-        ValueError: betas are not a non-empty vector within (0, 1).
+        ValueError: betas are not a non-empty vector within (0, 1), or the scale is not above 0.
     """
 
     betas: Tensor
+    x0_scale: float = 1.0
     alphas: Tensor = field(init=False)
     alphas_cumprod: Tensor = field(init=False)
 
@@ -30,6 +35,8 @@ class NoiseSchedule:
         betas = self.betas.double()
         if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("a noise schedule is a non-empty vector of betas, each between 0 and 1")
+        if not self.x0_scale > 0:
+            raise ValueError(f"x0_scale must be above 0, got {self.x0_scale}")
         object.__setattr__(self, "betas", betas)
         object.__setattr__(self, "alphas", 1 - betas)
         object.__setattr__(self, "alphas_cumprod", torch.cumprod(1 - betas, 0))
@@ -72,14 +79,20 @@ class NoiseSchedule:
         """Eq. 5: x_k = sqrt(alphas_cumprod_k) x_0 + sqrt(1 - alphas_cumprod_k) noise, all of q(x_{1..k} | x_0) at once.
 
         Args:
-            x0: true distributions, (B, N).
+            x0: true distributions, (B, N), before `x0_scale`.
             level: (B,) integer indices k - 1 in [0, K), one a row.
             noise: (B, N) standard normal.
 
         Raises:
             IndexError: a level outside the chain.
         """
-        return self._roots(self.alphas_cumprod, level, x0) * x0 + self._roots(1 - self.alphas_cumprod, level, x0) * noise
+        signal = self.x0_scale * self._roots(self.alphas_cumprod, level, x0)
+        return signal * x0 + self._roots(1 - self.alphas_cumprod, level, x0) * noise
+
+    def noise_in(self, x_k: Tensor, x0: Tensor, level: Tensor) -> Tensor:
+        """The noise that `q_sample` would have made x_k of x_0 with, (B, N). Arguments and error as there."""
+        signal = self.x0_scale * self._roots(self.alphas_cumprod, level, x0)
+        return (x_k - signal * x0) / self._roots(1 - self.alphas_cumprod, level, x0)
 
     @staticmethod
     def _roots(values: Tensor, level: Tensor, like: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ B batch, N candidates, D embedding size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import cast
+from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,8 @@ from torch.nn.utils import clip_grad_norm_
 from ..core.denoiser import AttentionDenoiser
 from ..core.losses import generation_loss
 from ..core.query_conditioned import QueryConditioner, each_of
-from ..core.sampling import Objective
+from ..core.sampler import predicted_x0
+from ..core.sampling import X0, Objective
 from ..core.schedule import NoiseSchedule
 from ..device import wants_bf16
 from ..phase_two import CONDITIONERS, build_conditioners, build_denoiser, build_schedule
@@ -24,8 +26,36 @@ from ..recipe_schema import DiffusionSection, ModelSection
 from ..types import DIRECTIONS, Direction
 from .candidates import Task
 
+TOLD = 0.5  # of self-conditioned queries, the share that is told an answer before (Chen et al. 2022)
+
 See = Callable[[slice], tuple[Tensor, Tensor]]
 """From some queries to the candidates as each sees them, (rows, N, D), and what is added to their logits, (rows, N)."""
+
+
+@dataclass(frozen=True)
+class Noising:
+    """How x_k is made of x_0 in training: the fields of the same names in the recipe's `diffusion` section.
+
+    Attributes:
+        objective: `discriminative` has no noise: x_k is zero at the level where sampling starts, and the loss is the
+            cross-entropy of a classifier over the candidates.
+        levels: `uniform` draws noise levels evenly; `high` takes the highest of three draws.
+        rollout: share of the queries whose x_k stands for the denoiser's own answer to noise in the place of x_0, as in sampling.
+        x0: how logits become x0_hat.
+    """
+
+    objective: Objective = "diffusion"
+    levels: Literal["uniform", "high"] = "uniform"
+    rollout: float = 0.0
+    x0: X0 = "softmax"
+
+    @classmethod
+    def of(cls, section: DiffusionSection) -> Noising:
+        """A recipe's."""
+        return cls(section.objective, section.levels, section.rollout, section.x0)
+
+
+AS_PRINTED = Noising()
 
 
 def denoising_loss(
@@ -35,7 +65,7 @@ def denoising_loss(
     candidates: Tensor,
     x_0: Tensor,
     generator: torch.Generator | None = None,
-    objective: Objective = "diffusion",
+    noising: Noising = AS_PRINTED,
     rows: slice = slice(None),
     see: See | None = None,
 ) -> Tensor:
@@ -46,8 +76,7 @@ def denoising_loss(
         candidates: (N, D) shared, or (B, N, D).
         x_0: (B, N) distributions: all mass on the true candidate, shared evenly where several are true.
         generator: of levels and noise; None is torch's global one.
-        objective: `discriminative` has neither: x_k is zero at the level where sampling starts, and the loss is the
-            cross-entropy of a classifier over the candidates.
+        noising: how x_k is made.
         rows: the queries that count; what is drawn for them does not depend on which these are.
         see: takes the place of `candidates` where they depend on the query.
 
@@ -61,13 +90,31 @@ def denoising_loss(
     elif candidates.ndim == 3:
         candidates = candidates[rows]
     query, x_0 = query[rows], x_0[rows]
-    if objective == "discriminative":
-        last = torch.full((len(query),), len(schedule) - 1, device=device)
-        return generation_loss(denoiser.factored_forward(torch.zeros_like(x_0), last, query, candidates, shift), x_0)
-    level = torch.randint(len(schedule), (number,), generator=generator)[rows].to(device)
+
+    def logits(x_k: Tensor, level: Tensor) -> Tensor:
+        return denoiser.factored_forward(x_k, level, query, candidates, shift)
+
+    @torch.no_grad()
+    def answer(x_k: Tensor, level: Tensor) -> Tensor:
+        return predicted_x0(logits(x_k, level), noising.x0).to(x_0)
+
+    last = torch.full((len(query),), len(schedule) - 1, device=device)
+    if noising.objective == "discriminative":
+        return generation_loss(logits(torch.zeros_like(x_0), last), x_0)
+    draws = (number,) if noising.levels == "uniform" else (3, number)
+    level = torch.randint(len(schedule), draws, generator=generator).view(-1, number).amax(0)[rows].to(device)
     noise = torch.randn(shape, generator=generator)[rows].to(device)
-    logits = denoiser.factored_forward(schedule.q_sample(x_0, level, noise), level, query, candidates, shift)
-    return generation_loss(logits, x_0)
+
+    def some(share: float) -> Tensor:
+        return (torch.rand(number, generator=generator)[rows] < share).to(device)[:, None]
+
+    x_k = schedule.q_sample(x_0, level, noise)
+    if noising.rollout:
+        own = answer(noise, last)
+        x_k = torch.where(some(noising.rollout), schedule.q_sample(own, level, schedule.noise_in(noise, own, last)), x_k)
+    if denoiser.feedback is not None:
+        x_k = x_k + denoiser.feedback * (some(TOLD) * answer(x_k, level))
+    return generation_loss(logits(x_k, level), x_0)
 
 
 class DenoiserPair(nn.Module):
@@ -79,7 +126,7 @@ class DenoiserPair(nn.Module):
 
     def __init__(self, model: ModelSection, section: DiffusionSection, feature_sizes: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.precision, self.objective = section.precision, section.objective
+        self.precision, self.noising = section.precision, Noising.of(section)
         self.schedule = build_schedule(section)
         self.t2a = build_denoiser(model, section)
         self.a2t = build_denoiser(model, section)
@@ -128,7 +175,7 @@ class DenoiserPair(nn.Module):
                     task.candidates.to(device),
                     task.x_0.to(device),
                     generator,
-                    self.objective,
+                    self.noising,
                     share(len(task.query)),
                     self._see(task, device),
                 )
