@@ -14,7 +14,8 @@ from tiny import make_bert, make_data, tiny_fields
 
 from diffatr_cli.evaluation.evaluate import evaluate
 from diffatr_cli.evaluation.paper import paper_tables
-from diffatr_cli.reproduce.plan import TABLES, needed, plan
+from diffatr_cli.recipe import differing_fields, load_recipe
+from diffatr_cli.reproduce.plan import STUDIES, TABLES, World, needed, plan
 from diffatr_cli.reproduce.state import seconds_an_epoch, steps_of
 from diffatr_cli.types import DIRECTIONS
 
@@ -66,6 +67,28 @@ def test_quick_runs_are_runs_of_their_own() -> None:
         assert after.resolved().pretrain.epochs == -(-before.resolved().pretrain.epochs // 4)
         assert after.resolved().diffusion.steps == before.resolved().diffusion.steps
         assert (after.encoders is None) == (before.encoders is None)
+
+
+@pytest.mark.parametrize("world", ["paper", "scenes"])
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_trains_phase_two_alone_and_in_full(study: str, quick: bool, world: World) -> None:
+    tables = plan([study], world, quick=quick)
+    pairs = {(table.source, table.target) for table in tables}
+    assert len(tables) == 4
+    assert len(pairs) == 4
+    for table in tables:
+        cosine, _, *rows = table.rows
+        changed = [row.training.resolved().diffusion for row in rows]
+        assert {row.training.encoders for row in rows} == {cosine.training.name}
+        assert len({diffusion.model_dump_json() for diffusion in changed}) == len(rows)
+        recipe = load_recipe(rows[0].training.recipe)
+        assert {diffusion.epochs for diffusion in changed} == {recipe.diffusion.epochs}
+        assert changed[0] == recipe.diffusion  # the first row is the recipe as it is
+        assert {diffusion.conditioning for diffusion in changed} == {"frames" if study == "frames" else "none"}
+        for row in rows:
+            before, after = cosine.training.resolved(), row.training.resolved()
+            assert {field.partition(".")[0] for field in differing_fields(before, after)} <= {"diffusion", "evaluation"}
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from .evaluate import parse_seeds
 def reproduce(
     what: Annotated[
         list[str],
-        typer.Argument(metavar="TABLE... [KEY=VALUE]...", help="1 to 7, figure3, or all; and fields to change in all trainings."),
+        typer.Argument(metavar="TABLE... [KEY=VALUE]...", help="1 to 7, figure3, all, levers or frames; and fields to change."),
     ],
     world: Annotated[
         str, typer.Option("--data", metavar="KIND", help="paper: AudioCaps and Clotho; scenes: composed stand-ins for both.")
@@ -51,7 +51,7 @@ def reproduce(
 
     Example: diffatr reproduce all --data scenes --seeds 0,1 --markdown
     """
-    from ..reproduce.plan import TABLES, figure, needed, plan
+    from ..reproduce.plan import STUDIES, TABLES, figure, needed, plan
     from ..reproduce.reproduce import reproduce as job
     from ..reproduce.reproduce import train_missing
     from ..reproduce.state import steps_of
@@ -63,11 +63,13 @@ def reproduce(
     overrides = [each for each in what if "=" in each]
     asked = [each for each in what if "=" not in each]
     drawn = "figure3" in asked or "all" in asked
-    numbers = [*TABLES] if "all" in asked else [each for each in dict.fromkeys(asked) if each != "figure3"]
-    if unknown := [number for number in numbers if number not in TABLES]:
-        raise UsageError(f"reproduce: there is no table {', '.join(unknown)}. Name some of {', '.join(TABLES)}, figure3, or all.")
+    numbers = [*(TABLES if "all" in asked else ()), *(each for each in dict.fromkeys(asked) if each not in ("figure3", "all"))]
+    there = f"Name some of {', '.join((*TABLES, 'figure3', 'all', *STUDIES))}."
+    if unknown := [number for number in numbers if number not in (*TABLES, *STUDIES)]:
+        raise UsageError(f"reproduce: there is no table {', '.join(unknown)}. {there}")
     if not numbers and not drawn:
-        raise UsageError(f"reproduce: name some of {', '.join(TABLES)}, figure3, or all.")
+        raise UsageError(f"reproduce: no table is named. {there}")
+    numbers = [*dict.fromkeys(numbers)]
     chosen = parse_seeds(seeds) or ((0,) if quick else (0, 1, 2))
     tables = plan(numbers, world, quick=quick, overrides=overrides)  # type: ignore[arg-type]
     shown = figure(world, quick=quick, overrides=overrides)  # type: ignore[arg-type]

@@ -107,7 +107,7 @@ def ddim_sample(
         generator: source of the noise that `noise` does not give; None is torch's global one.
         x0: how logits become x0_hat.
         on_step: called at every level with (level index, x_k, x0_hat).
-        feedback: x0_hat of the step before, times this, is added to the x_k that the denoiser gets (`AttentionDenoiser.feedback`).
+        feedback: times x0_hat of the step before, it is added to the x_k that the denoiser gets (`AttentionDenoiser.feedback`).
 
     Returns:
         x0_hat of the last step, (B, N).

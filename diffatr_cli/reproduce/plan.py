@@ -17,6 +17,8 @@ from ..types import System
 World = Literal["paper", "scenes"]
 """The paper's data sets and encoders, or composed stand-ins for both."""
 TABLES = ("1", "2", "3", "4", "5", "6", "7")
+STUDIES = ("levers", "frames")
+"""Tables that the paper has not: what departing from it gains. Each is four tables, in domain and out of it."""
 ENCODERS = ("resnet38", "cnn14")
 CHAINS = (10, 50, 100, 200)
 BATCHES = (16, 24, 32)
@@ -25,6 +27,31 @@ QUICK = 4
 
 _STAND_INS = {"resnet38": (), "cnn14": ("audio.channels=[16, 32, 64, 128]",)}
 """In the place of the paper's encoders the scenes' recipes have the small one, and, for the second, one of half its width."""
+
+_SCALED = "diffusion.x0_scale=14"  # the size of the attention's logits, 1 / tau
+_LEVERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Diff", "diff", ()),
+    ("the denoiser without diffusion", "flat", ("diffusion.objective=discriminative",)),
+    ("Diff, x_0 times 14", "scaled", (_SCALED,)),
+    ("Diff, high levels", "high", ("diffusion.levels=high",)),
+    ("Diff, x_0 times 14, high levels", "scaled-high", (_SCALED, "diffusion.levels=high")),
+    ("Diff, x_0 times 14, rollout", "scaled-rollout", (_SCALED, "diffusion.rollout=0.5")),
+    ("Diff, self-conditioning", "told", ("diffusion.self_conditioning=true",)),
+    (
+        "Diff, all four",
+        "four",
+        (_SCALED, "diffusion.levels=high", "diffusion.rollout=0.5", "diffusion.self_conditioning=true"),
+    ),
+    ("Diff, nearest negatives", "nearest", ("diffusion.candidates=64", "diffusion.negatives=nearest")),
+    ("Diff, memory bank", "bank", ("diffusion.candidates=512", "diffusion.negatives=bank")),
+    ("Diff, embeddings moved by half their length", "jitter", ("diffusion.jitter=0.5",)),
+)
+"""What each row of the study of levers is called, its run's suffix, and the fields that it changes: phase two alone."""
+_FRAMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Diff by frames", "frames", ()),
+    ("by frames without diffusion", "frames-flat", ("diffusion.objective=discriminative",)),
+    ("Diff by frames, x_0 times 14, high levels", "frames-scaled-high", (_SCALED, "diffusion.levels=high")),
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +120,7 @@ def needed(trainings: Iterable[Training]) -> tuple[Training, ...]:
 def plan(
     numbers: Sequence[str], world: World = "paper", *, quick: bool = False, overrides: Sequence[str] = ()
 ) -> tuple[Table, ...]:
-    """The tables of these numbers, each in `TABLES`.
+    """The tables of these numbers, each in `TABLES`, and of these studies, each in `STUDIES`.
 
     Args:
         quick: a fraction of the epochs, in runs of their own names.
@@ -103,7 +130,7 @@ def plan(
         RecipeError: an override that no recipe takes.
     """
     made = _Plan(world, quick, tuple(overrides))
-    return tuple(made.table(number) for number in numbers)
+    return tuple(table for number in numbers for table in (made.study(number) if number in STUDIES else [made.table(number)]))
 
 
 def figure(world: World = "paper", *, quick: bool = False, overrides: Sequence[str] = ()) -> Training:
@@ -121,6 +148,25 @@ class _Plan:
         if number in ("1", "2", "3", "4"):
             return self._main(number)
         return {"5": self._strategies, "6": self._chains, "7": self._batches}[number]()
+
+    def study(self, name: str) -> list[Table]:
+        """The tables of a study: each data set's encoders in domain and out of it. Phase two is never hurried."""
+        tables: list[Table] = []
+        for source, others in (("audiocaps", "clotho"), ("clotho", "audiocaps")):
+            base = self.base(source, "resnet38")
+            rows = [Row("cosine", base, "baseline"), Row("cosine, QB-Norm", base, "qbnorm")]
+            for label, suffix, fields in _LEVERS if name == "levers" else _FRAMES:
+                rows.append(Row(label, self._phase_two(base, suffix, fields, frames=name == "frames"), "diff"))
+            for target in (source, others):
+                title = f"{name.capitalize()}, {'on' if target == source else f'from {source} to'} {target}"
+                tables.append(Table(f"{name} {len(tables) + 1}", title, self.data(source), self.data(target), tuple(rows)))
+        return tables
+
+    def _phase_two(self, base: Training, suffix: str, fields: Sequence[str], *, frames: bool) -> Training:
+        """Another phase two on the encoders of a base, by its recipe or by that with frames, of as many epochs as that has."""
+        recipe = f"{base.recipe}-frames" if frames else base.recipe
+        of_file = load_recipe(recipe, self.overrides).diffusion.epochs
+        return replace(self.variant(base, suffix, *fields, f"diffusion.epochs={of_file}"), recipe=recipe)
 
     def data(self, name: str) -> str:
         """A data set of the paper, or its stand-in."""
