@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,22 @@ class Retriever:
         """What recordings are cut into."""
         return OURS if self.hears_logmels else Windowing.of(self._audio.rate, self._audio.longest)
 
+    def reweigh(self, weight: float) -> None:
+        """Rank with another weight of x0_hat beside the cosine than validation chose. Probabilities were fitted with that one,
+        so scores of texts against sounds are none any more.
+
+        Raises:
+            UsageError: a model without diffusion, or one that ranks by x0_hat alone.
+        """
+        if self.reranker is None:
+            raise UsageError(f"{self.name}: has no diffusion phase, so there is nothing to weigh beside its cosine.")
+        try:
+            self.reranker = self.reranker.with_weight(weight)
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}.") from None
+        if self.calibration is not None:
+            self.calibration = replace(self.calibration, text_to_audio=None, audio_to_text=None, presence=None)
+
     @torch.inference_mode()
     def pool_audio(self, waveforms: Sequence[np.ndarray]) -> Tensor:
         """Mono float32 waveforms at the windowing's rate -> pooled features (n, F) on the CPU, each as if it were alone."""
@@ -389,7 +405,8 @@ def _load_reranker(
         fill(denoiser, _below(f"{inside}{direction}.", tensors), path)
         denoisers[direction] = denoiser.to(device).eval()
     fitted = facts.get("calibration")
-    reranker = Reranker(denoisers, build_schedule(recipe.diffusion), Sampling.of(recipe), facts["fusion_weights"])
+    shapes = facts.get("fusion_shapes")
+    reranker = Reranker(denoisers, build_schedule(recipe.diffusion), Sampling.of(recipe), facts["fusion_weights"], shapes)
     return reranker, Calibration.from_json(fitted) if fitted else None
 
 

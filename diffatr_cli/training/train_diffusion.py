@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,18 @@ import numpy as np
 import torch
 
 from ..checkpoint import load_weights
-from ..core.losses import cosine_similarity
-from ..core.metrics import retrieval_metrics
 from ..core.sampling import Sampling
-from ..core.scoring import Reranker, fuse
+from ..core.scoring import Reranker
 from ..data.manifest import Dataset, load_dataset
 from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
 from ..evaluation.embedded_split import (
     Captions,
-    EmbeddedSplit,
     cached_split,
     cached_windows,
     check_fit,
     embed_captions,
-    recall_sum,
 )
-from ..evaluation.ranking import score_blocks
 from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
 from ..processes import from_first, is_first
 from ..progress import Progress, silent
@@ -46,8 +42,9 @@ from ..runs import (
     read_record,
     run_folder,
 )
-from ..types import DIRECTIONS, Direction
+from ..types import DIRECTIONS
 from .candidates import CandidateBatches
+from .choose_fusion import choose_fusion, fusion_task
 from .clips import training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from .fit_calibration import fit_calibration
@@ -161,6 +158,8 @@ def _train(
     train = _training_views(first, recipe, dataset, retriever, device, progress)
     val = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
     folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32", state["epoch"])
+    clips = dataset.split("val")
+    tasks = {direction: fusion_task(val, direction, clips, recipe.data.same_captions) for direction in DIRECTIONS}
     batches = CandidateBatches(train, section, seed)
     sampling = Sampling.of(recipe, seed=seed)
     kept = dict(folder.load_best()[0]) if best else {}
@@ -184,31 +183,18 @@ def _train(
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(np.mean(losses))}
         reranker = Reranker(pair.eval().by_direction(), pair.schedule, sampling, {})
         for direction in DIRECTIONS:
-            weight, metrics = from_first(choose_fusion(val, direction, reranker, recipe.evaluation.fusion_weights))
-            row |= {f"{direction}_{key}": metrics[key] for key in ("r1", "r5", "r10")} | {f"{direction}_weight": weight}
-            if direction not in best or recall_sum(metrics) > best[direction]["score"]:
-                best[direction] = {"epoch": epoch + 1, "weight": weight, "score": recall_sum(metrics)}
+            offered = recipe.evaluation.fusion_weights, recipe.evaluation.fusion_shapes
+            fusion = from_first(choose_fusion(val, direction, reranker, tasks[direction], *offered))
+            row |= {f"{direction}_{key}": fusion.metrics[key] for key in ("map", "r1", "r5", "r10")}
+            row |= {f"{direction}_weight": fusion.weight, f"{direction}_shape": fusion.shape, f"{direction}_worth": fusion.worth}
+            if direction not in best or fusion.worth > best[direction].get("worth", -1):
+                best[direction] = {"epoch": epoch + 1} | {k: v for k, v in asdict(fusion).items() if k != "metrics"}
                 kept |= {f"{direction}.{k}": v.detach().clone() for k, v in pair.of(direction).state_dict().items()}
         log.append(row)
-        weights = {d: best[d]["weight"] for d in DIRECTIONS}
-        folder.keep_best(kept, {"best": best, "encoders": encoders, "fusion_weights": weights})
+        fusions = {f"fusion_{name}s": {d: best[d][name] for d in DIRECTIONS} for name in ("weight", "shape")}
+        folder.keep_best(kept, {"best": best, "encoders": encoders} | fusions)
         folder.save(pair.state_dict(), optimizer, {"epoch": epoch + 1, "best": best})
     return best
-
-
-def choose_fusion(
-    split: EmbeddedSplit, direction: Direction, reranker: Reranker, weights: Sequence[float]
-) -> tuple[float, dict[str, float]]:
-    """The weight of x0_hat beside the cosine that is best on a validation split, and its metrics there.
-
-    Best by R@1 + R@5 + R@10; of equals the smallest weight.
-    """
-    queries, candidates, relevant = split.task(direction)
-    cosine = cosine_similarity(queries, candidates)
-    blocks = score_blocks(queries, reranker.prepare(direction, candidates), reranker.schedule, reranker.sampling)
-    x0_hat = torch.cat([scores for _, scores in blocks])
-    tried = [(weight, retrieval_metrics(fuse(cosine, x0_hat, weight), relevant)) for weight in sorted(weights)]
-    return max(tried, key=lambda each: recall_sum(each[1]))
 
 
 def _training_views(
