@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,22 @@ class Retriever:
     def windowing(self) -> Windowing:
         """What recordings are cut into."""
         return OURS if self.hears_logmels else Windowing.of(self._audio.rate, self._audio.longest)
+
+    def reweigh(self, weight: float) -> None:
+        """Rank with another weight of x0_hat beside the cosine than validation chose. Probabilities were fitted with that one,
+        so scores of texts against sounds are none any more.
+
+        Raises:
+            UsageError: a model without diffusion, or one that ranks by x0_hat alone.
+        """
+        if self.reranker is None:
+            raise UsageError(f"{self.name}: has no diffusion phase, so there is nothing to weigh beside its cosine.")
+        try:
+            self.reranker = self.reranker.with_weight(weight)
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}.") from None
+        if self.calibration is not None:
+            self.calibration = replace(self.calibration, text_to_audio=None, audio_to_text=None, presence=None)
 
     @torch.inference_mode()
     def pool_audio(self, waveforms: Sequence[np.ndarray]) -> Tensor:

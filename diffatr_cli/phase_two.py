@@ -89,7 +89,8 @@ def load_reranker(
         conditioner.to(device).eval()
     fitted = facts.get("calibration")
     schedule = build_schedule(recipe.diffusion)
-    reranker = Reranker(denoisers, schedule, Sampling.of(recipe), facts["fusion_weights"], conditioners)
+    fusion = facts["fusion_weights"], facts.get("fusion_shapes")
+    reranker = Reranker(denoisers, schedule, Sampling.of(recipe), *fusion, conditioners)
     return reranker, Calibration.from_json(fitted) if fitted else None
 
 

@@ -242,6 +242,10 @@ class EvaluationSection(Section):
         default=(0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0),
         description="weights of x0_hat beside the cosine that validation chooses from",
     )
+    fusion_shapes: Annotated[tuple[Literal["sum", "log"], ...], Field(min_length=1)] = Field(
+        default=("sum", "log"),
+        description="how x0_hat may join the cosine, of which validation chooses: added as it is, or its logarithm",
+    )
 
 
 class Recipe(Section):

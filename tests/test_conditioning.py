@@ -200,7 +200,7 @@ def reranker(scale: float = 1.0) -> tuple[Reranker, States, dict[Direction, tupl
     if scale:
         made = {direction: scattered(module, 1) for direction, module in made.items()}
     denoiser = build_denoiser(recipe.model, recipe.diffusion, torch.Generator().manual_seed(0)).eval()
-    both = Reranker(dict.fromkeys(DIRECTIONS, denoiser), NoiseSchedule.cosine(6), Sampling(), {}, made)  # type: ignore[arg-type]
+    both = Reranker(dict.fromkeys(DIRECTIONS, denoiser), NoiseSchedule.cosine(6), Sampling(), {}, conditioners=made)  # type: ignore[arg-type]
     states = States(ragged([2, 1, 3, 0, 1, 2, 4], 4, 1), ragged([3, 1, 0, 2, 5], 3, 2))
     text, audio = unit(7, 8, seed=3), unit(5, 8, seed=4)
     return both, states, {"t2a": (text, audio), "a2t": (audio, text)}

@@ -14,20 +14,15 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from diffatr_cli.core.denoiser import AttentionDenoiser
-from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.schedule import NoiseSchedule
-from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.evaluation.embedded_split import EmbeddedSplit, recall_sum
-from diffatr_cli.evaluation.ranking import rank
 from diffatr_cli.model import load_retriever
 from diffatr_cli.recipe_schema import DiffusionSection
 from diffatr_cli.training.candidates import CandidateBatches, nearest_others
-from diffatr_cli.training.denoisers import DenoiserPair, denoising_loss
+from diffatr_cli.training.denoisers import denoising_loss
 from diffatr_cli.training.pretrain import pretrain
-from diffatr_cli.training.train_diffusion import choose_fusion, train_diffusion
+from diffatr_cli.training.train_diffusion import train_diffusion
 from diffatr_cli.training.views import TrainingViews
-from diffatr_cli.types import DIRECTIONS
 
 
 class Killed(Exception):
@@ -124,20 +119,6 @@ def test_learns_and_keeps_a_record(trained: Path) -> None:
     retriever = load_retriever(trained, "cpu")
     assert retriever.reranker is not None
     assert set(retriever.reranker.denoisers) == set(retriever.reranker.fusion_weights) == {"t2a", "a2t"}
-
-
-def test_fusion_never_ranks_validation_worse_than_cosine(workshop: Workshop) -> None:
-    torch.manual_seed(0)
-    recipe = workshop.recipe()
-    pair = DenoiserPair(recipe.model, recipe.diffusion)
-    reranker = Reranker(pair.eval().by_direction(), pair.schedule, Sampling.of(recipe), {})
-    clip_index = np.repeat(np.arange(10), 2)
-    audio = unit(10, 16)
-    embedded = EmbeddedSplit(audio, functional.normalize(audio[clip_index] + unit(20, 16, seed=1), dim=1), clip_index)
-    for direction in DIRECTIONS:
-        weight, metrics = choose_fusion(embedded, direction, reranker, recipe.evaluation.fusion_weights)
-        assert recall_sum(metrics) >= recall_sum(rank(embedded, direction)["baseline"])
-        assert weight in recipe.evaluation.fusion_weights
 
 
 def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, trained: Path, tmp_path: Path) -> None:

@@ -82,10 +82,19 @@ def test_steps_shortlist_and_noise_reach_the_sampler(workshop: Workshop, trained
         return plain(*arguments, **options)
 
     monkeypatch.setattr(ranking, "diffusion_score_blocks", listening)
-    run(workshop)
-    result = run(workshop, steps=3, shortlist=4, noise_seed=9)
+    run(workshop, weight=0.5)
+    result = run(workshop, steps=3, shortlist=4, noise_seed=9, weight=0.5)
     assert (result.steps, result.shortlist, result.chain) == (3, 4, 10)
     assert seen == [Sampling()] * 2 + [Sampling(steps=3, shortlist=4, seed=9)] * 2
+    assert result.fusion_weights == {"t2a": (0.5,), "a2t": (0.5,)}
+    seen.clear()
+    plain_cosine = run(workshop, weight=0.0)
+    assert seen == []
+    for direction in DIRECTIONS:
+        baseline, diff = (plain_cosine.get(system, direction) for system in ("baseline", "diff"))  # type: ignore[arg-type]
+        assert baseline is not None
+        assert diff is not None
+        assert baseline.per_seed == diff.per_seed
     with pytest.raises(UsageError, match="11"):
         run(workshop, steps=11)
 
@@ -109,7 +118,7 @@ def test_phase_twos_own_settings_are_those_it_is_judged_by(workshop: Workshop, t
         "evaluation.fusion_weights=[5.0]",  # so that x0_hat counts
     )
     recipe = workshop.recipe(*overrides)
-    trained_now = train_diffusion("tiny", recipe, data=workshop.data, runs=tmp_path, device="cpu")
+    train_diffusion("tiny", recipe, data=workshop.data, runs=tmp_path, device="cpu")
     model = load_retriever(tmp_path / "tiny" / "seed-0", "cpu")
     assert model.reranker is not None
     config = model.reranker.denoisers["t2a"].config
@@ -118,11 +127,14 @@ def test_phase_twos_own_settings_are_those_it_is_judged_by(workshop: Workshop, t
     assert model.reranker.sampling == Sampling(4, 0.5, "clip", 2, 5)
     result = evaluate("tones", "tones", data=workshop.data, runs=tmp_path, split="val", device="cpu")
     assert (result.chain, result.steps, result.shortlist) == (6, 4, 5)
-    for direction in DIRECTIONS:  # the figures that validation chose by are those that evaluation finds
+    log = (tmp_path / "tiny" / "seed-0" / "diffusion" / "metrics.jsonl").read_text(encoding="utf-8")
+    validated = json.loads(log.splitlines()[-1])
+    for direction in DIRECTIONS:  # the figures that validation saw are those that evaluation finds
         measured = result.get("diff", direction)
         assert measured is not None
-        score = sum(measured.mean(metric) for metric in ("r1", "r5", "r10"))
-        assert score == pytest.approx(trained_now.best[f"{direction}_score"], abs=1e-6)
+        for metric in ("r1", "r5", "r10"):
+            assert measured.mean(metric) == pytest.approx(validated[f"{direction}_{metric}"], abs=1e-6)
+        assert validated[f"{direction}_weight"] == 5
 
 
 def test_overrides_that_contradict_the_encoders_are_refused(workshop: Workshop, trained: Path, tmp_path: Path) -> None:

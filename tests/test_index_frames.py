@@ -42,7 +42,7 @@ def scattered_reranker(**sampling):
             for parameter in conditioner.parameters():
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
         conditioners[direction] = conditioner.eval()
-    return Reranker(plain.denoisers, plain.schedule, plain.sampling, plain.fusion_weights, conditioners)
+    return Reranker(plain.denoisers, plain.schedule, plain.sampling, plain.fusion_weights, conditioners=conditioners)
 
 
 class FramedRetriever(FakeRetriever):

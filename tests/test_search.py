@@ -338,3 +338,17 @@ def test_copies_in_a_folder_share_their_content(tmp_path):
         hits = search(retriever, recordings, embed_texts(retriever, ["900 Hz"]), top=3)[0].hits
         assert [hit.path for hit in hits] == ["900.wav", "a.wav", "deep/z.wav"]
         assert len({hit.score for hit in hits}) == 1
+
+
+def test_weight_nothing_samples_nothing(recordings, monkeypatch):
+    """Where validation found the cosine as good, a search is that of a model without diffusion, presence too."""
+    presence = Logistic((1.0, 2.0, 0.5, 0.1, -1.0), -2.0)
+    calibration = Calibration(Logistic((5.0,), -1.0), Logistic((4.0,), -1.0), None, presence)
+    cosine, idle = FakeRetriever(), FakeRetriever(phase_two=True)
+    idle.reranker = make_reranker(weight=0.0)
+    cosine.calibration = idle.calibration = calibration
+    monkeypatch.setattr("diffatr_cli.corpus.search.sample_x0", lambda *_: pytest.fail("sampled"))
+    queries = unit(np.random.default_rng(5), 3)
+    assert search(idle, recordings, queries) == search(cosine, recordings, queries)
+    captions = ["300", "500", "900"]
+    assert best_captions(idle, queries[0], captions) == best_captions(cosine, queries[0], captions)

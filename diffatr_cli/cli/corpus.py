@@ -24,6 +24,14 @@ Shortlist = Annotated[
     int | None,
     typer.Option("--shortlist", min=1, help="Files, the best by cosine, that diffusion re-ranks; the recipe's number, or 100."),
 ]
+Weight = Annotated[
+    float | None,
+    typer.Option(
+        "--weight",
+        min=0,
+        help="Weight of what diffusion says, beside the cosine; what validation chose if not given. With 0 nothing is sampled.",
+    ),
+]
 Run = Annotated[
     Path | None,
     typer.Option(

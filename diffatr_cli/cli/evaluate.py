@@ -25,6 +25,10 @@ Shortlist = Annotated[
 Rivals = Annotated[
     bool, typer.Option("--rivals", help="Also rank by the cosine with querybank normalisation, and by diffusion in one step.")
 ]
+Weight = Annotated[
+    float | None,
+    typer.Option("--weight", min=0, help="Weight of x0_hat beside the cosine; the one that validation chose if left out."),
+]
 NoiseSeed = Annotated[int, typer.Option("--noise-seed", min=0, max=2**31 - 1, help="Seed of the diffusion noise.")]
 
 
@@ -36,6 +40,7 @@ def evaluate(
     seeds: Seeds = None,
     steps: Steps = None,
     shortlist: Shortlist = None,
+    weight: Weight = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
     protocol: Annotated[
         str,
@@ -93,7 +98,7 @@ def evaluate(
         "--export": export,
         "--matrices": matrices,
     }
-    of_sampling = {"--steps": steps, "--shortlist": shortlist, "--rivals": rivals}
+    of_sampling = {"--steps": steps, "--shortlist": shortlist, "--weight": weight is not None, "--rivals": rivals}
     if scores is not None:
         of_models |= of_sampling
     if source is None and (unwanted := [name for name, value in of_models.items() if value]):
@@ -102,6 +107,7 @@ def evaluate(
         raise UsageError("--matrices: needs --export DIR")
     asked: dict[str, Any] = {"data": data, "split": split, "protocol": protocol, "relevance": relevance}
     sampling: dict[str, Any] = {"steps": steps, "shortlist": shortlist, "noise_seed": noise_seed, "device": device}
+    sampling |= {} if weight is None else {"weight": weight}
     sampling |= {"rivals": True} if rivals else {}
     if scores is not None:
         _evaluate_scores(scores, target, asked, as_json)
@@ -154,6 +160,7 @@ def cross_domain(
     seeds: Seeds = None,
     steps: Steps = None,
     shortlist: Shortlist = None,
+    weight: Weight = None,
     noise_seed: NoiseSeed = 0,
     rivals: Rivals = False,
     data: Data = Path("data"),
@@ -181,6 +188,7 @@ def cross_domain(
             seeds=parse_seeds(seeds),
             steps=steps,
             shortlist=shortlist,
+            weight=weight,
             noise_seed=noise_seed,
             rivals=rivals,
             device=device,

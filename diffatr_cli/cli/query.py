@@ -24,6 +24,7 @@ from .corpus import (
     Run,
     Shortlist,
     Steps,
+    Weight,
     clock_span,
     load_model,
     open_folder,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ..core.sampling import Sampling
     from ..corpus.search import CaptionHit, Found, Hit
     from ..model import Retriever
+    from ..types import Direction
 
 _COMPARED = "Scores compare the captions of this list with one another; where none fits, one of them still scores high."
 _PRESENT = 0.5  # a folder that holds what is asked for with less probability than this is said not to
@@ -62,6 +64,7 @@ def query(
     min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less; 0.5 is 50 %.")] = None,
     steps: Steps = None,
     shortlist: Shortlist = None,
+    weight: Weight = None,
     copy_to: Annotated[
         Path | None, typer.Option("--copy-to", metavar="DIR", help="Copy the found files into this folder too.")
     ] = None,
@@ -102,9 +105,9 @@ def query(
         from ..data.audio import load_audio
 
         choices = _captions_for(captions, audio)
-        model = load_model(run, runs, model_name, device)
+        model = _weighed(load_model(run, runs, model_name, device), weight)
         heard = load_audio(audio, rate=model.windowing.rate)
-        settings = _sampling(model, steps, shortlist, seed)
+        settings = _sampling(model, steps, shortlist, seed, "a2t")
         vector, frames = hear_sound(model, heard)
         described = best_captions(model, vector, choices, settings, frames=frames, top=top, min_score=min_score)
         _print_captions(str(audio), model.name, described, min_score, as_json, as_csv)
@@ -120,7 +123,7 @@ def query(
     folder = open_folder(corpus, index_folder)
     if audio is not None:
         open_sound(audio).close()  # what is wrong with it is told before the model, which takes seconds
-    model = load_model(run, runs, model_name, device)
+    model = _weighed(load_model(run, runs, model_name, device), weight)
     sound = None if audio is None else load_audio(audio, rate=model.windowing.rate)
     unusable = []
     try:
@@ -149,11 +152,10 @@ def query(
     if copy_to is not None:
         _copy(results, corpus, copy_to)
     if not all(each.calibrated for each in found):
-        what = "scores" if sound is None and model.reranker else "scores are cosines: they"
-        say(
-            f"This model has no calibration for this kind of search: its {what} rank the hits, and are no probabilities. "
-            "`diffatr calibrate` fits one."
-        )
+        what = "scores" if sound is None and model.reranker and model.reranker.counts("t2a") else "scores are cosines: they"
+        remedy = "`diffatr calibrate` fits one." if weight is None else "Leave out --weight for what was calibrated."
+        unfitted = "This model has no calibration for this kind of search"
+        say(f"{unfitted}: its {what} rank the hits, and are no probabilities. {remedy}")
     for name, each in results:
         if _is_absent(each):
             say(f"{name}: nothing here sounds like that.")
@@ -262,11 +264,19 @@ def _captions_for(captions: Path, audio: Path) -> list[str]:
     return choices
 
 
-def _sampling(model: Retriever, steps: int | None, shortlist: int | None, seed: int) -> Sampling:
+def _weighed(model: Retriever, weight: float | None) -> Retriever:
+    if weight is not None:
+        model.reweigh(weight)
+    return model
+
+
+def _sampling(model: Retriever, steps: int | None, shortlist: int | None, seed: int, direction: Direction = "t2a") -> Sampling:
     from ..model import sampling_of
 
     if steps is not None and model.reranker is None:
         say("This model has no diffusion phase; it ranks by cosine, and --steps means nothing.")
+    elif steps is not None and model.reranker and not model.reranker.counts(direction):
+        say("This model ranks by cosine, as validation chose, and --steps means nothing without --weight.")
     return sampling_of(model, folder=True, steps=steps, shortlist=shortlist, seed=seed)
 
 

@@ -13,7 +13,7 @@ import typer
 from ..errors import DiffATRError, UsageError
 from . import signals
 from .console import Device, Seed, progress_bar, say, show_line
-from .corpus import Corpus, IndexFolder, Model, NewestOf, Run, Shortlist, Steps, load_model, open_folder, tell_update
+from .corpus import Corpus, IndexFolder, Model, NewestOf, Run, Shortlist, Steps, Weight, load_model, open_folder, tell_update
 
 if TYPE_CHECKING:
     from ..corpus.index import IndexReport
@@ -34,6 +34,7 @@ def serve(
     ] = None,
     steps: Steps = None,
     shortlist: Shortlist = None,
+    weight: Weight = None,
     run: Run = None,
     runs: NewestOf = None,
     model_name: Model = None,
@@ -64,6 +65,8 @@ def serve(
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
     model = load_model(run, runs, model_name, device)
+    if weight is not None:
+        model.reweigh(weight)
     sampling = sampling_of(model, folder=True, shortlist=shortlist, steps=steps, seed=seed)
     session = SearchSession(model, folder, sampling, tell=say)
     token = None if loopback else secrets.token_urlsafe(24)

@@ -5,8 +5,9 @@ Q queries, N candidates, D embedding size, S noise draws. Cosines are `losses.co
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -24,6 +25,12 @@ from .schedule import NoiseSchedule
 from .sight import Sight, States
 
 BLOCK_ENTRIES = 2**24  # of the largest array that a block of queries needs, 64 MB in float32
+
+Shape = Literal["sum", "log"]
+"""How x0_hat joins the cosine (`fuse`)."""
+
+LOG_FLOOR = 1e-6
+"""Probability below which `log` tells candidates apart no more; one that was not sampled at all keeps its cosine."""
 
 
 def query_noise(seed: int, query_ids: Sequence[int], n: int, draw: int = 0) -> Callable[[int], Tensor]:
@@ -201,9 +208,19 @@ def _sample(
     return fast_ddim_sample(factors, queries, candidates, schedule, sampling.steps, sampling.eta, noise, **how)
 
 
-def fuse(cosine: Tensor, x0_hat: Tensor, weight: float | None) -> Tensor:
-    """The final score, cosine + weight * x0_hat, (Q, N); x0_hat alone where there is no weight (strategy `gen`)."""
-    return x0_hat if weight is None else cosine + weight * x0_hat
+def fuse(cosine: Tensor, x0_hat: Tensor, weight: float | None, shape: Shape = "sum") -> Tensor:
+    """The final score, (Q, N): cosine + weight * x0_hat, or with `log` cosine + weight * log(1 + x0_hat / LOG_FLOOR).
+
+    x0_hat alone where there is no weight (strategy `gen`).
+    """
+    if weight is None:
+        return x0_hat
+    return cosine + weight * (x0_hat if shape == "sum" else (x0_hat.clamp(min=0) / LOG_FLOOR).log1p())
+
+
+def reach(weight: float, shape: Shape) -> float:
+    """The most by which x0_hat can lift a score: by it weights of different shapes compare."""
+    return float(fuse(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), weight, shape))
 
 
 def _noise_of(noise: Callable[[int], Tensor], listed: Tensor) -> Callable[[int], Tensor]:
@@ -220,6 +237,7 @@ class Reranker:
         schedule: of K levels.
         sampling: how x_0 is sampled, where a call does not say otherwise.
         fusion_weights: of x0_hat beside the cosine, by direction; none for a model that ranks by x0_hat alone (strategy `gen`).
+        fusion_shapes: how it joins the cosine, by direction; where one is missing, as a sum.
         conditioners: what makes candidates depend on the query, by direction; none where they do not. As `denoisers` else.
 
     Raises:
@@ -232,6 +250,7 @@ class Reranker:
         schedule: NoiseSchedule,
         sampling: Sampling,
         fusion_weights: Mapping[Direction, float],
+        fusion_shapes: Mapping[Direction, Shape] | None = None,
         conditioners: Mapping[Direction, QueryConditioner] | None = None,
     ) -> None:
         ddim_levels(len(schedule), sampling.steps)
@@ -239,6 +258,7 @@ class Reranker:
         self.schedule = schedule
         self.sampling = sampling
         self.fusion_weights = fusion_weights
+        self.fusion_shapes = fusion_shapes or {}
         self.conditioners = conditioners or {}
         self._factors: dict[Direction, FactoredDenoiser] = {}
 
@@ -246,6 +266,18 @@ class Reranker:
     def fuses(self) -> bool:
         """Whether the final score is the cosine with x0_hat added, and not x0_hat alone."""
         return bool(self.fusion_weights)
+
+    def counts(self, direction: Direction) -> bool:
+        """Whether x0_hat has any part in the ranking. Where validation gave it none, there is nothing to sample for."""
+        return self.fusion_weights.get(direction) != 0
+
+    def with_weight(self, weight: float) -> Self:
+        """The same denoisers beside the cosine with another weight, in both directions. Raises ValueError without a cosine."""
+        if not self.fuses:
+            raise ValueError("this model ranks by x0_hat alone: there is no cosine to weigh it against")
+        other = copy.copy(self)
+        other.fusion_weights = dict.fromkeys(self.fusion_weights, weight)
+        return other
 
     def prepare(self, direction: Direction, candidates: Tensor) -> PreparedCandidates:
         """What any number of queries of a direction need of their candidates (N, D)."""
@@ -296,4 +328,4 @@ class Reranker:
 
     def final_score(self, direction: Direction, cosine: Tensor, x0_hat: Tensor) -> Tensor:
         """What candidates are ranked by, from their cosines and x0_hat of one shape."""
-        return fuse(cosine, x0_hat, self.fusion_weights.get(direction))
+        return fuse(cosine, x0_hat, self.fusion_weights.get(direction), self.fusion_shapes.get(direction, "sum"))

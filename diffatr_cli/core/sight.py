@@ -49,7 +49,7 @@ class Sight:
     input_scale: float
     kept: dict[torch.device, Tokens | Frames] = field(default_factory=dict, repr=False)
 
-    def of(self, part: slice | Sequence[int]) -> Sight:
+    def of(self, part: slice | Sequence[int] | NDArray[np.integer]) -> Sight:
         """The same of some of the queries."""
         return replace(self, rows=self.rows[part])
 

@@ -108,8 +108,9 @@ def search(
 
     Stage one gives each window its cosine to the query, and each file its best window. Stage two runs the reverse chain
     over the windows of the shortlist, the best contents, one a content, since windows of one recording, or copies of it,
-    would share out the probability among themselves; the score becomes cosine + weight * x0_hat, with the weight of the
-    model's validation. Files beyond the shortlist keep their cosine. (A model trained by L_G alone has no weight; its
+    would share out the probability among themselves; the score becomes cosine + weight * x0_hat, with the weight and the shape
+    (`scoring.fuse`) of the model's validation. Where that weight is 0, nothing is sampled. Files beyond the shortlist keep their
+    cosine. (A model trained by L_G alone has no weight; its
     shortlist is ranked by x0_hat, and nothing else is found.) Where the model is calibrated, a hit's score is what that sum
     is worth as a probability, and `present` comes from how far the generated distribution concentrates and how much it
     moves between draws.
@@ -137,7 +138,7 @@ def search(
     _check_top(top)
     calibration = retriever.calibration
     probability = calibration and (calibration.text_to_audio if refine else calibration.audio_to_audio)
-    reranker = retriever.reranker if refine else None
+    reranker = _sampled(retriever, "t2a") if refine else None
     sampling = sampling or sampling_of(retriever, folder=True)
     if not len(recordings):
         return [Found([], None, calibrated=bool(probability)) for _ in queries]
@@ -202,14 +203,15 @@ def best_captions(
         return []
     vectors = embed_texts(retriever, captions)
     cosine = vectors @ sound.astype(np.float32)
-    order = np.argsort(-cosine, kind="stable")[: _depth(retriever.reranker, sampling, len(captions))]
+    reranker = _sampled(retriever, "a2t")
+    order = np.argsort(-cosine, kind="stable")[: _depth(reranker, sampling, len(captions))]
     scores = cosine[order].astype(np.float64)
-    if retriever.reranker:
+    if reranker:
         near = slice(sampling.shortlist)
         tokens = token_states(retriever, [captions[i] for i in order[near]])
         states = None if tokens is None or frames is None else States(tokens, frames)
         x0_hat = sample_x0(retriever, "a2t", sound, vectors[order[near]], sampling, states=states).mean(0)
-        scores[near] = _final(retriever.reranker, "a2t", scores[near], x0_hat)
+        scores[near] = _final(reranker, "a2t", scores[near], x0_hat)
     ranked_by = scores
     if retriever.calibration and retriever.calibration.audio_to_text:
         scores = retriever.calibration.audio_to_text(scores[:, None])
@@ -232,6 +234,12 @@ def _first(ranked_by: np.ndarray, order: np.ndarray, top: int) -> list[int]:
 def _check_top(top: int) -> None:
     if top < 1:
         raise UsageError(f"top must be at least 1, got {top}")
+
+
+def _sampled(retriever: Retriever, direction: Direction) -> Reranker | None:
+    """The model's diffusion where it has a part in the ranking: validation may have found that the cosine ranks no worse."""
+    reranker = retriever.reranker
+    return reranker if reranker and reranker.counts(direction) else None
 
 
 def _depth(reranker: Reranker | None, sampling: Sampling, top: int) -> int:

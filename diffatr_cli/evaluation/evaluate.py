@@ -94,6 +94,7 @@ def evaluate_runs(
     *,
     steps: int | None = None,
     shortlist: int | None = None,
+    weight: float | None = None,
     noise_seed: int = 0,
     rivals: bool = False,
     device: str = "auto",
@@ -106,6 +107,8 @@ def evaluate_runs(
     Args:
         seeds: of the folders.
         steps, shortlist: override the recipe's `evaluation` section.
+        weight: of x0_hat beside the cosine, in the place of the one that validation chose. Where that is 0, nothing is sampled,
+            and `diff` is the cosine.
         noise_seed: of the diffusion noise; the same for every training seed.
         rivals: also rank by `evaluation.rivals`; querybank normalisation needs the training and validation splits of the data
             set that the models learnt from, beside the one that is ranked.
@@ -116,10 +119,13 @@ def evaluate_runs(
     learnt, told = _common_recipe(folders), [*notes, *asked.notes]
     found: dict[tuple[System, Direction], list[dict[str, np.ndarray]]] = {}
     weights: dict[Direction, list[float]] = {}
+    shapes: dict[Direction, list[str]] = {}
     betas: dict[Direction, list[float]] = {}
     for run, seed in zip(folders, seeds, strict=True):
         retriever = load_retriever(run, device)
         check_fit(retriever, asked.dataset)
+        if weight is not None:
+            retriever.reweigh(weight)
         sampling = sampling_of(retriever, steps=steps, shortlist=shortlist, seed=noise_seed)
         bank = None
         if rivals:
@@ -134,9 +140,10 @@ def evaluate_runs(
                 betas.setdefault(direction, []).append(bank.betas[direction])
             if retriever.reranker and retriever.reranker.fuses:
                 weights.setdefault(direction, []).append(retriever.reranker.fusion_weights[direction])
+                shapes.setdefault(direction, []).append(retriever.reranker.fusion_shapes.get(direction, "sum"))
         try:
             if is_first():
-                _keep(run, retriever, sampling, asked, of_run)
+                _keep(run, retriever, sampling, asked, of_run, weight)
         except DiffATRError as error:
             told.append(f"what each query got is not kept: {error}")
     return EvaluationResult(
@@ -162,6 +169,7 @@ def evaluate_runs(
         steps=sampling.steps or learnt.diffusion.steps,
         shortlist=sampling.shortlist,
         fusion_weights={direction: tuple(each) for direction, each in weights.items()},
+        fusion_shapes={direction: tuple(each) for direction, each in shapes.items()},
         protocol=asked.protocol.name,
         query_clips=asked.query_clips,
         notes=tuple(told),
@@ -200,9 +208,9 @@ def _rank_run(
     return found
 
 
-def query_facts(retriever: Retriever, sampling: Sampling, asked: EvaluationSet) -> dict[str, Any]:
-    """What the results of a model's queries depend on: equal facts, equal results."""
-    return {
+def query_facts(retriever: Retriever, sampling: Sampling, asked: EvaluationSet, weight: float | None = None) -> dict[str, Any]:
+    """What the results of a model's queries depend on: equal facts, equal results. `weight`: where it is not the model's own."""
+    return ({} if weight is None else {"weight": weight}) | {
         "counted": COUNTED,
         "model": retriever.calibration_key,
         "data": asked.dataset.fingerprint,
@@ -219,9 +227,10 @@ def _keep(
     sampling: Sampling,
     asked: EvaluationSet,
     of_run: Mapping[tuple[System, Direction], Mapping[str, np.ndarray]],
+    weight: float | None,
 ) -> None:
     places = {direction: task.queries for direction, task in asked.tasks.items()}
-    facts = query_facts(retriever, sampling, asked)
+    facts = query_facts(retriever, sampling, asked, weight)
     write_query_results(query_results_file(run, asked.dataset.name, facts), of_run, places, asked.query_clips, facts)
 
 

@@ -78,7 +78,8 @@ def rank_queries(
     """What each query got of each system: `baseline` by cosine, `diff` by the reranker's final score.
 
     `sampling` is the reranker's own if None. A reranker that does not fuse belongs to a model without a contrastive space
-    (strategy `gen`): there is no baseline. Blocks of queries pass through, so the full matrix is never held.
+    (strategy `gen`): there is no baseline. Where x0_hat has the weight 0, nothing is sampled, and both are the cosine. Blocks of
+    queries pass through, so the full matrix is never held.
 
     Args:
         queries, candidates: unit vectors (Q, D) and (C, D).
@@ -97,10 +98,13 @@ def rank_queries(
         if on_scores is not None:
             on_scores(system, rows, scores)
 
-    if reranker is None:
+    if reranker is None or not reranker.counts(direction):
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
-            count("baseline", rows, cosine_similarity(queries[rows], candidates))
+            cosine = cosine_similarity(queries[rows], candidates)
+            count("baseline", rows, cosine)
+            if reranker is not None:
+                count("diff", rows, cosine)
         return systems
     if reranker.conditioners and sight is None:
         raise ValueError("the candidates of this reranker depend on the query: pass what it sees of them")

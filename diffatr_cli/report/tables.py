@@ -111,7 +111,9 @@ def evaluation_caption(result: EvaluationResult) -> str:
         else:
             parts.append(f"Diff is the denoiser without diffusion (x_k = 0, one pass) over {among}")
     if result.fusion_weights:
-        parts.append(f"Weight of x0_hat beside the cosine: {_by_direction(result.fusion_weights)}")
+        logs = [direction for direction, shapes in (result.fusion_shapes or {}).items() if "log" in shapes]
+        told = f" (of its logarithm: {', '.join(logs)})" if logs else ""
+        parts.append(f"Weight of x0_hat beside the cosine{told}: {_by_direction(result.fusion_weights)}")
     if result.querybank_betas:
         parts.append(f"QB-Norm's beta: {_by_direction(result.querybank_betas)}")
     return ". ".join(parts) + "."

@@ -61,7 +61,7 @@ def fit_calibration(
     heard = np.sort(rng.permutation(len(sounds))[:QUERIES])
 
     def draws(direction: Direction, query: np.ndarray, candidates: np.ndarray, met: States | None) -> np.ndarray:
-        if reranker is None:
+        if reranker is None or not reranker.counts(direction):  # then a search does not sample either
             return distribution_of_cosines(candidates @ query)
         vectors = torch.from_numpy(query), torch.from_numpy(candidates)
         return reranker.draws(direction, *vectors, sampling, states=met).double().cpu().numpy()
@@ -78,7 +78,7 @@ def fit_calibration(
         return draws("a2t", sounds[clip], text[order[near]], met)
 
     def final(direction: Direction, cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
-        if reranker is None:
+        if reranker is None or not reranker.counts(direction):
             return cosine
         near = len(x0_hat)
         of_near = reranker.final_score(direction, torch.from_numpy(cosine[:near]), torch.from_numpy(x0_hat))

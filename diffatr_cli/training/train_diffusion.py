@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,19 @@ import numpy as np
 import torch
 
 from ..checkpoint import load_weights
-from ..core.losses import cosine_similarity
-from ..core.metrics import retrieval_metrics
 from ..core.sampling import Sampling
-from ..core.scoring import Reranker, fuse
-from ..core.sight import Sight, States
+from ..core.scoring import Reranker
+from ..core.sight import States
 from ..data.manifest import Dataset, load_dataset
 from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
 from ..evaluation.embedded_split import (
     Captions,
-    EmbeddedSplit,
     cached_split,
     cached_windows,
     check_fit,
     embed_captions,
-    recall_sum,
 )
-from ..evaluation.ranking import score_blocks
 from ..evaluation.states import (
     Sequences,
     cached_frames,
@@ -56,8 +51,9 @@ from ..runs import (
     read_record,
     run_folder,
 )
-from ..types import DIRECTIONS, Direction
+from ..types import DIRECTIONS
 from .candidates import CandidateBatches
+from .choose_fusion import choose_fusion, fusion_task
 from .clips import LogMelCrops, training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from .fit_calibration import fit_calibration
@@ -174,6 +170,8 @@ def _train(
     val = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
     val_states = cached_states(retriever, first.run, dataset, "val", progress) if pair.conditioners else None
     folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32", state["epoch"])
+    clips = dataset.split("val")
+    tasks = {direction: fusion_task(val, direction, clips, recipe.data.same_captions) for direction in DIRECTIONS}
     batches = CandidateBatches(train, section, seed)
     sampling = Sampling.of(recipe, seed=seed)
     kept = dict(folder.load_best()[0]) if best else {}
@@ -195,17 +193,20 @@ def _train(
                 "--name."
             )
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(np.mean(losses))}
-        reranker = Reranker(pair.eval().by_direction(), pair.schedule, sampling, {}, pair.conditioners_by_direction())
+        conditioners = pair.conditioners_by_direction()
+        reranker = Reranker(pair.eval().by_direction(), pair.schedule, sampling, {}, conditioners=conditioners)
         for direction in DIRECTIONS:
+            offered = recipe.evaluation.fusion_weights, recipe.evaluation.fusion_shapes
             sight = reranker.sight(direction, val_states)
-            weight, metrics = from_first(choose_fusion(val, direction, reranker, recipe.evaluation.fusion_weights, sight))
-            row |= {f"{direction}_{key}": metrics[key] for key in ("r1", "r5", "r10")} | {f"{direction}_weight": weight}
-            if direction not in best or recall_sum(metrics) > best[direction]["score"]:
-                best[direction] = {"epoch": epoch + 1, "weight": weight, "score": recall_sum(metrics)}
+            fusion = from_first(choose_fusion(val, direction, reranker, tasks[direction], *offered, sight=sight))
+            row |= {f"{direction}_{key}": fusion.metrics[key] for key in ("map", "r1", "r5", "r10")}
+            row |= {f"{direction}_weight": fusion.weight, f"{direction}_shape": fusion.shape, f"{direction}_worth": fusion.worth}
+            if direction not in best or fusion.worth > best[direction].get("worth", -1):
+                best[direction] = {"epoch": epoch + 1} | {k: v for k, v in asdict(fusion).items() if k != "metrics"}
                 kept |= {name: tensor.detach().clone() for name, tensor in pair.kept(direction).items()}
         log.append(row)
-        weights = {d: best[d]["weight"] for d in DIRECTIONS}
-        folder.keep_best(kept, {"best": best, "encoders": encoders, "fusion_weights": weights})
+        fusions = {f"fusion_{name}s": {d: best[d][name] for d in DIRECTIONS} for name in ("weight", "shape")}
+        folder.keep_best(kept, {"best": best, "encoders": encoders} | fusions)
         folder.save(pair.state_dict(), optimizer, {"epoch": epoch + 1, "best": best})
     return best
 
@@ -214,22 +215,6 @@ def learning_rate(section: DiffusionSection, step: int, total: int) -> float:
     """Of a step, from 0 on, of so many: `warmup` steps of rising, and a cosine down to nothing over all of them."""
     rising = min(1.0, (step + 1) / section.warmup) if section.warmup else 1.0
     return rising * section.lr * (1 + math.cos(math.pi * step / total)) / 2
-
-
-def choose_fusion(
-    split: EmbeddedSplit, direction: Direction, reranker: Reranker, weights: Sequence[float], sight: Sight | None = None
-) -> tuple[float, dict[str, float]]:
-    """The weight of x0_hat beside the cosine that is best on a validation split, and its metrics there.
-
-    Best by R@1 + R@5 + R@10; of equals the smallest weight.
-    """
-    queries, candidates, relevant = split.task(direction)
-    cosine = cosine_similarity(queries, candidates)
-    prepared = reranker.prepare(direction, candidates)
-    blocks = score_blocks(queries, prepared, reranker.schedule, reranker.sampling, sight=sight)
-    x0_hat = torch.cat([scores for _, scores in blocks])
-    tried = [(weight, retrieval_metrics(fuse(cosine, x0_hat, weight), relevant)) for weight in sorted(weights)]
-    return max(tried, key=lambda each: recall_sum(each[1]))
 
 
 def _training_views(
