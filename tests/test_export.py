@@ -19,13 +19,15 @@ from tiny import make_data
 
 from diffatr_cli.core.metrics import mean_metrics
 from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.evaluation import evaluate as evaluate_module
 from diffatr_cli.evaluation import export
 from diffatr_cli.evaluation.evaluate import compare, evaluate, kept_queries
-from diffatr_cli.evaluation.evaluation_set import clip_file, load_evaluation_set
+from diffatr_cli.evaluation.evaluation_set import EvaluationSet, clip_file, load_evaluation_set
 from diffatr_cli.evaluation.query_results import read_query_results
 from diffatr_cli.evaluation.results import EvaluationResult
 from diffatr_cli.evaluation.scores import evaluate_scores
 from diffatr_cli.files import replacing_folder
+from diffatr_cli.model import load_retriever, sampling_of
 from diffatr_cli.training.pretrain import pretrain
 from diffatr_cli.training.train_diffusion import train_diffusion
 from diffatr_cli.types import DIRECTIONS
@@ -204,12 +206,17 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_earlier_one(tmp_path: Pa
     assert [path.name for path in folder.iterdir()] == ["old"]
 
 
+def kept_of(run: Path, asked: EvaluationSet, **settings: int) -> dict[Any, dict[str, np.ndarray]] | None:
+    model = load_retriever(run, "cpu")
+    return kept_queries(run, model, sampling_of(model, **{"seed": 0} | settings), asked)
+
+
 def test_what_each_query_got_is_kept_beside_the_run(workshop: Workshop, runs: Path) -> None:
     result = run(workshop, runs)
     asked = load_evaluation_set(workshop.data, "tones2")
     for number, seed in enumerate(result.seeds):
         folder = runs / "tiny" / f"seed-{seed}"
-        kept = kept_queries(folder, asked)
+        kept = kept_of(folder, asked)
         assert kept is not None
         assert set(kept) == {(system, direction) for system in SYSTEMS for direction in DIRECTIONS}
         for each in result.systems:
@@ -221,30 +228,58 @@ def test_what_each_query_got_is_kept_beside_the_run(workshop: Workshop, runs: Pa
             assert mean_metrics(each.queries[number]) == each.per_seed[number]
 
 
+def test_what_is_kept_is_used_where_it_is_asked_for(
+    workshop: Workshop, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = shutil.copytree(runs, tmp_path / "runs")
+    shutil.rmtree(copied / "tiny" / "seed-0" / "evaluation", ignore_errors=True)
+    ranked = []
+    rank = evaluate_module._rank_run
+    monkeypatch.setattr(
+        evaluate_module, "_rank_run", lambda run, *rest, **how: ranked.append(run.name) or rank(run, *rest, **how)
+    )
+    first = run(workshop, copied, reuse=True)
+    assert ranked[0] == "seed-0"
+    ranked.clear()
+    again = run(workshop, copied, reuse=True)
+    assert ranked == []
+    assert [each.per_seed for each in again.systems] == [each.per_seed for each in first.systems]
+    for one, other in zip(again.systems, first.systems, strict=True):
+        assert set(one.queries[0]) == set(other.queries[0])
+    run(workshop, copied, reuse=True, rivals=True)  # which were not asked for before
+    assert ranked == ["seed-0", "seed-1"]
+    ranked.clear()
+    with_rivals = run(workshop, copied, reuse=True, rivals=True)
+    assert ranked == []
+    assert {each.system for each in with_rivals.systems} > set(SYSTEMS)
+    run(workshop, copied)
+    assert ranked == ["seed-0", "seed-1"]
+
+
 def test_results_of_other_settings_models_and_data_are_told_apart(workshop: Workshop, runs: Path, tmp_path: Path) -> None:
     copied, asked = shutil.copytree(runs, tmp_path / "runs"), load_evaluation_set(workshop.data, "tones2")
     folder = copied / "tiny" / "seed-0"
     shutil.rmtree(folder / "evaluation", ignore_errors=True)
-    assert kept_queries(folder, asked) is None
+    assert kept_of(folder, asked) is None
     run(workshop, copied, seeds=(0,))
     run(workshop, copied, seeds=(0,), steps=2)
     run(workshop, copied, seeds=(0,), protocol="all-captions")
-    assert kept_queries(folder, asked) is not None  # each setting has its own
-    assert kept_queries(folder, asked, steps=2) is not None
-    assert kept_queries(folder, asked, steps=3) is None
-    assert kept_queries(folder, asked, noise_seed=1) is None
-    assert kept_queries(folder, load_evaluation_set(workshop.data, "tones")) is None
-    assert kept_queries(folder, load_evaluation_set(workshop.data, "tones2", protocol="shared")) is None
-    kept = kept_queries(folder, load_evaluation_set(workshop.data, "tones2", protocol="all-captions"))
+    assert kept_of(folder, asked) is not None  # each setting has its own
+    assert kept_of(folder, asked, steps=2) is not None
+    assert kept_of(folder, asked, steps=3) is None
+    assert kept_of(folder, asked, seed=1) is None
+    assert kept_of(folder, load_evaluation_set(workshop.data, "tones")) is None
+    assert kept_of(folder, load_evaluation_set(workshop.data, "tones2", protocol="shared")) is None
+    kept = kept_of(folder, load_evaluation_set(workshop.data, "tones2", protocol="all-captions"))
     assert kept is not None
     assert "map" in kept["diff", "a2t"]
     files = list((folder / "evaluation").iterdir())
     assert len(files) == 3
     make_data(tmp_path / "data", "tones2", sizes=(4, 4, 12), seed=7)
-    assert kept_queries(folder, load_evaluation_set(tmp_path / "data", "tones2")) is None
+    assert kept_of(folder, load_evaluation_set(tmp_path / "data", "tones2")) is None
     shutil.rmtree(folder / "diffusion")
     train_diffusion("tiny", workshop.recipe("diffusion.epochs=2"), data=workshop.data, runs=copied, device="cpu")
-    assert kept_queries(folder, asked) is None
+    assert kept_of(folder, asked) is None
     for path in files:
         path.write_bytes(path.read_bytes()[:-50])
         assert read_query_results(path, {}) is None

@@ -18,7 +18,7 @@ from ..core.sampling import Sampling
 from ..data.manifest import load_dataset
 from ..errors import DiffATRError, UsageError
 from ..model import Retriever, load_retriever, sampling_of
-from ..processes import is_first
+from ..processes import from_first, is_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields
 from ..recipe_schema import Recipe
@@ -101,6 +101,7 @@ def evaluate_runs(
     progress: Progress = silent,
     notes: Sequence[str] = (),
     exporter: Exporter | None = None,
+    reuse: bool = False,
 ) -> EvaluationResult:
     """Rank a split by the models of some seed folders of one recipe. What each query got is kept in their folders.
 
@@ -113,6 +114,7 @@ def evaluate_runs(
         rivals: also rank by `evaluation.rivals`; querybank normalisation needs the training and validation splits of the data
             set that the models learnt from, beside the one that is ranked.
         notes: what is worth knowing already.
+        reuse: take what an earlier evaluation with the same settings kept, where it is there; QB-Norm's beta is not kept.
 
     Raises as `evaluate`.
     """
@@ -127,14 +129,18 @@ def evaluate_runs(
         if weight is not None:
             retriever.reweigh(weight)
         sampling = sampling_of(retriever, steps=steps, shortlist=shortlist, seed=noise_seed)
-        bank = None
-        if rivals:
+        of_run = from_first(kept_queries(run, retriever, sampling, asked, weight)) if reuse else None
+        if of_run and rivals and not {"qbnorm", "one-step"} & {system for system, _ in of_run}:
+            of_run = None
+        bank, found_before = None, of_run is not None
+        if rivals and not found_before:
             learnt_from = load_dataset(asked.dataset.root.parent, learnt.data.name)
             bank = querybank_of(retriever, run, learnt_from, learnt.data.same_captions, progress)
         on_scores = exporter.of_seed(seed) if exporter else None
-        of_run = _rank_run(run, retriever, sampling, asked, progress, on_scores, rivals=rivals, bank=bank)
+        if of_run is None:
+            of_run = _rank_run(run, retriever, sampling, asked, progress, on_scores, rivals=rivals, bank=bank)
         for key, queries in of_run.items():
-            found.setdefault(key, []).append(queries)
+            found.setdefault(key, []).append({name: each for name, each in queries.items() if name not in ("query", "clip")})
         for direction in asked.tasks:
             if bank is not None:
                 betas.setdefault(direction, []).append(bank.betas[direction])
@@ -142,7 +148,7 @@ def evaluate_runs(
                 weights.setdefault(direction, []).append(retriever.reranker.fusion_weights[direction])
                 shapes.setdefault(direction, []).append(retriever.reranker.fusion_shapes.get(direction, "sum"))
         try:
-            if is_first():
+            if is_first() and not found_before:
                 _keep(run, retriever, sampling, asked, of_run, weight)
         except DiffATRError as error:
             told.append(f"what each query got is not kept: {error}")
@@ -235,17 +241,11 @@ def _keep(
 
 
 def kept_queries(
-    run: Path, asked: EvaluationSet, *, steps: int | None = None, shortlist: int | None = None, noise_seed: int = 0
+    run: Path, retriever: Retriever, sampling: Sampling, asked: EvaluationSet, weight: float | None = None
 ) -> dict[tuple[System, Direction], dict[str, np.ndarray]] | None:
     """What each query got of the systems of a seed folder, as an earlier evaluation with the same settings kept it, with the
-    columns `query` and `clip` beside the metrics; None where there was none, or the model or the data have changed since.
-
-    Raises:
-        UsageError: settings that the model does not have.
-        DiffATRError: the folder holds no model.
-    """
-    retriever = load_retriever(run, "cpu")
-    facts = query_facts(retriever, sampling_of(retriever, steps=steps, shortlist=shortlist, seed=noise_seed), asked)
+    columns `query` and `clip` beside the metrics; None where there was none, or the model or the data have changed since."""
+    facts = query_facts(retriever, sampling, asked, weight)
     return read_query_results(query_results_file(run, asked.dataset.name, facts), facts)
 
 

@@ -167,6 +167,7 @@ def _filled(
                 rivals=rivals,
                 device=device,
                 progress=progress,
+                reuse=True,
             )
         return results[key]
 
