@@ -105,6 +105,16 @@ def command(root: Path, *what: str) -> list[str]:
     return ["reproduce", *what, *tiny_fields(root), "--data", "scenes", "--seeds", "0,1", *where]
 
 
+def test_ablations_may_have_fewer_seeds(world: Path) -> None:
+    planned = typed([*command(world, "1", "5"), "--ablation-seeds", "1", "--dry-run", "--json"])
+    assert planned.code == 0, planned.err
+    seeds: dict[str, set[int]] = {}
+    for step in json.loads(planned.out):
+        seeds.setdefault(step["run"], set()).add(step["seed"])
+    assert seeds.pop("scenes-audiocaps-gen") == {1}
+    assert set(map(frozenset, seeds.values())) == {frozenset({0, 1})}
+
+
 @pytest.mark.slow
 def test_tables_are_trained_and_filled(world: Path) -> None:
     planned = typed([*command(world, "3", "5", "6"), "--dry-run", "--json"])
@@ -112,7 +122,7 @@ def test_tables_are_trained_and_filled(world: Path) -> None:
     steps = json.loads(planned.out)
     assert all(step["done"] == 0 and step["seconds_left"] is None for step in steps)
     assert not (world / "runs").exists()
-    done = typed([*command(world, "3", "5", "6"), "--json"])
+    done = typed([*command(world, "3", "5", "6"), "--ablation-seeds", "1,0", "--json"])
     assert done.code == 0, done.err
     tables = {table["table"]: table for table in json.loads(done.out)}
     assert list(tables) == ["3", "5", "6"]
@@ -229,7 +239,7 @@ def test_time_left_is_what_epochs_took(world: Path) -> None:
     )
     folder = world / "runs" / training.name / "seed-0" / "pretrain"
     assert 0 < (seconds_an_epoch(folder) or 0) < 600
-    steps = steps_of([training], [0, 7], world / "runs")
+    steps = steps_of([(training, 0), (training, 7)], world / "runs")
     left = {(step.seed, step.phase): step for step in steps}
     assert left[0, "pretrain"].seconds == 0
     assert left[7, "pretrain"].seconds == pytest.approx(2 * (seconds_an_epoch(folder) or 0))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,9 @@ from .. import launched
 from ..errors import UsageError
 from .console import Device, Json, Runs, joined, progress_bar, say, show, show_text
 from .evaluate import parse_seeds
+
+if TYPE_CHECKING:
+    from ..reproduce.plan import Table
 
 
 def reproduce(
@@ -24,6 +28,9 @@ def reproduce(
         str, typer.Option("--data", metavar="KIND", help="paper: AudioCaps and Clotho; scenes: composed stand-ins for both.")
     ] = "paper",
     seeds: Annotated[str | None, typer.Option("--seeds", help="Training seeds; 0,1,2 if left out, with --quick 0.")] = None,
+    ablation_seeds: Annotated[
+        str | None, typer.Option("--ablation-seeds", help="Training seeds of Tables 5 to 7, where they are other than --seeds.")
+    ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A quarter of the epochs and one seed: a look, not the recipe's figures.")
     ] = False,
@@ -51,7 +58,7 @@ def reproduce(
 
     Example: diffatr reproduce all --data scenes --seeds 0,1 --markdown
     """
-    from ..reproduce.plan import STUDIES, TABLES, figure, needed, plan
+    from ..reproduce.plan import ABLATIONS, STUDIES, TABLES, figure, needed, plan
     from ..reproduce.reproduce import reproduce as job
     from ..reproduce.reproduce import train_missing
     from ..reproduce.state import steps_of
@@ -71,13 +78,19 @@ def reproduce(
         raise UsageError(f"reproduce: no table is named. {there}")
     numbers = [*dict.fromkeys(numbers)]
     chosen = parse_seeds(seeds) or ((0,) if quick else (0, 1, 2))
+    of_ablations = parse_seeds(ablation_seeds) or chosen
     tables = plan(numbers, world, quick=quick, overrides=overrides)  # type: ignore[arg-type]
     shown = figure(world, quick=quick, overrides=overrides)  # type: ignore[arg-type]
     from ..report import reproduction as report
 
+    def seeds_for(table: Table) -> tuple[int, ...]:
+        return of_ablations if table.number in ABLATIONS else chosen
+
     if dry_run:
-        trainings = [training for table in tables for training in table.trainings]
-        steps = steps_of(needed([*trainings, *([shown] if drawn else [])]), chosen, runs)
+        pairs = [(training, seed) for table in tables for training in table.trainings for seed in seeds_for(table)]
+        pairs += [(shown, chosen[0])] if drawn else []
+        order = needed(training for training, _ in pairs)
+        steps = steps_of(sorted(set(pairs), key=lambda pair: (order.index(pair[0]), pair[1])), runs)
         show(report.plan_json(steps), report.plan_table(steps), as_json=as_json)
         return
     if drawn:
@@ -87,7 +100,9 @@ def reproduce(
         check_out(figure_out)
     chain = None
     with joined(device), progress_bar() as progress:
-        filled = job(tables, chosen, data=folder, runs=runs, device=device, progress=progress, told=say)
+        filled = []
+        for own_seeds, some in groupby(tables, key=seeds_for):
+            filled += job([*some], own_seeds, data=folder, runs=runs, device=device, progress=progress, told=say)
         if drawn:
             train_missing([shown], chosen[:1], data=folder, runs=runs, device=device, progress=progress, told=say)
             name = shown.resolved().data.name

@@ -17,6 +17,7 @@ from ..types import System
 World = Literal["paper", "scenes"]
 """The paper's data sets and encoders, or composed stand-ins for both."""
 TABLES = ("1", "2", "3", "4", "5", "6", "7")
+ABLATIONS = ("5", "6", "7")
 STUDIES = ("levers", "frames")
 """Tables that the paper has not: what departing from it gains. Each is four tables, in domain and out of it."""
 ENCODERS = ("resnet38", "cnn14")

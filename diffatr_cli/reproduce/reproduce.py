@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def train_missing(
     told: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train what is not there of some trainings, or go on with it. Arguments and errors as `reproduce`."""
-    for step in from_first(steps_of(trainings, seeds, runs)):
+    for step in from_first(steps_of(product(trainings, seeds), runs)):
         if not step.finished:
             told(f"{step.training.name}, seed {step.seed}: {step.phase}, {step.done} of {step.epochs} epochs are there")
             _train(step, data, runs, device, progress)

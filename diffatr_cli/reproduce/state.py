@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -38,20 +38,19 @@ class Step:
         return self.done >= self.epochs
 
 
-def steps_of(trainings: Sequence[Training], seeds: Sequence[int], runs: Path) -> list[Step]:
-    """All that a plan trains, in the order in which it can be trained, with what was measured of it.
+def steps_of(wanted: Iterable[tuple[Training, int]], runs: Path) -> list[Step]:
+    """All that some trainings, each with a seed, train, in their order, with what was measured of it.
 
     An epoch takes what one of the same training took for any seed; where none has, what one of the same phase of another
     training of this plan took.
     """
     steps: list[Step] = []
-    for training in trainings:
+    for training, seed in wanted:
         recipe = training.resolved()
-        for seed in seeds:
-            if training.encoders is None:
-                steps.append(_step(training, "pretrain", seed, recipe.pretrain.epochs, runs))
-            if training.diffusion:
-                steps.append(_step(training, "diffusion", seed, recipe.diffusion.epochs, runs))
+        if training.encoders is None:
+            steps.append(_step(training, "pretrain", seed, recipe.pretrain.epochs, runs))
+        if training.diffusion:
+            steps.append(_step(training, "diffusion", seed, recipe.diffusion.epochs, runs))
     measured: dict[tuple[Training | None, Phase], list[float]] = {}
     sizes: dict[tuple[Training | None, Phase], list[int]] = {}
     for step in steps:
