@@ -51,6 +51,13 @@ def test_what_can_be_shared_is_shared() -> None:
     assert all(order.index(each.encoders) < order.index(each.name) for each in everything if each.encoders)
 
 
+def test_a_batch_size_that_phase_one_has_anyway_shares_it() -> None:
+    small, middle, large = (row.training for row in plan(["7"], "scenes")[0].rows)
+    assert (small.encoders, middle.encoders, large.encoders) == (None, None, "scenes-clotho")
+    recipe = large.resolved()
+    assert (recipe.pretrain.batch_size, recipe.diffusion.batch_size) == (32, 32)
+
+
 def test_the_stand_ins_say_where_they_depart() -> None:
     table = plan(["1"], "scenes")[0]
     assert (table.source, table.target) == ("scenes-audiocaps", "scenes-audiocaps")

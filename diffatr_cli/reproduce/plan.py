@@ -244,10 +244,11 @@ class _Plan:
 
     def _batches(self) -> Table:
         base, key, rows = self.base("clotho", "resnet38"), "table7_batch_size_clotho_resnet38", []
+        recipe = base.resolved()
         for size in BATCHES:
             fields = (f"pretrain.batch_size={size}", f"diffusion.batch_size={size}")
-            recipe = base.resolved()
-            own = (recipe.pretrain.batch_size, recipe.diffusion.batch_size) == (size, size)
-            training = base if own else self.variant(base, f"batch{size}", *fields, own=True)
+            shared = recipe.pretrain.batch_size == size  # then phase one is the same
+            own = shared and recipe.diffusion.batch_size == size
+            training = base if own else self.variant(base, f"batch{size}", *fields, own=not shared)
             rows.append(self.row(str(size), training, "diff", key, size, f"clotho-resnet38-batch{size}"))
         return Table("7", "Training batch size", self.data("clotho"), self.data("clotho"), tuple(rows))
