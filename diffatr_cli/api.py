@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from .core.windows import mean_direction, spans
 from .corpus.index import FolderIndex, Recordings
-from .corpus.search import Hit, best_captions, embed_texts, search
+from .corpus.reading import Reading, read_queries
+from .corpus.search import Found, Hit, best_captions, check_texts, embed_texts, search, search_texts
 from .data.audio import load_audio
 from .data.resample import resample
 from .errors import UsageError
@@ -84,6 +86,15 @@ class Model:
         several = [texts] if isinstance(texts, str) else list(texts)
         return embed_texts(self._retriever, several) if several else np.zeros((0, self.dim), np.float32)
 
+    def read(self, text: str) -> Reading:
+        """What is known of a query that is a text: whether such a sound was learned, respelling, negation, language.
+
+        Raises:
+            UsageError: a text without a letter or digit.
+        """
+        check_texts([text])
+        return read_queries(self._retriever, [text])[0]
+
     def rank(self, query: str | Sound, candidates: Sequence[str] | Sequence[Sound], top: int | None = None) -> list[Ranked]:
         """Candidates by how well they fit a query, best first, as `diffatr query` ranks them.
 
@@ -103,7 +114,7 @@ class Model:
             vectors, offsets = self._windows([each for each in candidates if not isinstance(each, str)], SAMPLE_RATE)
             names = [str(index) for index in range(len(candidates))]
             recordings = Recordings(names, np.arange(len(names)), offsets, np.zeros((len(vectors), 2)), vectors)
-            found = search(self._retriever, recordings, self._query(query), refine=isinstance(query, str), top=top)[0]
+            found = self._search(recordings, query, top=top)
             return [Ranked(hit.rank, int(hit.path), hit.score) for hit in found.hits]
         if isinstance(query, str) or len(texts) < len(candidates):
             raise UsageError("candidates are sounds (Path or array), or, for a query that is a sound, texts (str)")
@@ -111,20 +122,37 @@ class Model:
         hits = best_captions(self._retriever, self._query(query)[0], list(index), top=top)
         return [Ranked(hit.rank, index[hit.caption], hit.score) for hit in hits]
 
-    def search(self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None) -> list[Hit]:
+    def search(
+        self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None, unwanted: str | None = None
+    ) -> list[Hit]:
         """The best files of a folder for a text (str) or a sound (Path or array), after bringing its index up to date.
+
+        `find` says more: whether they are matches at all.
 
         Args:
             index: where the index is kept; `folder/.diffatr` if None.
+            unwanted: what they should not sound like, as `query --not`.
 
         Raises:
             DiffATRError: there is no such folder, no sound in it, or its index cannot be written.
         """
+        return self.find(folder, query, top, index, unwanted).hits
+
+    def find(
+        self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None, unwanted: str | None = None
+    ) -> Found:
+        """What `search` finds, with the probability that anything in the folder matches, the verdict, and what is known of the
+        text. The arguments and errors are those of `search`."""
         corpus = FolderIndex(Path(folder), index)
         corpus.update(self._retriever)
-        recordings = corpus.read(self._retriever.model_id)
+        against = None if unwanted is None else self.embed_text(unwanted)[0]
+        return self._search(corpus.read(self._retriever.model_id), query, top=top, unwanted=against)
+
+    def _search(self, recordings: Recordings, query: str | Sound, **options: Any) -> Found:
         sampling = sampling_of(self._retriever, folder=True)
-        return search(self._retriever, recordings, self._query(query), sampling, refine=isinstance(query, str), top=top)[0].hits
+        if isinstance(query, str):
+            return search_texts(self._retriever, recordings, [query], sampling, **options)[0]
+        return search(self._retriever, recordings, self._query(query), sampling, refine=False, **options)[0]
 
     def _query(self, query: str | Sound) -> np.ndarray:
         return self.embed_text(query) if isinstance(query, str) else self.embed_audio(query)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .checkpoint import fill, load_weights
 from .core.audio_encoder import AudioEncoder
+from .core.bank import CaptionBank
 from .core.calibration import Calibration
-from .core.denoiser import AttentionDenoiser, DenoiserConfig
 from .core.sampler import ddim_levels
 from .core.sampling import Sampling
-from .core.schedule import NoiseSchedule
 from .core.scoring import Reranker
 from .core.text import CaptionEncoder
 from .core.towers import Head, NoHead, ProjectionHead, TwoTowers
@@ -39,9 +39,9 @@ from .encoders import (
     source_id,
 )
 from .errors import DiffATRError, UsageError
-from .recipe_schema import AudioSection, DiffusionSection, ModelSection, Recipe, TextSection
-from .runs import BEST, Encoders, encoders_of, recipe_of, weights_hash
-from .types import DIRECTIONS, Direction
+from .phase_two import below, load_bank, load_reranker
+from .recipe_schema import AudioSection, ModelSection, TextSection
+from .runs import BEST, encoders_of, recipe_of, weights_hash
 
 
 def build_towers(audio: AudioSection, text: TextSection, model: ModelSection, given: tuple[int, int] | None = None) -> TwoTowers:
@@ -102,18 +102,6 @@ def fill_towers(towers: TwoTowers, tensors: dict[str, Tensor], audio: AudioSecti
     fill(towers, {k: v for k, v in towers.state_dict().items() if is_left_out(k, audio, text)} | tensors, path)
 
 
-def build_denoiser(model: ModelSection, section: DiffusionSection, generator: torch.Generator | None = None) -> AttentionDenoiser:
-    """One denoiser of a recipe; either direction's. The fields of `DenoiserConfig` have the same names in the recipe."""
-    settings = model.model_dump() | section.model_dump()
-    return AttentionDenoiser(**{field.name: settings[field.name] for field in fields(DenoiserConfig)}, generator=generator)
-
-
-def build_schedule(section: DiffusionSection) -> NoiseSchedule:
-    """The noise schedule of a recipe."""
-    make = NoiseSchedule.cosine if section.schedule == "cosine" else NoiseSchedule.linear
-    return make(section.steps)
-
-
 _NO_ENCODERS = "was trained on vectors of a model run elsewhere, so it hears no sounds and reads no texts. Name another model."
 
 
@@ -155,6 +143,7 @@ class Retriever:
         hears_logmels: bool = True,
         key_of_audio: Callable[[], str | None] = lambda: None,
         diffusion: Path | None = None,
+        load_bank: Callable[[], CaptionBank | None] = lambda: None,
         given_sizes: tuple[int, int] | None = None,
     ) -> None:
         self._audio_head, self._text_head = (head.to(device).eval() for head in heads)
@@ -165,7 +154,7 @@ class Retriever:
         self.device = device
         self.name = name
         self.hears_logmels, self.given_sizes = hears_logmels, given_sizes
-        self._diffusion = diffusion
+        self._diffusion, self._load_bank = diffusion, load_bank
         self._load_audio, self._load_text, self._key_of_audio = load_audio, load_text, key_of_audio
 
     @cached_property
@@ -184,6 +173,16 @@ class Retriever:
     def load_audio(self) -> None:
         """Load the audio encoder now, and not with the first sound. Raises as `load_audio` of the constructor."""
         _ = self._audio
+
+    @cached_property
+    def bank(self) -> CaptionBank | None:
+        """The captions that it learnt from, read when a text is first looked at. Raises DiffATRError if their file is damaged."""
+        return self._load_bank()
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The words that the caption encoder knows whole, lower case; none where that cannot be told."""
+        return self._text.words()
 
     @cached_property
     def calibration_key(self) -> str:
@@ -237,6 +236,11 @@ class Retriever:
         return self._text_head.embed(pooled.to(self.device)).cpu().numpy()
 
     @torch.inference_mode()
+    def pool_text(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions -> (n, F) float32 unit vectors in the caption encoder's own space, before the head."""
+        return functional.normalize(self._text.encode(captions).float(), dim=-1).numpy()
+
+    @torch.inference_mode()
     def embed_text(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> (n, D) float32 unit vectors."""
         return self.embed_pooled_text(self._text.encode(captions))
@@ -275,7 +279,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
     def load_head(name: str) -> Head:
         if recipe.model.heads == "none":
             return NoHead()
-        state = _below(f"towers.{name}.", tensors)
+        state = below(f"towers.{name}.", tensors)
         head = ProjectionHead(state["0.weight"].shape[1], recipe.model.dim, recipe.model.dropout)
         fill(head, state, path)
         return head
@@ -286,7 +290,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
     def load_audio() -> ClipEncoder:
         if is_given(recipe.audio):
             raise UsageError(f"{run}: {_NO_ENCODERS}")
-        own = _below("towers.audio.", tensors)  # but for a frozen model of others
+        own = below("towers.audio.", tensors)  # but for a frozen model of others
         with _told_of_run(run, "audio", recipe.audio.encoder):
             if not own:
                 _check_source(facts, "audio", recipe.audio.encoder)
@@ -304,7 +308,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
     def load_text() -> CaptionEncoder:
         if is_given(recipe.audio):
             raise UsageError(f"{run}: {_NO_ENCODERS}")
-        tuned = _below("towers.text.", tensors)
+        tuned = below("towers.text.", tensors)
         with _told_of_run(run, "text", recipe.text.encoder):
             if not tuned:
                 _check_source(facts, "text", recipe.text.encoder)
@@ -316,7 +320,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
     on_device = resolve_device(device)
     reranker, calibration = None, None
     if with_denoisers:
-        reranker, calibration = _load_reranker(run, first, recipe, tensors, facts, weights, on_device)
+        reranker, calibration = load_reranker(run, first, recipe, tensors, facts, weights, on_device)
     model_id = id_of_encoders(weights)
     return Retriever(
         (load_head("audio_head"), load_head("text_head")),
@@ -330,6 +334,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
         str(run),
         hears_logmels=hears_logmels(recipe.audio) or is_given(recipe.audio),
         key_of_audio=key_of_audio,
+        load_bank=lambda: load_bank(run / "diffusion", model_id) if with_denoisers else None,
         diffusion=run / "diffusion" / BEST if reranker and recipe.model.strategy != "gen" else None,
         given_sizes=(size("audio_head"), size("text_head")) if is_given(recipe.audio) else None,
     )
@@ -378,41 +383,6 @@ def shipped_model() -> Path:
     if not (folder / "pretrain" / BEST).is_file():
         raise DiffATRError(f"{folder}: the model is missing from this installation. Install again, or name a run with --run.")
     return folder
-
-
-def _load_reranker(
-    run: Path,
-    first: Encoders,
-    recipe: Recipe,
-    tensors: dict[str, Tensor],
-    facts: dict[str, Any],
-    weights: str,
-    device: torch.device,
-) -> tuple[Reranker | None, Calibration | None]:
-    """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds; and what their
-    scores are worth."""
-    path, inside = first.folder / BEST, "denoisers."
-    if recipe.model.strategy != "gen":
-        path, inside = run / "diffusion" / BEST, ""
-        if not path.is_file():
-            return None, None
-        tensors, facts = load_weights(path)
-        if facts["encoders"] != weights:
-            raise DiffATRError(f"{path}: was trained on other encoders than {first.folder} holds now. Run train-diffusion again.")
-    denoisers: dict[Direction, AttentionDenoiser] = {}
-    for direction in DIRECTIONS:
-        denoiser = build_denoiser(recipe.model, recipe.diffusion)
-        fill(denoiser, _below(f"{inside}{direction}.", tensors), path)
-        denoisers[direction] = denoiser.to(device).eval()
-    fitted = facts.get("calibration")
-    shapes = facts.get("fusion_shapes")
-    reranker = Reranker(denoisers, build_schedule(recipe.diffusion), Sampling.of(recipe), facts["fusion_weights"], shapes)
-    return reranker, Calibration.from_json(fitted) if fitted else None
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, under the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def id_of_encoders(weights: str) -> str:

@@ -52,6 +52,7 @@ class FakeRetriever:
     name = "fake"
     windowing = OURS
     calibration = None
+    bank = None
     given_sizes = None
 
     def __init__(self, model_id="model-a", dim=DIM, phase_two=False):

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from diffatr_cli.core import fused
 from diffatr_cli.core.denoiser import AttentionDenoiser, DenoiserConfig, DenoiserOptions
 from diffatr_cli.core.losses import generation_loss
-from diffatr_cli.model import build_denoiser
+from diffatr_cli.phase_two import build_denoiser
 from diffatr_cli.recipe_schema import DiffusionSection, ModelSection, Recipe
 
 ALL_OPTIONS = list(

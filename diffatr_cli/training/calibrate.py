@@ -15,6 +15,7 @@ from ..evaluation.embedded_split import Captions, check_fit, embed_windows
 from ..model import Retriever
 from ..progress import Progress, silent
 from .fit_calibration import fit_calibration
+from .learnt_captions import novelty_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def calibrate(
     text = model.embed_text(captions.texts)
     windows = embed_windows(model, dataset, split, progress)
     progress(0, 1, "fitting")
-    fitted = fit_calibration(windows, text, captions, model.reranker, seed)
+    novelty = None if model.bank is None else novelty_of(model, model.bank, captions.texts)
+    fitted = fit_calibration(windows, text, captions, model.reranker, seed, novelty)
     if not any((fitted.text_to_audio, fitted.audio_to_text, fitted.audio_to_audio, fitted.presence)):
         raise DiffATRError(
             f"{dataset.root}: nothing can be fitted on its {split} split of {len(windows.offsets) - 1} clips: every clip matches "

@@ -16,7 +16,7 @@ from ..core.losses import generation_loss
 from ..core.sampling import Objective
 from ..core.schedule import NoiseSchedule
 from ..device import wants_bf16
-from ..model import build_denoiser, build_schedule
+from ..phase_two import build_denoiser, build_schedule
 from ..processes import count, mean_gradients, share, summed
 from ..recipe_schema import DiffusionSection, ModelSection
 from ..types import DIRECTIONS, Direction

@@ -10,26 +10,37 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..core.calibration import Calibration, Logistic, distribution_of_cosines, presence_features
+from ..core.metrics import auroc
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
 from ..core.text import normalise_caption
 from ..core.windows import best_windows, mean_direction
 from ..evaluation.embedded_split import Captions, EmbeddedWindows
 from ..types import Direction
+from .learnt_captions import Novelty
 from .streams import numpy_stream
 
 QUERIES = 400  # at most, drawn from the captions and from the clips
+LOST = 0.05
+"""Of the queries whose sound is there, those that may be told that it is not."""
+PARTS = 5  # of the queries, each judged by a fit on the others
 FOLDERS = (16, 50, 150, 10**9)
 """Sizes of the made-up folders in which a query's sound is there or is not: distributions look different over few clips."""
 
 
 def fit_calibration(
-    windows: EmbeddedWindows, text: np.ndarray, captions: Captions, reranker: Reranker | None, seed: int
+    windows: EmbeddedWindows,
+    text: np.ndarray,
+    captions: Captions,
+    reranker: Reranker | None,
+    seed: int,
+    novelty: Novelty | None = None,
 ) -> Calibration:
     """Fit each of a model's probabilities on a validation split; None for one whose examples are all of one label.
 
@@ -41,12 +52,14 @@ def fit_calibration(
         text: (m, D) unit vectors of `captions`.
         reranker: the model's diffusion; None of a model that ranks by its cosine.
         seed: of the queries and folders drawn, and of the noise.
+        novelty: of these captions, and of names that were never taught; None of a model whose captions are not known.
     """
     rng = numpy_stream(seed, "calibration")
     sampling = (reranker.sampling if reranker else Sampling()).for_folder(seed=seed)
     distinct, matches = matching(captions)
     first = {normalise_caption(caption): row for row, caption in reversed(list(enumerate(captions.texts)))}
-    text = text[[first[caption] for caption in distinct]]
+    rows = [first[caption] for caption in distinct]
+    text, strange = text[rows], np.zeros(len(rows)) if novelty is None else novelty.of_captions[rows]
     bounds = list(pairwise(windows.offsets))
     sounds = np.stack([mean_direction(windows.vectors[a:b]) for a, b in bounds])  # (n, D)
     asked = np.sort(rng.permutation(len(distinct))[:QUERIES])
@@ -94,19 +107,71 @@ def fit_calibration(
                 order, cosine, _ = found(sounds[clip], others)
                 yield cosine, group[order] == group[clip]
 
-    def presence() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for row in asked:
-            for there, clips in _folders(matches[row], rng):
-                _, cosine, vectors = found(text[row], clips)
-                features = presence_features(cosine[near], draws("t2a", text[row], vectors[near]))
-                yield features, np.array(there)
+    def features(query: np.ndarray, clips: np.ndarray, strangeness: float) -> np.ndarray:
+        _, cosine, vectors = found(query, clips)
+        return presence_features(cosine[near], draws("t2a", query, vectors[near]), strangeness)
 
+    def presence() -> Iterator[Example]:
+        for row in asked.tolist():
+            for there, clips in _folders(matches[row], rng):
+                yield Example(row, features(text[row], clips, strange[row]), there, learnt=True)
+        if novelty is not None:
+            for number, (name, strangeness) in enumerate(zip(novelty.names, novelty.of_names.tolist(), strict=True)):
+                for size in FOLDERS:
+                    clips = rng.permutation(everything)[:size]
+                    yield Example(-1 - number, features(name, clips, strangeness), there=False, learnt=False)
+
+    fit, told_below, measured = fit_presence(list(presence()))
     return Calibration(
         text_to_audio=_fit_scores(text_to_audio()),
         audio_to_text=_fit_scores(audio_to_text()),
         audio_to_audio=_fit_scores(audio_to_audio()),
-        presence=_fit([(features[None], there[None]) for features, there in presence()]),
+        presence=fit,
+        told_below=told_below,
+        measured=measured,
     )
+
+
+class Example(NamedTuple):
+    """A query in a made-up folder: its number, `presence_features`, whether its sound is there, and whether any was taught."""
+
+    query: int
+    features: np.ndarray
+    there: bool
+    learnt: bool
+
+
+def fit_presence(examples: Sequence[Example]) -> tuple[Logistic | None, float, dict[str, float]]:
+    """P(there | features), the probability below which to say that nothing is, and what both reach.
+
+    Names that were never taught count as much together as sounds that were taken away. The second is the highest that calls at
+    most `LOST` of what is there absent, and never above one half. What is reached is measured with each query judged by a fit on
+    others.
+    """
+    if not examples:
+        return None, 0.5, {}
+    features, there = np.stack([each.features for each in examples]), np.array([each.there for each in examples])
+    learnt, query = (np.array([getattr(each, name) for each in examples]) for name in ("learnt", "query"))
+    away, never = ~there & learnt, ~there & ~learnt
+    weights = np.where(never, away.sum() / max(1, never.sum()), 1.0)
+    if there.all() or not there.any():
+        return None, 0.5, {}
+    fit = Logistic.fit(features, there, weights)
+    part = np.unique(query, return_inverse=True)[1] % PARTS
+    judged = np.zeros(len(examples))
+    for number in range(PARTS):
+        others = part != number
+        if there[others].all() or not there[others].any():
+            return fit, 0.5, {}
+        judged[~others] = Logistic.fit(features[others], there[others], weights[others])(features[~others])
+    told_below = min(0.5, float(np.quantile(judged[there], LOST)))
+    groups = {"taken_away": away, "never_taught": never}
+    measured = {"told_below": told_below, "lost": float((judged[there] < told_below).mean())}
+    for name, absent in groups.items():
+        if absent.any():
+            measured[f"auroc_{name}"] = auroc(judged[there | absent], there[there | absent])
+            measured[f"told_{name}"] = float((judged[absent] < told_below).mean())
+    return fit, told_below, measured
 
 
 def _fit_scores(examples: Iterator[tuple[np.ndarray, np.ndarray]]) -> Logistic | None:

@@ -26,6 +26,7 @@ from ..evaluation.embedded_split import (
     embed_captions,
 )
 from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
+from ..phase_two import save_bank
 from ..processes import from_first, is_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
@@ -48,6 +49,7 @@ from .choose_fusion import choose_fusion, fusion_task
 from .clips import training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from .fit_calibration import fit_calibration
+from .learnt_captions import learn_captions
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .streams import torch_seed, torch_stream
 from .views import TrainingViews, augmented_views, embed_views, load_views, save_views
@@ -232,7 +234,7 @@ def _calibrate(
     folder: PhaseFolder,
     progress: Progress,
 ) -> None:
-    """Fit what the kept model's scores are worth, once."""
+    """Fit what the kept model's scores are worth, and keep the captions that it learnt from, once."""
     tensors, facts = folder.load_best()
     if facts.get("calibration"):
         return
@@ -242,6 +244,13 @@ def _calibrate(
     captions = Captions.of(dataset.split("val"))
     split = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
     windows = cached_windows(retriever, first.run, dataset, "val", progress)
-    fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed) if is_first() else None
-    folder.keep_best(tensors, facts | {"calibration": fitted and fitted.to_json()})
+    if is_first():
+        novelty = None
+        if retriever.given_sizes is None:
+            learnt = [caption for clip in dataset.split("train") for caption in clip.captions]
+            bank, novelty = learn_captions(retriever, learnt, captions.texts)
+            save_bank(folder.path, bank, retriever.model_id)
+        fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed, novelty)
+        facts |= {"calibration": fitted.to_json()}
+    folder.keep_best(tensors, facts)
     progress(1, 1, "calibrating scores")

@@ -1,0 +1,99 @@
+"""From a recipe to what phase two trains, and from a run folder to what it left: the reranker, and the captions learnt from."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import fill, load_weights, save_weights
+from .core.bank import CaptionBank
+from .core.calibration import Calibration
+from .core.denoiser import AttentionDenoiser, DenoiserConfig
+from .core.sampling import Sampling
+from .core.schedule import NoiseSchedule
+from .core.scoring import Reranker
+from .errors import DiffATRError
+from .recipe_schema import DiffusionSection, ModelSection, Recipe
+from .runs import BEST, Encoders
+from .types import DIRECTIONS, Direction
+
+BANK = "captions.safetensors"
+"""The captions learnt from, in the folder of phase two, which judges queries by them."""
+
+
+def build_denoiser(model: ModelSection, section: DiffusionSection, generator: torch.Generator | None = None) -> AttentionDenoiser:
+    """One denoiser of a recipe; either direction's. The fields of `DenoiserConfig` have the same names in the recipe."""
+    settings = model.model_dump() | section.model_dump()
+    return AttentionDenoiser(**{field.name: settings[field.name] for field in fields(DenoiserConfig)}, generator=generator)
+
+
+def build_schedule(section: DiffusionSection) -> NoiseSchedule:
+    """The noise schedule of a recipe."""
+    make = NoiseSchedule.cosine if section.schedule == "cosine" else NoiseSchedule.linear
+    return make(section.steps)
+
+
+def load_reranker(
+    run: Path,
+    first: Encoders,
+    recipe: Recipe,
+    tensors: dict[str, Tensor],
+    facts: dict[str, Any],
+    weights: str,
+    device: torch.device,
+) -> tuple[Reranker | None, Calibration | None]:
+    """The denoisers of phase two, or, where the strategy is L_G alone, those that phase one's checkpoint holds; and what their
+    scores are worth.
+
+    Args:
+        first: the encoders, with the tensors and facts of their checkpoint, and its hash `weights`.
+    """
+    path, inside = first.folder / BEST, "denoisers."
+    if recipe.model.strategy != "gen":
+        path, inside = run / "diffusion" / BEST, ""
+        if not path.is_file():
+            return None, None
+        tensors, facts = load_weights(path)
+        if facts["encoders"] != weights:
+            raise DiffATRError(f"{path}: was trained on other encoders than {first.folder} holds now. Run train-diffusion again.")
+    denoisers: dict[Direction, AttentionDenoiser] = {}
+    for direction in DIRECTIONS:
+        denoiser = build_denoiser(recipe.model, recipe.diffusion)
+        fill(denoiser, below(f"{inside}{direction}.", tensors), path)
+        denoisers[direction] = denoiser.to(device).eval()
+    fitted, shapes = facts.get("calibration"), facts.get("fusion_shapes")
+    reranker = Reranker(denoisers, build_schedule(recipe.diffusion), Sampling.of(recipe), facts["fusion_weights"], shapes)
+    return reranker, Calibration.from_json(fitted) if fitted else None
+
+
+def save_bank(folder: Path, bank: CaptionBank, encoders: str) -> None:
+    """Keep the captions that a model learnt from, in half precision. `encoders`: the id of what their vectors are of."""
+    facts = {"encoders": encoders, "texts": list(bank.texts), "familiar": bank.familiar}
+    save_weights(folder / BANK, {"vectors": torch.from_numpy(bank.vectors).half()}, facts)
+
+
+def load_bank(folder: Path, encoders: str) -> CaptionBank | None:
+    """What `save_bank` kept; None where there is none, or where it is of other encoders than the model's.
+
+    Raises:
+        DiffATRError: the file is damaged.
+    """
+    path = folder / BANK
+    if not path.is_file():
+        return None
+    tensors, facts = load_weights(path)
+    try:
+        if facts["encoders"] != encoders:
+            return None
+        return CaptionBank(tuple(facts["texts"]), tensors["vectors"].float().numpy(), float(facts["familiar"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DiffATRError(f"{path}: not the captions of a model ({type(error).__name__}: {error}). Remove it.") from None
+
+
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, under the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
