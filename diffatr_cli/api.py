@@ -16,7 +16,8 @@ import numpy as np
 from .core.ragged import Ragged
 from .core.windows import mean_direction, spans
 from .corpus.index import FolderIndex, Recordings
-from .corpus.search import Hit, best_captions, embed_texts, hear_sound, search, token_states
+from .corpus.reading import Reading, read_queries
+from .corpus.search import Found, Hit, best_captions, check_texts, embed_texts, hear_sound, search, search_texts
 from .data.audio import load_audio
 from .data.resample import resample
 from .errors import UsageError
@@ -86,6 +87,15 @@ class Model:
         several = [texts] if isinstance(texts, str) else list(texts)
         return embed_texts(self._retriever, several) if several else np.zeros((0, self.dim), np.float32)
 
+    def read(self, text: str) -> Reading:
+        """What is known of a query that is a text: whether such a sound was learned, respelling, negation, language.
+
+        Raises:
+            UsageError: a text without a letter or digit.
+        """
+        check_texts([text])
+        return read_queries(self._retriever, [text])[0]
+
     def rank(self, query: str | Sound, candidates: Sequence[str] | Sequence[Sound], top: int | None = None) -> list[Ranked]:
         """Candidates by how well they fit a query, best first, as `diffatr query` ranks them.
 
@@ -107,8 +117,7 @@ class Model:
             vectors, offsets, of_windows = self._windows_with_frames(sounds, SAMPLE_RATE, wanted=refine)
             names = [str(index) for index in range(len(candidates))]
             recordings = Recordings(names, np.arange(len(names)), offsets, np.zeros((len(vectors), 2)), vectors, of_windows)
-            how: dict[str, Any] = {"tokens": self._tokens(query), "refine": refine, "top": top}
-            found = search(self._retriever, recordings, self._query(query), **how)[0]
+            found = self._search(recordings, query, top=top)
             return [Ranked(hit.rank, int(hit.path), hit.score) for hit in found.hits]
         if isinstance(query, str) or len(texts) < len(candidates):
             raise UsageError("candidates are sounds (Path or array), or, for a query that is a sound, texts (str)")
@@ -118,27 +127,41 @@ class Model:
         hits = best_captions(self._retriever, vector, list(index), frames=frames, top=top)
         return [Ranked(hit.rank, index[hit.caption], hit.score) for hit in hits]
 
-    def search(self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None) -> list[Hit]:
+    def search(
+        self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None, unwanted: str | None = None
+    ) -> list[Hit]:
         """The best files of a folder for a text (str) or a sound (Path or array), after bringing its index up to date.
+
+        `find` says more: whether they are matches at all.
 
         Args:
             index: where the index is kept; `folder/.diffatr` if None.
+            unwanted: what they should not sound like, as `query --not`.
 
         Raises:
             DiffATRError: there is no such folder, no sound in it, or its index cannot be written.
         """
+        return self.find(folder, query, top, index, unwanted).hits
+
+    def find(
+        self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None, unwanted: str | None = None
+    ) -> Found:
+        """What `search` finds, with the probability that anything in the folder matches, the verdict, and what is known of the
+        text. The arguments and errors are those of `search`."""
         corpus = FolderIndex(Path(folder), index)
         corpus.update(self._retriever)
+        against = None if unwanted is None else self.embed_text(unwanted)[0]
         recordings = corpus.read(self._retriever.model_id, frames=self._retriever.sees_frames)
+        return self._search(recordings, query, top=top, unwanted=against)
+
+    def _search(self, recordings: Recordings, query: str | Sound, **options: Any) -> Found:
         sampling = sampling_of(self._retriever, folder=True)
-        how: dict[str, Any] = {"tokens": self._tokens(query), "refine": isinstance(query, str), "top": top}
-        return search(self._retriever, recordings, self._query(query), sampling, **how)[0].hits
+        if isinstance(query, str):
+            return search_texts(self._retriever, recordings, [query], sampling, **options)[0]
+        return search(self._retriever, recordings, self._query(query), sampling, refine=False, **options)[0]
 
     def _query(self, query: str | Sound) -> np.ndarray:
         return self.embed_text(query) if isinstance(query, str) else self.embed_audio(query)
-
-    def _tokens(self, query: str | Sound) -> Ragged | None:
-        return token_states(self._retriever, [query]) if isinstance(query, str) else None
 
     def _windows(self, sounds: Sequence[Sound], rate: int) -> tuple[np.ndarray, np.ndarray]:
         """The vectors of all windows, and where each sound's begin."""

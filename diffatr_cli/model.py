@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .checkpoint import fill, load_weights
 from .core.audio_encoder import AudioEncoder
+from .core.bank import CaptionBank
 from .core.calibration import Calibration
 from .core.sampler import ddim_levels
 from .core.sampling import Sampling
@@ -40,7 +42,7 @@ from .encoders import (
     source_id,
 )
 from .errors import DiffATRError, UsageError
-from .phase_two import below, load_reranker
+from .phase_two import below, load_bank, load_reranker
 from .recipe_schema import AudioSection, ModelSection, TextSection
 from .runs import BEST, encoders_of, recipe_of, weights_hash
 
@@ -145,6 +147,7 @@ class Retriever:
         hears_logmels: bool = True,
         key_of_audio: Callable[[], str | None] = lambda: None,
         diffusion: Path | None = None,
+        load_bank: Callable[[], CaptionBank | None] = lambda: None,
         given_sizes: tuple[int, int] | None = None,
         feature_sizes: tuple[int, int] | None = None,
     ) -> None:
@@ -156,7 +159,7 @@ class Retriever:
         self.device = device
         self.name = name
         self.hears_logmels, self.given_sizes, self.feature_sizes = hears_logmels, given_sizes, feature_sizes
-        self._diffusion = diffusion
+        self._diffusion, self._load_bank = diffusion, load_bank
         self._load_audio, self._load_text, self._key_of_audio = load_audio, load_text, key_of_audio
 
     @property
@@ -180,6 +183,16 @@ class Retriever:
     def load_audio(self) -> None:
         """Load the audio encoder now, and not with the first sound. Raises as `load_audio` of the constructor."""
         _ = self._audio
+
+    @cached_property
+    def bank(self) -> CaptionBank | None:
+        """The captions that it learnt from, read when a text is first looked at. Raises DiffATRError if their file is damaged."""
+        return self._load_bank()
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """The words that the caption encoder knows whole, lower case; none where that cannot be told."""
+        return self._text.words()
 
     @cached_property
     def calibration_key(self) -> str:
@@ -249,6 +262,11 @@ class Retriever:
     def embed_pooled_text(self, pooled: Tensor) -> np.ndarray:
         """Pooled caption features (m, F) -> (m, D) float32 unit vectors."""
         return self._text_head.embed(pooled.to(self.device)).cpu().numpy()
+
+    @torch.inference_mode()
+    def pool_text(self, captions: Sequence[str]) -> np.ndarray:
+        """Captions -> (n, F) float32 unit vectors in the caption encoder's own space, before the head."""
+        return functional.normalize(self._text.encode(captions).float(), dim=-1).numpy()
 
     @torch.inference_mode()
     def embed_text(self, captions: Sequence[str]) -> np.ndarray:
@@ -345,6 +363,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
         str(run),
         hears_logmels=hears_logmels(recipe.audio) or is_given(recipe.audio),
         key_of_audio=key_of_audio,
+        load_bank=lambda: load_bank(run / "diffusion", model_id) if with_denoisers else None,
         diffusion=run / "diffusion" / BEST if reranker and recipe.model.strategy != "gen" else None,
         given_sizes=sizes if is_given(recipe.audio) else None,
         feature_sizes=sizes,

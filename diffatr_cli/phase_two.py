@@ -1,4 +1,4 @@
-"""From a recipe to what phase two trains, and from a run folder to the reranker that it left."""
+"""From a recipe to what phase two trains, and from a run to what it left: the reranker, and captions learnt from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import fill, load_weights
+from .checkpoint import fill, load_weights, save_weights
+from .core.bank import CaptionBank
 from .core.calibration import Calibration
 from .core.denoiser import AttentionDenoiser, DenoiserConfig
 from .core.query_conditioned import QueryConditioner
@@ -20,6 +21,11 @@ from .errors import DiffATRError
 from .recipe_schema import DiffusionSection, ModelSection, Recipe
 from .runs import BEST, Encoders
 from .types import DIRECTIONS, Direction
+
+CONDITIONERS = "conditioner."
+"""What the names of conditioners' tensors begin with in phase two's checkpoint."""
+BANK = "captions.safetensors"
+"""The captions learnt from, in the folder of phase two, which judges queries by them."""
 
 
 def build_denoiser(model: ModelSection, section: DiffusionSection, generator: torch.Generator | None = None) -> AttentionDenoiser:
@@ -94,8 +100,28 @@ def load_reranker(
     return reranker, Calibration.from_json(fitted) if fitted else None
 
 
-CONDITIONERS = "conditioner."
-"""What the names of conditioners' tensors begin with in phase two's checkpoint."""
+def save_bank(folder: Path, bank: CaptionBank, encoders: str) -> None:
+    """Keep the captions that a model learnt from, in half precision. `encoders`: the id of what their vectors are of."""
+    facts = {"encoders": encoders, "texts": list(bank.texts), "familiar": bank.familiar}
+    save_weights(folder / BANK, {"vectors": torch.from_numpy(bank.vectors).half()}, facts)
+
+
+def load_bank(folder: Path, encoders: str) -> CaptionBank | None:
+    """What `save_bank` kept; None where there is none, or where it is of other encoders than the model's.
+
+    Raises:
+        DiffATRError: the file is damaged.
+    """
+    path = folder / BANK
+    if not path.is_file():
+        return None
+    tensors, facts = load_weights(path)
+    try:
+        if facts["encoders"] != encoders:
+            return None
+        return CaptionBank(tuple(facts["texts"]), tensors["vectors"].float().numpy(), float(facts["familiar"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DiffATRError(f"{path}: not the captions of a model ({type(error).__name__}: {error}). Remove it.") from None
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -52,6 +52,7 @@ class FakeRetriever:
     name = "fake"
     windowing = OURS
     calibration = None
+    bank = None
     given_sizes = None
     sees_frames = False
 

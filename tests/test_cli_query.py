@@ -60,7 +60,9 @@ def test_json_is_one_document_as_agreed(clips):
     result = run("query", "900 Hz", "--corpus", "clips", "--top", 3, "--json")
     document = json.loads(result.stdout)
     expected = direct(clips, "900 Hz", top=3)
-    assert list(document) == ["query", "model", "present", "results"]
+    of_text = ["familiarity", "nearest_caption", "suggestion", "foreign", "negation"]
+    assert list(document) == ["query", "model", "present", "verdict", "remark", *of_text, "results"]
+    assert [document[name] for name in ("verdict", "remark", *of_text)] == [None, None, None, None, None, False, None]
     assert (document["query"], document["present"]) == ("900 Hz", None)
     assert [list(row) for row in document["results"]] == [["rank", "path", "start", "end", "score"]] * 3
     assert [(row["rank"], row["path"], row["start"], row["end"]) for row in document["results"]] == [
@@ -270,9 +272,11 @@ def test_which_model(tmp_path, monkeypatch):
 
 def found(monkeypatch, present, *scores):
     """Let the search find files of these scores, with this probability that anything is there."""
+    verdict = None if present is None else "found" if present >= 0.5 else "absent"
     hits = [Hit(rank, f"{rank}.wav", 0.0, 2.0, score) for rank, score in enumerate(scores, 1)]
     monkeypatch.setattr(
-        "diffatr_cli.corpus.search.search", lambda *_, **__: [Found(hits, present, calibrated=present is not None)]
+        "diffatr_cli.corpus.search.search_texts",
+        lambda *_, **__: [Found(hits, present, calibrated=present is not None, verdict=verdict)],
     )
 
 
@@ -319,10 +323,13 @@ def test_a_folder_without_such_a_sound_says_so_and_lists_the_nearest(clips, monk
     assert result.exit_code == 0
     assert result.stderr.splitlines()[-1] == "900 Hz: nothing here sounds like that."
     assert "these are the nearest" in result.stdout
-    assert "15 %" in result.stdout
+    assert "%" not in result.stdout  # nothing that could be taken for certain
+    assert "match" not in result.stdout
     as_json = run("query", "900 Hz", "--corpus", clips, "--json")
     assert "nothing here sounds like that" in as_json.stderr
     assert json.loads(as_json.stdout)["present"] == 0.2
+    assert json.loads(as_json.stdout)["verdict"] == "absent"
+    assert json.loads(as_json.stdout)["remark"] == "nothing here sounds like that."
     assert len(json.loads(as_json.stdout)["results"]) == 2
     found(monkeypatch, 0.5, 0.45)
     assert "nothing here" not in run("query", "900 Hz", "--corpus", clips).output

@@ -18,8 +18,8 @@ HEAVY = {"torch", "transformers", "numba", "pyarrow", "lancedb", "resampy", "sox
 
 # What each room may import. Files at the top of the package are rooms of their own, lowest first.
 FOUNDATION = {"types", "errors", "printable", "files", "progress", "collection", "network", "launched", "__init__"}
-OTHERS = {"device", "processes", "pretrained", "encoders", "phase_two"}
-SHARED = FOUNDATION | OTHERS | {"recipe_schema", "recipe", "runs", "checkpoint", "model"}
+OTHERS = {"device", "processes", "pretrained", "encoders"}
+SHARED = FOUNDATION | OTHERS | {"recipe_schema", "recipe", "runs", "checkpoint", "phase_two", "model"}
 MODELS = SHARED | {"core", "calibrations", "two_tower"}
 ALLOWED: dict[str, set[str]] = {
     **dict.fromkeys(FOUNDATION, FOUNDATION),

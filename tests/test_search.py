@@ -10,6 +10,7 @@ from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.corpus.index import FolderIndex, Recordings
+from diffatr_cli.corpus.reading import Negation, Reading
 from diffatr_cli.corpus.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
 from diffatr_cli.errors import UsageError
 from diffatr_cli.model import sampling_of
@@ -182,7 +183,7 @@ CALIBRATION = Calibration(
     text_to_audio=Logistic((3.0,), -1.0),
     audio_to_text=Logistic((2.0,), 0.5),
     audio_to_audio=Logistic((5.0,), -2.0),
-    presence=Logistic((1.0, 2.0, -0.5, 0.25, -3.0), 0.1),
+    presence=Logistic((1.0, 2.0, -0.5, 0.25, -3.0, -20.0), 0.1),
 )
 
 
@@ -200,9 +201,10 @@ def sigmoid(x):
 def test_calibrated_scores_are_probabilities_in_the_same_order(recordings):
     query = unit(np.random.default_rng(12), 1)
     plain, sure = FakeRetriever(phase_two=True), calibrated(draws=1)
-    raw, worth = (search(model, recordings, query, Sampling(eta=0.5, shortlist=12), top=40)[0].hits for model in (plain, sure))
+    raw, worth = (search(model, recordings, query, Sampling(eta=0.5, shortlist=12), top=40)[0] for model in (plain, sure))
+    raw, worth, present = raw.hits, worth.hits, worth.present
     assert [hit.path for hit in raw] == [hit.path for hit in worth]
-    np.testing.assert_allclose([hit.score for hit in worth], [sigmoid(3 * hit.score - 1) for hit in raw], atol=1e-9)
+    np.testing.assert_allclose([hit.score for hit in worth], [min(sigmoid(3 * hit.score - 1), present) for hit in raw], atol=1e-9)
     raw, worth = (search(model, recordings, query, top=40, refine=False)[0] for model in (plain, sure))
     np.testing.assert_allclose([hit.score for hit in worth.hits], [sigmoid(5 * hit.score - 2) for hit in raw.hits], atol=1e-9)
     assert worth.present is None
@@ -228,7 +230,16 @@ def test_presence_comes_from_all_draws_over_the_shortlist(recordings):
     found = search(retriever, recordings, query[None], retriever.reranker.sampling.but(shortlist=12, seed=5))[0]
     assert found.present == pytest.approx(expected, abs=1e-5)
     fused = [s + 0.7 * float(np.mean([draw[i] for draw in draws])) for i, (s, *_) in enumerate(ranked)]
-    assert found.hits[0].score == pytest.approx(sigmoid(3 * max(fused) - 1), abs=1e-5)
+    assert found.hits[0].score == pytest.approx(min(expected, sigmoid(3 * max(fused) - 1)), abs=1e-5)
+    strange = search(
+        retriever,
+        recordings,
+        query[None],
+        retriever.reranker.sampling.but(shortlist=12, seed=5),
+        readings=[Reading("x", 0.5, "y", strangeness=0.1)],
+    )[0]
+    odds = expected / (1 - expected) * np.exp(-20 * 0.1)
+    assert strange.present == pytest.approx(odds / (1 + odds), abs=1e-5)
 
 
 @pytest.mark.parametrize("phase_two", [False, True])
@@ -342,7 +353,7 @@ def test_copies_in_a_folder_share_their_content(tmp_path):
 
 def test_weight_nothing_samples_nothing(recordings, monkeypatch):
     """Where validation found the cosine as good, a search is that of a model without diffusion, presence too."""
-    presence = Logistic((1.0, 2.0, 0.5, 0.1, -1.0), -2.0)
+    presence = Logistic((1.0, 2.0, 0.5, 0.1, -1.0), -2.0)  # of before queries were read
     calibration = Calibration(Logistic((5.0,), -1.0), Logistic((4.0,), -1.0), None, presence)
     cosine, idle = FakeRetriever(), FakeRetriever(phase_two=True)
     idle.reranker = make_reranker(weight=0.0)
@@ -352,3 +363,33 @@ def test_weight_nothing_samples_nothing(recordings, monkeypatch):
     assert search(idle, recordings, queries) == search(cosine, recordings, queries)
     captions = ["300", "500", "900"]
     assert best_captions(idle, queries[0], captions) == best_captions(cosine, queries[0], captions)
+
+
+@pytest.mark.parametrize("told_below", [0.0, 0.3, 1.0])
+def test_the_list_never_contradicts_the_judgement(recordings, told_below):
+    """No hit is surer than that anything is there; what is not found is no match, and the reason is told."""
+    model = FakeRetriever()
+    model.calibration = dataclasses.replace(CALIBRATION, text_to_audio=Logistic((30.0,), 0.0), told_below=told_below)
+    queries = unit(np.random.default_rng(3), 4)
+    readings = [
+        Reading("known", 0.9, "a dog"),
+        Reading("strange", 0.4, "a dog", strangeness=0.2),
+        Reading("no dog", 0.9, "a dog", negation=Negation(None, "dog")),
+        Reading("misspelt", 0.4, "a dog", strangeness=0.2, respelt="dog", foreign=True),
+    ]
+    known, strange, negated, misspelt = search(model, recordings, queries, readings=readings, top=40)
+    for found in (known, strange, misspelt):
+        assert max(hit.score for hit in found.hits) <= found.present
+        assert (found.verdict == "found") == (found.present >= told_below) == found.certain
+        assert found.certain == (found.remark is None)
+    assert (negated.verdict, negated.present, negated.certain) == ("negated", None, False)
+    assert '--not "dog"' in negated.remark
+    if told_below == 1:
+        assert known.remark == "nothing here sounds like that."
+        assert strange.remark == "no sound by that name was learned; nearest: a dog."
+        assert misspelt.remark.endswith('nearest: a dog. Did you mean "dog"? The model understands English alone.')
+
+
+def test_a_model_without_judgement_of_presence_still_tells_of_strange_names(recordings):
+    found = search(FakeRetriever(), recordings, unit(np.random.default_rng(3), 1), readings=[Reading("x", 0.3, "y", 0.3)])[0]
+    assert (found.verdict, found.present) == ("unknown", None)

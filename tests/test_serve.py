@@ -18,7 +18,7 @@ from diffatr_cli.core.calibration import Calibration, Logistic
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.corpus.index import FolderIndex
-from diffatr_cli.corpus.search import embed_texts, search
+from diffatr_cli.corpus.search import embed_texts, search, search_texts
 from diffatr_cli.corpus.session import SearchSession, key_of
 from diffatr_cli.corpus.trajectory import trajectory
 from diffatr_cli.errors import UsageError
@@ -68,7 +68,7 @@ def test_settings_reach_the_search(session):
     sampling = sampling_of(model, folder=True, shortlist=2, steps=3, seed=7)
     other = SearchSession(model, session.folder, sampling)
     other.update()
-    expected = search(model, session.folder.read(model.model_id), embed_texts(model, ["900 Hz"]), sampling, top=5)
+    expected = search_texts(model, session.folder.read(model.model_id), ["900 Hz"], sampling, top=5)
     assert other.by_text("900 Hz", 5) == expected[0]
     assert session.by_text("900 Hz", 5) != expected[0]
     with pytest.raises(UsageError, match="steps must lie between"):
@@ -206,10 +206,10 @@ def test_a_trained_model_is_served(workshop, trained, tmp_path):
     until(lambda: outcomes, 60)
     client = client_of(made)
     document = client.get("/api/search", params={"q": "a low tone", "top": 3}).json()
-    expected = search(
+    expected = search_texts(
         model,
         made.folder.read(model.model_id),
-        embed_texts(model, ["a low tone"]),
+        ["a low tone"],
         sampling_of(model, folder=True, seed=1),
         top=3,
     )[0]

@@ -1,6 +1,6 @@
 """Measure a model on recordings that training never used: the composer's test split, searched as a user would.
 
-    python tools/evaluate_small.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--split val] [--gain -40] [--cosine]
+    python tools/evaluate_small.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--split val] [--gain -40] [--weight 1]
 
 Writes every recording of the split (`--split val` to choose between models) as a file of its own into DIR/SPLIT, long
 ambiences in pieces of 10 s, indexes that folder, and asks for each kind of sound by its first clause among all of them mixed.
@@ -9,28 +9,36 @@ Kinds that share a clause count as one kind ("a gunshot" is both an urban record
 - precision at 10 and average precision of every kind, and recall at 10 of the kinds of effects;
 - words that no training caption has (`compose_small.HELD_OUT`);
 - reliability: how often clips that are given a probability do match;
-- AUROC of telling queries whose sound is there from queries whose sound is not, by `present` and by the best cosine alone.
-  A kind's own recordings are taken away for its absent query; kinds without any test recording are absent by nature.
+- telling queries whose sound is there (each kind by its clause and by its plain name) from queries whose sound is not: AUROC by
+  `present` and by the best cosine alone, the share of each that is told to be absent.
+  A kind's own recordings are taken away for its absent query; kinds of the composer without a recording in the split are absent
+  too; names that no training caption holds are absent by nature, and so are queries in other languages;
+- misspelt queries that are respelt as they should be, and negations and other languages that are noticed (`small_queries.py`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import soundfile
 from compose_small import RATE, load_composer
+from small_queries import ABSENT, FOREIGN, NEGATED, TYPOS
 
 from diffatr_cli.core.metrics import auroc, reliability
+from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.corpus.index import FolderIndex, Recordings
-from diffatr_cli.corpus.search import embed_texts, search
+from diffatr_cli.corpus.reading import read_queries
+from diffatr_cli.corpus.search import Found, embed_texts, search_texts
 from diffatr_cli.model import Retriever, load_retriever, shipped_model
+from diffatr_cli.training.learnt_captions import names_not_held
 
 PIECE = 10  # seconds
 SYNONYMS = {
@@ -88,26 +96,25 @@ def without(recordings: Recordings, left_out: Sequence[bool]) -> Recordings:
     )
 
 
-def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Recordings, refine: bool = True) -> dict[str, Any]:
-    """All measures over the recordings of a split as one document; without `refine`, of ranking by the cosine alone."""
+def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Recordings) -> dict[str, Any]:
+    """All measures over the recordings of a split as one document; those of probabilities where the model has some."""
     family = families(composer)
     kind_of = [Path(path).stem.rsplit("-", 1)[0] for path in recordings.paths]
     kinds = [kind for kind in composer.kinds(split) if kind in kind_of]
     texts = {kind: composer.EVENTS[kind][1][0] for kind in composer.EVENTS}
     count = len(recordings)
 
-    def answer(kind_or_text: str, among: Recordings = recordings) -> tuple[list[str], np.ndarray, float, float]:
-        text = texts.get(kind_or_text, kind_or_text)
-        vector = embed_texts(model, [text])
-        found = search(model, among, vector, refine=refine, top=count)[0]
-        cosine = float((among.vectors @ vector[0]).max())
+    def answer(text: str, among: Recordings = recordings) -> tuple[list[str], np.ndarray, Judged]:
+        found = search_texts(model, among, [text], top=count)[0]
+        cosine = float((among.vectors @ embed_texts(model, [text])[0]).max())
         hits = [Path(hit.path).stem.rsplit("-", 1)[0] for hit in found.hits]
-        return hits, np.array([hit.score for hit in found.hits]), found.present or 0.0, cosine
+        return hits, np.array([hit.score for hit in found.hits]), Judged.of(found, cosine)
 
     rows: list[dict[str, Any]] = []
-    probabilities, truths, there = [], [], []
+    probabilities, truths = [], []
+    judged: dict[str, list[Judged]] = defaultdict(list)
     for kind in kinds:
-        hits, scores, present, cosine = answer(kind)
+        hits, scores, there = answer(texts[kind])
         right = np.array([family[hit] == family[kind] for hit in hits])
         own = np.array([hit == kind for hit in hits])
         rows.append(
@@ -125,11 +132,16 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
         )
         probabilities.append(scores)
         truths.append(right)
-        there.append((True, present, cosine))
+        judged["there, by its clause"].append(there)
+        judged["there, by its name"].append(answer(plain_name(kind))[2])
         rest = without(recordings, [family[other] == family[kind] for other in kind_of])
-        there.append((False, *answer(kind, rest)[2:]))
-    natural = [kind for kind in composer.EVENTS if family[kind] not in {family[other] for other in kind_of}]
-    by_nature = [(False, *answer(kind)[2:]) for kind in natural]
+        judged["taken away, by its clause"].append(answer(texts[kind], rest)[2])
+        judged["taken away, by its name"].append(answer(plain_name(kind), rest)[2])
+    missing = [kind for kind in composer.EVENTS if family[kind] not in {family[other] for other in kind_of}]
+    judged["taught, without a recording"] = [answer(texts[kind])[2] for kind in missing]
+    bank = model.bank
+    judged["never taught"] = [answer(name)[2] for name in names_not_held(ABSENT[split], bank.texts if bank else [])]
+    judged["another language"] = [answer(text)[2] for text in FOREIGN[split]]
 
     def mean(key: str, flag: str | None = None) -> float:
         return float(np.mean([row[key] for row in rows if flag is None or row[flag]]))
@@ -146,13 +158,32 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
         "all_mean_average_precision": mean("average_precision"),
         "rows": rows,
         "synonyms": list(_synonyms(family, answer)),
-        "reliability": [asdict(each) for each in reliability(np.concatenate(probabilities), np.concatenate(truths))],
-        "presence": {
-            "taken away": _presence(there),
-            "taken away or absent by nature": _presence(there + by_nature),
-            "absent_by_nature": len(natural),
-        },
+        "reliability": [asdict(each) for each in reliability(np.concatenate(probabilities), np.concatenate(truths))]
+        if model.calibration and model.calibration.text_to_audio
+        else [],
+        "presence": list(_presence(judged)) if model.calibration and model.calibration.presence else [],
+        "told_below": model.calibration.told_below if model.calibration else None,
+        "readings": _readings(model, split, answer),
     }
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a search said of its query: the probability that its sound is there, the best cosine, whether it told it absent."""
+
+    present: float
+    cosine: float
+    told: bool
+
+    @classmethod
+    def of(cls, found: Found, cosine: float) -> Self:
+        """What was found, with the best cosine of anything."""
+        return cls(found.present or 0.0, cosine, not found.certain)
+
+
+def plain_name(kind: str) -> str:
+    """A kind as people would type it."""
+    return kind.removesuffix("_effect").replace("_", " ")
 
 
 def _synonyms(family: dict[str, int], answer: Any) -> Iterator[dict[str, Any]]:
@@ -162,15 +193,46 @@ def _synonyms(family: dict[str, int], answer: Any) -> Iterator[dict[str, Any]]:
         yield {"query": text, "kind": kind, "first_rank": right.index(True) + 1, "in_top_10": sum(right[:10])}
 
 
-def _presence(examples: Sequence[tuple[bool, float, float]]) -> dict[str, float]:
-    labels = np.array([there for there, _, _ in examples])
-    present, cosine = (np.array([example[i] for example in examples]) for i in (1, 2))
-    said = present >= 0.5
+def _presence(judged: dict[str, list[Judged]]) -> Iterator[dict[str, Any]]:
+    """Of each group of queries how many were told to be absent, and of absent ones the AUROC beside all that are there."""
+    there = [each for name, group in judged.items() if name.startswith("there") for each in group]
+    absent = {name: group for name, group in judged.items() if not name.startswith("there")}
+    absent["all that are absent"] = [each for group in absent.values() for each in group]
+    for name, group in (judged | {"all that are there": there} | absent).items():
+        row = {"queries": name, "count": len(group), "told": float(np.mean([each.told for each in group]))}
+        if name in absent:
+            labels = np.array([True] * len(there) + [False] * len(group))
+            for key in ("present", "cosine"):
+                row[f"auroc_{key}"] = auroc(np.array([getattr(each, key) for each in [*there, *group]]), labels)
+        yield row
+
+
+def _readings(model: Retriever, split: str, answer: Any) -> dict[str, Any]:
+    """Shares of misspelt queries that are respelt right or found all the same, of negations and languages that are noticed."""
+    respelt, found, shown = [], [], {}
+    for text, right in TYPOS[split].items():
+        suggestion, told = read_queries(model, [text])[0].respelt, answer(text)[2].told
+        respelt.append(suggestion == normalise_caption(right))
+        found.append(suggestion == normalise_caption(right) or not told)
+        if not respelt[-1]:
+            shown[text] = suggestion
+    negated = [each.negation for each in read_queries(model, list(NEGATED[split]))]
+    foreign = [each.foreign for each in read_queries(model, FOREIGN[split])]
     return {
-        "auroc": auroc(present, labels),
-        "auroc_cosine_alone": auroc(cosine, labels),
-        "there_and_said_so": float(said[labels].mean()),
-        "absent_and_said_so": float((~said[~labels]).mean()),
+        "misspelt, respelt as meant": float(np.mean(respelt)),
+        "misspelt, respelt as meant or taken for present": float(np.mean(found)),
+        "negation noticed, with what is not wanted": float(
+            np.mean(
+                [
+                    each is not None and each.unwanted == NEGATED[split][text]
+                    for text, each in zip(NEGATED[split], negated, strict=True)
+                ]
+            )
+        ),
+        "another language noticed as such": float(np.mean(foreign)),
+        "not respelt as meant": shown,
+        "negation missed": [text for text, each in zip(NEGATED[split], negated, strict=True) if each is None],
+        "language missed": [text for text, each in zip(FOREIGN[split], foreign, strict=True) if not each],
     }
 
 
@@ -198,10 +260,16 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
             f"| {row['low']:.1f}-{row['high']:.1f} | {row['count']} | {100 * row['predicted']:.1f} % | "
             f"{100 * row['observed']:.1f} % |"
         )
-    yield "\n| absent queries | AUROC | cosine alone | there, and said so | absent, and said so |\n|---|---|---|---|---|"
-    for name in ("taken away", "taken away or absent by nature"):
-        row = document["presence"][name]
-        yield f"| {name} | " + " | ".join(f"{value:.3f}" for value in row.values()) + " |"
+    if document["presence"]:
+        yield f"\nPresence below {document['told_below']:.2f} is told as absence.\n"
+        yield "| queries | number | told to be absent | AUROC | of the cosine alone |\n|---|---|---|---|---|"
+    for row in document["presence"]:
+        aurocs = " | ".join(f"{row[key]:.3f}" if key in row else "" for key in ("auroc_present", "auroc_cosine"))
+        yield f"| {row['queries']} | {row['count']} | {100 * row['told']:.1f} % | {aurocs} |"
+    yield "\n| queries | share |\n|---|---|"
+    for name, share in document["readings"].items():
+        if isinstance(share, float):
+            yield f"| {name} | {100 * share:.0f} % |"
 
 
 def main() -> None:
@@ -212,16 +280,18 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a run's folder; the model that ships if not given")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which recordings, by default those of test")
     parser.add_argument("--gain", type=float, default=0.0, help="dB by which to make all recordings louder, or quieter")
-    parser.add_argument("--cosine", action="store_true", help="rank by the cosine alone, without diffusion")
+    parser.add_argument("--weight", type=float, help="of x0_hat beside the cosine, in the place of the model's own")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
     composer, name = load_composer(options.composer), options.split + (f"{options.gain:+g}dB" if options.gain else "")
     clips = options.work / name
     write_clips(composer, options.split, clips, options.gain)
     model = load_retriever(options.run or shipped_model(), "cpu")
+    if options.weight is not None:
+        model.reweigh(options.weight)
     folder = FolderIndex(clips, clips / ".diffatr")
     folder.update(model)
-    document = evaluate(composer, options.split, model, folder.read(model.model_id), not options.cosine)
+    document = evaluate(composer, options.split, model, folder.read(model.model_id))
     print(json.dumps(document, indent=2) if options.json else "\n".join(tables(document)))
 
 

@@ -3,7 +3,8 @@
     python tools/refit_small.py diffatr_cli/models/diffatr-small --data DIR [--name small]
 
 Writes into the model's folder, beside its weights, which stay as they are: the weight of x0_hat beside the cosine and how they
-are joined (`training.choose_fusion`), and then what scores are worth (`training.fit_calibration`). Prints what validation said.
+are joined (`training.choose_fusion`), the captions learnt from (`training.learnt_captions`), and then what scores are worth
+(`training.fit_calibration`). Prints what validation said.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.data.manifest import load_dataset
 from diffatr_cli.evaluation.embedded_split import Captions, embed_split, embed_windows
 from diffatr_cli.model import load_retriever
+from diffatr_cli.phase_two import save_bank
 from diffatr_cli.recipe_schema import EvaluationSection
 from diffatr_cli.runs import BEST, recipe_of
 from diffatr_cli.training.choose_fusion import choose_fusion, fusion_task
 from diffatr_cli.training.fit_calibration import fit_calibration
+from diffatr_cli.training.learnt_captions import learn_captions
 from diffatr_cli.types import DIRECTIONS
 
 
@@ -46,11 +49,15 @@ def refit(run: Path, data: Path, name: str, seed: int = 0) -> dict[str, Any]:
     weights, shapes = ({d: getattr(fusion, key) for d, fusion in fusions.items()} for key in ("weight", "shape"))
     reranker = Reranker(model.reranker.denoisers, model.reranker.schedule, model.reranker.sampling, weights, shapes)
     windows = embed_windows(model, dataset, "val")
-    calibration = fit_calibration(windows, split.text.numpy(), Captions.of(clips), reranker, seed)
+    captions = Captions.of(clips)
+    bank, novelty = learn_captions(model, [text for clip in dataset.split("train") for text in clip.captions], captions.texts)
+    calibration = fit_calibration(windows, split.text.numpy(), captions, reranker, seed, novelty)
+    save_bank(run / "diffusion", bank, model.model_id)
     tensors, facts = load_weights(run / "diffusion" / BEST)
     fitted = {"fusion_weights": weights, "fusion_shapes": shapes, "calibration": calibration.to_json()}
     save_weights(run / "diffusion" / BEST, tensors, facts | fitted)
-    return {direction: asdict(fusion) for direction, fusion in fusions.items()}
+    told: dict[str, Any] = {direction: asdict(fusion) for direction, fusion in fusions.items()}
+    return told | {"captions": len(bank.texts), "familiar": bank.familiar, "presence": calibration.measured}
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
     python tools/ship_model.py runs/small/seed-0 diffatr_cli/models/diffatr-small
 
-Keeps what inference reads and what tells where it came from: both phases' weights, recipe, record and metrics.
+Keeps what inference reads and what tells where it came from: both phases' weights, recipe, record and metrics, and the captions
+learnt from.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from pathlib import Path
 import torch
 
 from diffatr_cli.checkpoint import load_weights, save_weights
+from diffatr_cli.model import id_of_encoders
+from diffatr_cli.phase_two import load_bank, save_bank
 from diffatr_cli.runs import BEST, weights_hash
 
 LARGEST = 30_000_000  # bytes
@@ -33,6 +36,9 @@ def ship(run: Path, out: Path) -> int:
         if phase == "diffusion":
             facts |= {"encoders": weights_hash(out / "pretrain" / BEST)}
         save_weights(out / phase / BEST, half, facts)
+    # Its texts go with it, but the id of its encoders is that of the checkpoint in half precision.
+    if bank := load_bank(run / "diffusion", id_of_encoders(weights_hash(run / "pretrain" / BEST))):
+        save_bank(out / "diffusion", bank, id_of_encoders(weights_hash(out / "pretrain" / BEST)))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if size > LARGEST:
         raise ValueError(f"{out}: {size / 1e6:.1f} MB are more than the {LARGEST / 1e6:.0f} MB that a package should carry")

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from ..types import Direction
 
 _COMPARED = "Scores compare the captions of this list with one another; where none fits, one of them still scores high."
-_PRESENT = 0.5  # a folder that holds what is asked for with less probability than this is said not to
 
 
 def query(
@@ -83,8 +82,9 @@ def query(
     """Find the recordings in a folder that sound like a text, or like another sound; or the captions that fit a sound.
 
     The folder is indexed first, which takes its time once; afterwards only new and changed files are read. A match in percent
-    is the probability that the file holds what was asked for. Runs without a calibration give scores that only rank. With
-    --not, files are ranked by both texts, while the match shown is that of the wanted one. Scores of captions compare the
+    is the probability that the file holds what was asked for. Where nothing seems to, or the model learnt no sound by that name,
+    it says so, and shows the nearest without a match. Runs without a calibration give scores that only rank. With --not, files
+    lose by how much they sound like that text, while the match shown is that of the wanted one. Scores of captions compare the
     captions of the list with one another.
 
     Example: diffatr query "dog barking" --corpus ./clips
@@ -117,7 +117,7 @@ def query(
     names = [str(audio)] if audio is not None else _lines(texts or [])
 
     from ..corpus.index import CannotUpdate, no_sounds
-    from ..corpus.search import embed_sound, embed_texts, search, token_states
+    from ..corpus.search import embed_sound, embed_texts, search, search_texts
     from ..data.audio import load_audio, open_sound
 
     folder = open_folder(corpus, index_folder)
@@ -137,17 +137,14 @@ def query(
     recordings = folder.read(model.model_id, frames=model.sees_frames)
     if not len(recordings):
         raise no_sounds(corpus, unusable)
-    found = search(
-        model,
-        recordings,
-        embed_texts(model, names) if sound is None else embed_sound(model, sound)[None],
-        _sampling(model, steps, shortlist, seed),
-        tokens=None if sound is not None else token_states(model, names),
-        unwanted=None if unwanted is None else embed_texts(model, [_decoded(unwanted)])[0],
-        refine=sound is None,
-        top=top,
-        min_score=min_score,
-    )
+    settings = _sampling(model, steps, shortlist, seed)
+    options: dict[str, Any] = {"top": top, "min_score": min_score}
+    if unwanted is not None:
+        options["unwanted"] = embed_texts(model, [_decoded(unwanted)])[0]
+    if sound is None:
+        found = search_texts(model, recordings, names, settings, **options)
+    else:
+        found = search(model, recordings, embed_sound(model, sound)[None], settings, refine=False, **options)
     results = list(zip(names, found, strict=True))
     if copy_to is not None:
         _copy(results, corpus, copy_to)
@@ -157,8 +154,8 @@ def query(
         unfitted = "This model has no calibration for this kind of search"
         say(f"{unfitted}: its {what} rank the hits, and are no probabilities. {remedy}")
     for name, each in results:
-        if _is_absent(each):
-            say(f"{name}: nothing here sounds like that.")
+        if each.remark:
+            say(f"{name}: {each.remark}")
     documents = [found_document(name, model.name, each, corpus) for name, each in results]
     if as_csv:
         _print_csv(documents, "path", "start", "end", "score")
@@ -303,14 +300,23 @@ def _print_captions(
         say(f"{name}: no caption scores {min_score:g} or more.")
 
 
-def _is_absent(found: Found) -> bool:
-    return found.present is not None and found.present < _PRESENT
-
-
 def found_document(name: str, model: str, found: Found, corpus: Path) -> dict[str, Any]:
-    """The document of `query --json` for one search."""
+    """The document of `query --json` for one search.
+
+    `present`: the probability that anything searched matches; null where it is not known. `verdict`: `found`, `absent`, `unknown`
+    (absent, and no sound by that name was learned), `negated`, or null where nothing is judged; but for `found` and null, the
+    results are the nearest there is and no matches. `remark`: what is said of it. Of the text: `familiarity`, its cosine to
+    `nearest_caption`, the nearest training caption, both null for a model that kept none; `suggestion`, the text respelt;
+    `foreign`, whether it looks like another language; `negation`, its `wanted` (or null) and `unwanted`. All of these are null
+    for a sound.
+    """
     present = None if found.present is None else round(found.present, 6)
-    return {"query": name, "model": model, "present": present, "results": [_row(hit, corpus) for hit in found.hits]}
+    told = found.reading.to_json() if found.reading else dict.fromkeys(_OF_TEXT)
+    judged = {"present": present, "verdict": found.verdict, "remark": found.remark}
+    return {"query": name, "model": model} | judged | told | {"results": [_row(hit, corpus) for hit in found.hits]}
+
+
+_OF_TEXT = ("familiarity", "nearest_caption", "suggestion", "foreign", "negation")
 
 
 def _row(hit: Hit, corpus: Path) -> dict[str, Any]:
@@ -327,11 +333,22 @@ def found_table(name: str, found: Found, corpus: Path) -> Any:
     """The rich table of one search's hits."""
     from rich.text import Text
 
-    title = f"{name} (nothing here sounds like that; these are the nearest)" if _is_absent(found) else name
-    table = _hits_table(title, "match" if found.calibrated else "score", "place", "file")
+    if not found.certain:
+        table = _hits_table(f"{name} ({_DOUBTS[found.verdict or 'absent']}; these are the nearest)", "place", "file")
+        for hit in found.hits:
+            table.add_row(str(hit.rank), clock_span(hit), Text(str(corpus / hit.path)), style="dim")
+        return table
+    table = _hits_table(name, "match" if found.calibrated else "score", "place", "file")
     for hit in found.hits:
         table.add_row(str(hit.rank), _score(hit.score, found.calibrated), clock_span(hit), Text(str(corpus / hit.path)))
     return table
+
+
+_DOUBTS = {
+    "absent": "nothing here sounds like that",
+    "unknown": "no sound by that name was learned",
+    "negated": "what is named is not wanted",
+}
 
 
 def _score(score: float, calibrated: bool) -> str:

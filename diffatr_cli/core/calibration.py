@@ -6,7 +6,7 @@ n examples, f features, S noise draws, N candidates.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -72,12 +72,21 @@ class Logistic:
         return cls(tuple(coefficients.tolist()), float(beta[-1] - coefficients @ mean))
 
 
-PRESENCE = ("best cosine", "mean cosine under x0_hat", "log of x0_hat's peak", "concentration", "movement between draws")
-"""The features of `presence_features`, in order."""
+PRESENCE = (
+    "best cosine",
+    "mean cosine under x0_hat",
+    "log of x0_hat's peak",
+    "concentration",
+    "movement between draws",
+    "strangeness of the query",
+)
+"""The features of `presence_features`, in order; fits of before know the first five alone."""
+
+BEFORE = 5
 
 
-def presence_features(cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
-    """How sure the model is that any candidate matches, as five numbers.
+def presence_features(cosine: np.ndarray, x0_hat: np.ndarray, strangeness: float = 0.0) -> np.ndarray:
+    """How sure the model is that any candidate matches, as six numbers.
 
     The concentration is the divergence from the uniform distribution, in nats; the movement is the mean total variation
     between a draw and the mean of all, 0 for a single draw.
@@ -85,13 +94,14 @@ def presence_features(cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
     Args:
         cosine: (N,) of the query to each candidate.
         x0_hat: (S, N), one generated distribution a noise draw.
+        strangeness: of the query (`bank.CaptionBank.strangeness`); 0 where nothing is known of it.
     """
     mean = x0_hat.mean(0)
     mean = mean / max(float(mean.sum()), 1e-12)
     peak = max(float(mean.max()), 1e-12)
     concentration = np.log(len(mean)) + float(mean @ np.log(np.maximum(mean, 1e-12)))
     movement = 0.5 * float(np.abs(x0_hat - x0_hat.mean(0)).sum(1).mean())
-    return np.array([cosine.max(), mean @ cosine, np.log(peak), concentration, movement])
+    return np.array([cosine.max(), mean @ cosine, np.log(peak), concentration, movement, strangeness])
 
 
 SOFTNESS = 0.07
@@ -116,12 +126,22 @@ class Calibration:
         audio_to_text: P(text matches the clip | cosine + weight * x0_hat).
         audio_to_audio: P(both are the same kind of sound | cosine).
         presence: P(any candidate matches the text | `presence_features`).
+        told_below: the probability of presence below which a search says that nothing matches.
+        measured: what the judgement of presence reached on the validation split, each query judged by a fit on others.
     """
 
     text_to_audio: Logistic | None
     audio_to_text: Logistic | None
     audio_to_audio: Logistic | None
     presence: Logistic | None
+    told_below: float = 0.5
+    measured: Mapping[str, float] = field(default_factory=dict)
+
+    def present(self, features: np.ndarray) -> float | None:
+        """The probability that any candidate matches, from `presence_features`; None where it was not fitted."""
+        if self.presence is None:
+            return None
+        return float(self.presence(features[: len(self.presence.weights)]))
 
     def to_json(self) -> dict[str, Any]:
         """As a document of plain numbers."""
@@ -134,8 +154,12 @@ class Calibration:
         Raises:
             ValueError, TypeError, LookupError: it is no such document, or one of another number of features.
         """
-        read = cls(**{name: each and Logistic(tuple(each["weights"]), each["bias"]) for name, each in document.items()})
-        for name, each in vars(read).items():
-            if each and len(each.weights) != (len(PRESENCE) if name == "presence" else 1):
+        fits = ("text_to_audio", "audio_to_text", "audio_to_audio", "presence")
+        values: dict[str, Any] = {**document}
+        for name in fits:
+            values[name] = document[name] and Logistic(tuple(document[name]["weights"]), document[name]["bias"])
+        read = cls(**values)
+        for name in fits:
+            if (fit := getattr(read, name)) and len(fit.weights) not in ((BEFORE, len(PRESENCE)) if name == "presence" else (1,)):
                 raise ValueError(f"{name}: fitted on another number of features")
         return read

@@ -56,6 +56,10 @@ class CaptionEncoder(nn.Module):
         """Pooled caption vectors: (B, L), (B, L) -> (B, F)."""
         raise NotImplementedError
 
+    def words(self) -> frozenset[str]:
+        """The words that the tokenizer knows whole, lower case; none where that cannot be told."""
+        return frozenset()
+
     def encode(self, captions: Sequence[str], batch_size: int = 64) -> Tensor:
         """Captions -> (B, F) float32 in their order, in evaluation mode, batched by length so that little is padded.
 
@@ -140,6 +144,9 @@ class TextEncoder(CaptionEncoder):
         encoded = self.tokenizer.encode_batch([self.written(caption) for caption in captions])
         ids = torch.tensor([e.ids for e in encoded], dtype=torch.long)
         return ids, torch.tensor([e.attention_mask for e in encoded], dtype=torch.bool)
+
+    def words(self) -> frozenset[str]:
+        return frozenset(word for word in self.tokenizer.get_vocab() if word.isalpha())
 
     def tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
         return cast(Tensor, self.bert(ids, mask))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ..core.windows import best_windows, mean_direction, spans
 from ..errors import UsageError
 from ..model import sampling_of
 from .index import Recordings
+from .reading import Reading, read_queries
 
 if TYPE_CHECKING:
     from ..core.sampler import OnStep
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from ..core.scoring import Reranker
     from ..model import Retriever
     from ..types import Direction
+
+
+_PLAINLY = 0.07  # strangeness from which on it tells by itself, without the cosines and scores of a judgement of presence
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class Hit:
     score: float
 
 
+Verdict = Literal["found", "absent", "unknown", "negated"]
+
+
 @dataclass(frozen=True)
 class Found:
     """What a search found.
@@ -50,11 +57,37 @@ class Found:
         hits: best first.
         present: the probability that anything searched matches, None if unknown.
         calibrated: whether the hits' scores are probabilities.
+        verdict: `found`; `absent`, where `present` is below what the calibration states; `unknown`, where that is so and no sound
+            by the query's name was learned; `negated`, where the query names what is not wanted; None where nothing is judged.
+        reading: what is known of the query, where it is a text.
     """
 
     hits: list[Hit]
     present: float | None
     calibrated: bool = False
+    verdict: Verdict | None = None
+    reading: Reading | None = None
+
+    @property
+    def certain(self) -> bool:
+        """Whether the hits are given out as matches; else they are the nearest there is, and their scores no promise."""
+        return self.verdict in (None, "found")
+
+    @property
+    def remark(self) -> str | None:
+        """What is to be said of the query or of what was found, for people; None where there is nothing to say."""
+        reading = self.reading
+        if reading is None or self.verdict in (None, "found", "absent"):
+            return "nothing here sounds like that." if self.verdict == "absent" else None
+        if self.verdict == "negated" and reading.negation:
+            return (
+                "the model looks for what a text names, also where the text says not. Say what you want, and apart from it what "
+                f"you do not: {reading.negation.remedy}"
+            )
+        told = f"no sound by that name was learned; nearest: {reading.nearest}."
+        if reading.respelt:
+            told += f' Did you mean "{reading.respelt}"?'
+        return told + (" The model understands English alone." if reading.foreign else "")
 
 
 @dataclass(frozen=True)
@@ -101,6 +134,7 @@ def search(
     tokens: Ragged | None = None,
     unwanted: np.ndarray | None = None,
     refine: bool = True,
+    readings: Sequence[Reading] | None = None,
     top: int = 10,
     min_score: float | None = None,
 ) -> list[Found]:
@@ -119,6 +153,8 @@ def search(
     sounding unlike speech is no evidence for a dog, and would lift whatever is farthest from speech above the dogs. A calibrated
     hit still shows the probability that it matches the query, which the subtraction says nothing about, and `present` is None.
 
+    A hit's probability is never above `present`: that any file matches is at least as probable as that this one does.
+
     Args:
         queries: (Q, D) unit vectors, of texts or sounds.
         sampling: how x_0 is sampled; None is the model's own for folders (`sampling_of`). A query's hits depend on its seed,
@@ -127,6 +163,7 @@ def search(
         unwanted: (D,) unit vector of what the hits should not sound like.
         refine: the queries are texts: run stage two with the text-to-audio denoiser, if the model has it. For queries that
             are sounds there is none.
+        readings: of the queries, where they are texts (`read_queries`).
         top: hits a query at most.
         min_score: leave out hits that score less.
 
@@ -140,8 +177,9 @@ def search(
     probability = calibration and (calibration.text_to_audio if refine else calibration.audio_to_audio)
     reranker = _sampled(retriever, "t2a") if refine else None
     sampling = sampling or sampling_of(retriever, folder=True)
+    of_queries: Sequence[Reading | None] = readings or [None] * len(queries)
     if not len(recordings):
-        return [Found([], None, calibrated=bool(probability)) for _ in queries]
+        return [Found([], None, calibrated=bool(probability), reading=each) for each in of_queries]
     cosine = recordings.vectors @ queries.T.astype(np.float32)  # (W, Q)
     penalty = np.zeros(len(recordings.vectors), np.float32)
     if unwanted is not None:
@@ -149,7 +187,7 @@ def search(
     tells = refine and calibration is not None and calibration.presence is not None and unwanted is None
     depth = max(_depth(reranker, sampling, top), sampling.shortlist or 0 if tells else 0)
     results = []
-    for number, (query, of_window) in enumerate(zip(queries, cosine.T, strict=True)):
+    for number, (query, of_window, reading) in enumerate(zip(queries, cosine.T, of_queries, strict=True)):
         order, windows = best_windows(of_window - penalty, recordings.offsets, depth)
         scores, present = of_window[windows].astype(np.float64), None
         near = slice(sampling.shortlist)
@@ -158,19 +196,46 @@ def search(
             x0_hat = sample_x0(retriever, "t2a", query, recordings.vectors[windows[near]], sampling, states=states)
         elif tells:
             x0_hat = distribution_of_cosines(scores[near])
-        if tells and calibration and calibration.presence:
-            present = float(calibration.presence(presence_features(scores[near], x0_hat)))
+        if tells and calibration and not (reading and reading.negation):
+            present = calibration.present(presence_features(scores[near], x0_hat, reading.strangeness if reading else 0.0))
         if reranker:
             scores[near] = _final(reranker, "t2a", scores[near], x0_hat.mean(0))
         ranked_by = scores - penalty[windows]
         scores = probability(scores[:, None]) if probability else ranked_by
+        if probability and present is not None:
+            scores = np.minimum(scores, present)
         hits: list[Hit] = []
         for file, i in _files(recordings, ranked_by, order, top):
             if min_score is None or scores[i] >= min_score:
                 start, end = recordings.spans[windows[i]].tolist()
                 hits.append(Hit(len(hits) + 1, recordings.paths[file], start, end, float(scores[i])))
-        results.append(Found(hits, present, calibrated=bool(probability)))
+        verdict = _verdict(reading, present, calibration.told_below if calibration else 0.0)
+        results.append(Found(hits, present, calibrated=bool(probability), verdict=verdict, reading=reading))
     return results
+
+
+def _verdict(reading: Reading | None, present: float | None, told_below: float) -> Verdict | None:
+    if reading and reading.negation:
+        return "negated"
+    strange = bool(reading and reading.strangeness)
+    if present is None:
+        return "unknown" if reading and reading.strangeness > _PLAINLY else None
+    if present >= told_below:
+        return "found"
+    return "unknown" if strange else "absent"
+
+
+def search_texts(
+    retriever: Retriever, recordings: Recordings, texts: Sequence[str], sampling: Sampling | None = None, **options: Any
+) -> list[Found]:
+    """`search` for texts as people write them, with what is known of each (`read_queries`), and its other arguments.
+
+    Raises:
+        UsageError: as `search` and `embed_texts`.
+    """
+    queries, tokens = embed_texts(retriever, texts), token_states(retriever, texts)
+    how: dict[str, Any] = {"tokens": tokens, "readings": read_queries(retriever, texts), **options}
+    return search(retriever, recordings, queries, sampling, **how)
 
 
 def best_captions(
@@ -278,7 +343,12 @@ def _final(reranker: Reranker, direction: Direction, cosine: np.ndarray, x0_hat:
 
 def embed_texts(retriever: Retriever, texts: Sequence[str]) -> np.ndarray:
     """Texts as queries, (Q, D) unit vectors. Raises UsageError for a text without a letter or digit."""
+    check_texts(texts)
+    return retriever.embed_text(texts)
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Raises UsageError for a text without a letter or digit."""
     for text in texts:
         if not any(character.isalnum() for character in text):
             raise UsageError(f"nothing to search for in the text {text!r}: describe a sound, such as 'dog barking'")
-    return retriever.embed_text(texts)

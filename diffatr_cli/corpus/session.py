@@ -22,7 +22,7 @@ from ..data.audio import Samples
 from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .index import FolderIndex, IndexReport, Recordings
-from .search import Found, embed_sound, embed_texts, search, token_states
+from .search import Found, embed_sound, embed_texts, search, search_texts, token_states
 from .trajectory import Trajectory, trajectory
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class SearchSession:
     @property
     def diffuses(self) -> bool:
         """Whether answers to texts come out of noise, so that there is a trajectory to show."""
-        return self.model.reranker is not None
+        return self.model.reranker is not None and self.model.reranker.counts("t2a")
 
     @property
     def status(self) -> IndexStatus:
@@ -164,11 +164,12 @@ class SearchSession:
         recordings = self._state.recordings
         return IndexStatus(len(recordings), len(recordings.spans), self._skipped, self._indexing, self._problem)
 
-    def by_text(self, text: str, top: int) -> Found:
-        """The best files for a text. Raises UsageError for a text without a letter or digit."""
+    def by_text(self, text: str, top: int, unwanted: str | None = None) -> Found:
+        """The best files for a text, that do not sound like another one. Raises UsageError for one without a letter or digit."""
         with self._lock.take():
-            query, tokens = embed_texts(self.model, [text]), token_states(self.model, [text])
-            return search(self.model, self._state.recordings, query, self._sampling, tokens=tokens, top=top)[0]
+            against = None if unwanted is None else embed_texts(self.model, [unwanted])[0]
+            recordings = self._state.recordings
+            return search_texts(self.model, recordings, [text], self._sampling, unwanted=against, top=top)[0]
 
     def by_sound(self, waveform: Samples, top: int) -> Found:
         """The best files for a sound, mono at the rate of the model's windowing, not empty."""

@@ -17,6 +17,7 @@ from ..evaluation.states import states_of_windows
 from ..model import Retriever
 from ..progress import Progress, silent
 from .fit_calibration import fit_calibration
+from .learnt_captions import novelty_of
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,11 @@ def calibrate(
     captions = Captions.of(dataset.split(split))
     text = model.embed_text(captions.texts)
     windows = embed_windows(model, dataset, split, progress)
+    novelty = None if model.bank is None else novelty_of(model, model.bank, captions.texts)
     with tempfile.TemporaryDirectory(prefix="diffatr-", ignore_cleanup_errors=True) as folder:
         states = states_of_windows(model, dataset, split, windows, Path(folder), progress) if model.sees_frames else None
         progress(0, 1, "fitting")
-        fitted = fit_calibration(windows, text, captions, model.reranker, seed, states)
+        fitted = fit_calibration(windows, text, captions, model.reranker, seed, states, novelty)
     if not any((fitted.text_to_audio, fitted.audio_to_text, fitted.audio_to_audio, fitted.presence)):
         raise DiffATRError(
             f"{dataset.root}: nothing can be fitted on its {split} split of {len(windows.offsets) - 1} clips: every clip matches "

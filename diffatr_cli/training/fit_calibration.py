@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from ..core.calibration import Calibration, Logistic, distribution_of_cosines, presence_features
+from ..core.metrics import auroc
+from ..core.ragged import Ragged
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
 from ..core.sight import States
@@ -22,9 +25,13 @@ from ..core.text import normalise_caption
 from ..core.windows import best_windows, mean_direction
 from ..evaluation.embedded_split import Captions, EmbeddedWindows
 from ..types import Direction
+from .learnt_captions import Novelty
 from .streams import numpy_stream
 
 QUERIES = 400  # at most, drawn from the captions and from the clips
+LOST = 0.05
+"""Of the queries whose sound is there, those that may be told that it is not."""
+PARTS = 5  # of the queries, each judged by a fit on the others
 FOLDERS = (16, 50, 150, 10**9)
 """Sizes of the made-up folders in which a query's sound is there or is not: distributions look different over few clips."""
 
@@ -36,6 +43,7 @@ def fit_calibration(
     reranker: Reranker | None,
     seed: int,
     states: States | None = None,
+    novelty: Novelty | None = None,
 ) -> Calibration:
     """Fit each of a model's probabilities on a validation split; None for one whose examples are all of one label.
 
@@ -48,13 +56,14 @@ def fit_calibration(
         reranker: the model's diffusion; None of a model that ranks by its cosine.
         seed: of the queries and folders drawn, and of the noise.
         states: of the m captions and of the W windows, for a reranker whose candidates depend on the query.
+        novelty: of these captions, and of names that were never taught; None of a model whose captions are not known.
     """
     rng = numpy_stream(seed, "calibration")
     sampling = (reranker.sampling if reranker else Sampling()).for_folder(seed=seed)
     distinct, matches = matching(captions)
     first = {normalise_caption(caption): row for row, caption in reversed(list(enumerate(captions.texts)))}
     rows_of_text = np.array([first[caption] for caption in distinct])
-    text = text[rows_of_text]
+    text, strange = text[rows_of_text], np.zeros(len(distinct)) if novelty is None else novelty.of_captions[rows_of_text]
     bounds = list(pairwise(windows.offsets))
     sounds = np.stack([mean_direction(windows.vectors[a:b]) for a, b in bounds])  # (n, D)
     asked = np.sort(rng.permutation(len(distinct))[:QUERIES])
@@ -66,10 +75,13 @@ def fit_calibration(
         vectors = torch.from_numpy(query), torch.from_numpy(candidates)
         return reranker.draws(direction, *vectors, sampling, states=met).double().cpu().numpy()
 
-    def of_clips(row: int, best: np.ndarray) -> np.ndarray:
+    def tokens_of(row: int) -> Ragged | None:
+        return states and states.tokens.take(rows_of_text[[row]])
+
+    def of_clips(query: np.ndarray, tokens: Ragged | None, best: np.ndarray) -> np.ndarray:
         """What a text gets of the shortlist of some windows, by their rows, best first."""
-        met = states and States(states.tokens.take(rows_of_text[[row]]), states.frames.take(best[near]))
-        return draws("t2a", text[row], windows.vectors[best[near]], met)
+        met = None if states is None or tokens is None else States(tokens, states.frames.take(best[near]))
+        return draws("t2a", query, windows.vectors[best[near]], met)
 
     def of_captions(clip: int, order: np.ndarray) -> np.ndarray:
         """What a sound gets of the shortlist of some distinct captions, best first."""
@@ -97,7 +109,7 @@ def fit_calibration(
     def text_to_audio() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for row in asked:
             order, cosine, best = found(text[row], everything)
-            yield final("t2a", cosine, of_clips(row, best).mean(0)), matches[row, order]
+            yield final("t2a", cosine, of_clips(text[row], tokens_of(row), best).mean(0)), matches[row, order]
 
     def audio_to_text() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for clip in heard:
@@ -112,19 +124,72 @@ def fit_calibration(
                 order, cosine, _ = found(sounds[clip], others)
                 yield cosine, group[order] == group[clip]
 
-    def presence() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for row in asked:
-            for there, clips in _folders(matches[row], rng):
-                _, cosine, best = found(text[row], clips)
-                features = presence_features(cosine[near], of_clips(row, best))
-                yield features, np.array(there)
+    def features(query: np.ndarray, clips: np.ndarray, strangeness: float, tokens: Ragged | None) -> np.ndarray:
+        _, cosine, best = found(query, clips)
+        return presence_features(cosine[near], of_clips(query, tokens, best), strangeness)
 
+    def presence() -> Iterator[Example]:
+        for row in asked.tolist():
+            for there, clips in _folders(matches[row], rng):
+                yield Example(row, features(text[row], clips, strange[row], tokens_of(row)), there, learnt=True)
+        if novelty is not None:
+            for number, (name, strangeness) in enumerate(zip(novelty.names, novelty.of_names.tolist(), strict=True)):
+                for size in FOLDERS:
+                    clips = rng.permutation(everything)[:size]
+                    of_name = features(name, clips, strangeness, novelty.tokens and novelty.tokens.take(np.array([number])))
+                    yield Example(-1 - number, of_name, there=False, learnt=False)
+
+    fit, told_below, measured = fit_presence(list(presence()))
     return Calibration(
         text_to_audio=_fit_scores(text_to_audio()),
         audio_to_text=_fit_scores(audio_to_text()),
         audio_to_audio=_fit_scores(audio_to_audio()),
-        presence=_fit([(features[None], there[None]) for features, there in presence()]),
+        presence=fit,
+        told_below=told_below,
+        measured=measured,
     )
+
+
+class Example(NamedTuple):
+    """A query in a made-up folder: its number, `presence_features`, whether its sound is there, and whether any was taught."""
+
+    query: int
+    features: np.ndarray
+    there: bool
+    learnt: bool
+
+
+def fit_presence(examples: Sequence[Example]) -> tuple[Logistic | None, float, dict[str, float]]:
+    """P(there | features), the probability below which to say that nothing is, and what both reach.
+
+    Names that were never taught count as much together as sounds that were taken away. The second is the highest that calls at
+    most `LOST` of what is there absent, and never above one half. What is reached is measured with each query judged by a fit on
+    others.
+    """
+    if not examples:
+        return None, 0.5, {}
+    features, there = np.stack([each.features for each in examples]), np.array([each.there for each in examples])
+    learnt, query = (np.array([getattr(each, name) for each in examples]) for name in ("learnt", "query"))
+    away, never = ~there & learnt, ~there & ~learnt
+    weights = np.where(never, away.sum() / max(1, never.sum()), 1.0)
+    if there.all() or not there.any():
+        return None, 0.5, {}
+    fit = Logistic.fit(features, there, weights)
+    part = np.unique(query, return_inverse=True)[1] % PARTS
+    judged = np.zeros(len(examples))
+    for number in range(PARTS):
+        others = part != number
+        if there[others].all() or not there[others].any():
+            return fit, 0.5, {}
+        judged[~others] = Logistic.fit(features[others], there[others], weights[others])(features[~others])
+    told_below = min(0.5, float(np.quantile(judged[there], LOST)))
+    groups = {"taken_away": away, "never_taught": never}
+    measured = {"told_below": told_below, "lost": float((judged[there] < told_below).mean())}
+    for name, absent in groups.items():
+        if absent.any():
+            measured[f"auroc_{name}"] = auroc(judged[there | absent], there[there | absent])
+            measured[f"told_{name}"] = float((judged[absent] < told_below).mean())
+    return fit, told_below, measured
 
 
 def _fit_scores(examples: Iterator[tuple[np.ndarray, np.ndarray]]) -> Logistic | None:

@@ -35,6 +35,7 @@ from ..evaluation.states import (
     cached_tokens,
 )
 from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
+from ..phase_two import save_bank
 from ..processes import from_first, is_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
@@ -57,6 +58,7 @@ from .choose_fusion import choose_fusion, fusion_task
 from .clips import LogMelCrops, training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from .fit_calibration import fit_calibration
+from .learnt_captions import learn_captions
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .streams import torch_seed, torch_stream
 from .views import TrainingViews, augmented_frames, augmented_views, embed_views, load_views, save_views
@@ -265,7 +267,7 @@ def _calibrate(
     folder: PhaseFolder,
     progress: Progress,
 ) -> None:
-    """Fit what the kept model's scores are worth, once."""
+    """Fit what the kept model's scores are worth, and keep the captions that it learnt from, once."""
     tensors, facts = folder.load_best()
     if facts.get("calibration"):
         return
@@ -278,7 +280,13 @@ def _calibrate(
     states = None
     if retriever.sees_frames:
         states = cached_states_of_windows(retriever, first.run, dataset, "val", windows, progress)
-    text = split.text.numpy()
-    fitted = fit_calibration(windows, text, captions, retriever.reranker, seed, states) if is_first() else None
-    folder.keep_best(tensors, facts | {"calibration": fitted and fitted.to_json()})
+    if is_first():
+        novelty = None
+        if retriever.given_sizes is None:
+            learnt = [caption for clip in dataset.split("train") for caption in clip.captions]
+            bank, novelty = learn_captions(retriever, learnt, captions.texts)
+            save_bank(folder.path, bank, retriever.model_id)
+        fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed, states, novelty)
+        facts |= {"calibration": fitted.to_json()}
+    folder.keep_best(tensors, facts)
     progress(1, 1, "calibrating scores")

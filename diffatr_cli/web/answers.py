@@ -50,11 +50,17 @@ def found_response(session: SearchSession, found: Found, began: float, note: str
         began: when, by `time.perf_counter`.
         note: a remark on what was searched for.
     """
+    negation = found.reading and found.reading.negation
     return json_response(
         {
             "hits": [_hit(session, hit) for hit in found.hits],
             "present": found.present,
             "calibrated": found.calibrated,
+            "verdict": found.verdict,
+            "certain": found.certain,
+            "remark": found.remark,
+            "suggestion": found.reading and found.reading.respelt,
+            "negation": negation and {"wanted": negation.wanted, "unwanted": negation.unwanted},
             "note": note,
             "files": session.status.files,
             "seconds": round(time.perf_counter() - began, 4),

@@ -25,6 +25,7 @@ TOP = 10
 """Hits shown at first."""
 
 _Text = Annotated[str, Query(max_length=1000)]
+_Unwanted = Annotated[str | None, Query(max_length=1000, alias="not")]
 _Top = Annotated[int, Query(ge=1, le=100)]
 _Second = Annotated[float, Query(ge=0, le=1e9, allow_inf_nan=False)]
 
@@ -69,9 +70,9 @@ def make_app(
         return state()
 
     @app.get("/api/search")
-    def by_text(q: _Text, top: _Top = TOP) -> Response:
+    def by_text(q: _Text, top: _Top = TOP, unwanted: _Unwanted = None) -> Response:
         began = time.perf_counter()
-        return found_response(session, session.by_text(q, top), began)
+        return found_response(session, session.by_text(q, top, unwanted), began)
 
     @app.get("/api/like/{key}")
     def like(key: str, start: _Second = 0.0, top: _Top = TOP) -> Response:

