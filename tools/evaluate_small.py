@@ -241,7 +241,7 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
     yield f"{document['files']} files, {document['kinds']} kinds with a test recording.\n"
     yield "| measure | value |\n|---|---|"
     for key, value in document.items():
-        if isinstance(value, float):
+        if isinstance(value, float) and key != "told_below":
             yield f"| {key.replace('_', ' ')} | {value:.3f} |"
     for name, wanted in (("Urban kinds", "urban"), ("Kinds of effects", "effects")):
         yield f"\n{name}:\n\n| kind | query | clips | P@10 | AP | recall@10 | of its own files |\n|---|---|---|---|---|---|---|"

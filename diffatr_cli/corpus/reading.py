@@ -136,7 +136,7 @@ def _respelt(retriever: Retriever, bank: CaptionBank, text: str) -> str | None:
     choices = [word for word, _ in sorted(counts.items(), key=lambda each: (-each[1], each[0])) if len(word) > 2]
     respelt = " ".join(_letters(text))
     for word in unknown:
-        close = process.extractOne(word, choices, scorer=OSA.distance, score_cutoff=1 if len(word) < 6 else 2)
+        close = process.extractOne(word, choices, scorer=OSA.distance, score_cutoff=1 if len(word) < 8 else 2)
         if close is None:
             return None
         respelt = re.sub(rf"\b{word}\b", close[0], respelt)
