@@ -64,9 +64,7 @@ def serve(
     listener = server.listen(host, port)
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    model = load_model(run, runs, model_name, device)
-    if weight is not None:
-        model.reweigh(weight)
+    model = load_model(run, runs, model_name, device, weight)
     session = SearchSession(model, folder, sampling_of(model, folder=True, shortlist=shortlist, steps=steps, seed=seed))
     token = None if loopback else secrets.token_urlsafe(24)
     hosts = frozenset((_bracketed(host).lower(), "localhost", "127.0.0.1", "[::1]")) if loopback else None
