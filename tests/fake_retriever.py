@@ -61,6 +61,9 @@ class FakeRetriever:
         self.projection = np.random.default_rng(len(model_id)).normal(size=(40, dim))
         self.reranker = make_reranker(dim) if phase_two else None
 
+    def reweigh(self, weight):
+        self.reweighed, self.reranker, self.calibration = weight, make_reranker(self.dim, weight), None
+
     def _embed(self, waveform):
         if len(waveform) < 1024:
             waveform = np.pad(waveform, (0, 1024 - len(waveform)))

@@ -471,3 +471,17 @@ def test_play_fails_quietly(clips, players, tmp_path):
     told.unlink()
     assert run(*command, "--min-score", 50).exit_code == 0  # nothing to play
     assert not told.exists()
+
+
+def test_a_weight_that_is_asked_for(clips, monkeypatch):
+    """It ranks by that weight, and no probability is left that was fitted with another one."""
+    from diffatr_cli.cli import corpus
+
+    model = FakeRetriever(phase_two=True)
+    monkeypatch.setattr(module, "load_model", corpus.load_model)
+    monkeypatch.setattr("diffatr_cli.two_tower.load_any", lambda *_: model)
+    asked = json.loads(run("query", "900 Hz", "--corpus", "clips", "--weight", 0.25, "--json").stdout)
+    assert model.reweighed == 0.25
+    assert [row["rank"] for row in asked["results"]] == list(range(1, len(asked["results"]) + 1))
+    assert "--weight" in run("query", "900 Hz", "--corpus", "clips", "--weight", 0.25).stderr
+    assert run("query", "900 Hz", "--corpus", "clips", "--weight", -1).exit_code == 2

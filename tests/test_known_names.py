@@ -20,7 +20,7 @@ from diffatr_cli.core.bank import CaptionBank, simple_captions
 from diffatr_cli.core.calibration import Calibration, Logistic
 from diffatr_cli.core.metrics import auroc
 from diffatr_cli.corpus.reading import negation_of, read_queries
-from diffatr_cli.errors import DiffATRError
+from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.model import load_retriever, shipped_model
 from diffatr_cli.phase_two import BANK, load_bank, save_bank
 from diffatr_cli.training.fit_calibration import LOST, Example, fit_presence
@@ -227,3 +227,16 @@ def test_the_shipped_model_knows_what_it_was_taught() -> None:
     assert [each.foreign for each in read_queries(model, never)] == [False] * 5 + [True] * 2
     respelt = {"thnuder": "thunder", "a sirne wails": "a siren wails", "helicoptr": "helicopter"}
     assert {text: each.respelt for text, each in zip(respelt, read_queries(model, list(respelt)), strict=True)} == respelt
+
+
+def test_another_weight_leaves_no_probability_that_was_fitted_with_the_first(trained: Path) -> None:
+    model = load_retriever(trained, "cpu")
+    model.reweigh(0.5)
+    assert model.reranker is not None
+    assert model.reranker.fusion_weights == {"t2a": 0.5, "a2t": 0.5}
+    assert model.calibration is not None
+    assert (model.calibration.text_to_audio, model.calibration.audio_to_text, model.calibration.presence) == (None, None, None)
+    assert model.calibration.audio_to_audio == load_retriever(trained, "cpu").calibration.audio_to_audio  # type: ignore[union-attr]
+    model.reranker = None
+    with pytest.raises(UsageError, match="no diffusion"):
+        model.reweigh(0.5)

@@ -67,8 +67,11 @@ def open_folder(corpus: Path, index_folder: Path | None) -> FolderIndex:
     return FolderIndex(corpus, index_folder)
 
 
-def load_model(run: Path | None, runs: Path | None, model: str | None, device: str) -> Retriever:
-    """The model of `run`, of the newest run below `runs`, or of the name `model`; without any, the one that ships."""
+def load_model(run: Path | None, runs: Path | None, model: str | None, device: str, weight: float | None = None) -> Retriever:
+    """The model of `run`, of the newest run below `runs`, or of the name `model`; without any, the one that ships.
+
+    `weight`: of diffusion beside the cosine, in the place of the model's own.
+    """
     if sum(given is not None for given in (run, runs, model)) > 1:
         raise UsageError("--run, --runs and --model exclude each other: each names the model.")
     from ..runs import newest_run
@@ -76,7 +79,10 @@ def load_model(run: Path | None, runs: Path | None, model: str | None, device: s
 
     if runs is not None:
         run = newest_run(runs)
-    return load_any(model if run is None else run, device)
+    loaded = load_any(model if run is None else run, device)
+    if weight is not None:
+        loaded.reweigh(weight)
+    return loaded
 
 
 def update_index(folder: FolderIndex, model: Retriever) -> IndexReport:

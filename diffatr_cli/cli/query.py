@@ -105,7 +105,7 @@ def query(
         from ..data.audio import load_audio
 
         choices = _captions_for(captions, audio)
-        model = _weighed(load_model(run, runs, model_name, device), weight)
+        model = load_model(run, runs, model_name, device, weight)
         heard = load_audio(audio, rate=model.windowing.rate)
         settings = _sampling(model, steps, shortlist, seed, "a2t")
         vector, frames = hear_sound(model, heard)
@@ -123,7 +123,7 @@ def query(
     folder = open_folder(corpus, index_folder)
     if audio is not None:
         open_sound(audio).close()  # what is wrong with it is told before the model, which takes seconds
-    model = _weighed(load_model(run, runs, model_name, device), weight)
+    model = load_model(run, runs, model_name, device, weight)
     sound = None if audio is None else load_audio(audio, rate=model.windowing.rate)
     unusable = []
     try:
@@ -259,12 +259,6 @@ def _captions_for(captions: Path, audio: Path) -> list[str]:
         say("; ".join(notes[:3]) + ("; ..." if len(notes) > 3 else ""))
     open_sound(audio).close()
     return choices
-
-
-def _weighed(model: Retriever, weight: float | None) -> Retriever:
-    if weight is not None:
-        model.reweigh(weight)
-    return model
 
 
 def _sampling(model: Retriever, steps: int | None, shortlist: int | None, seed: int, direction: Direction = "t2a") -> Sampling:

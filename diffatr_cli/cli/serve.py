@@ -64,9 +64,7 @@ def serve(
     listener = server.listen(host, port)
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    model = load_model(run, runs, model_name, device)
-    if weight is not None:
-        model.reweigh(weight)
+    model = load_model(run, runs, model_name, device, weight)
     sampling = sampling_of(model, folder=True, shortlist=shortlist, steps=steps, seed=seed)
     session = SearchSession(model, folder, sampling, tell=say)
     token = None if loopback else secrets.token_urlsafe(24)
