@@ -67,7 +67,7 @@ class CaptionBank:
                     cosine[row, place] = -1
             rows[start : start + step] = cosine.argmax(1)
             best[start : start + step] = cosine.max(1)
-        return best, [self.texts[row] for row in rows.tolist()]
+        return best.clip(-1, 1), [self.texts[row] for row in rows.tolist()]  # products of unit vectors go over by a rounding
 
     def strangeness(self, best: np.ndarray) -> np.ndarray:
         """By how much the cosine of the nearest caption falls short of `familiar`; 0 for what names something learnt."""
