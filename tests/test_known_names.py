@@ -55,6 +55,7 @@ class Reader(FakeRetriever):
 def test_the_nearest_is_that_of_a_plain_search(texts: list[str], left_out: int) -> None:
     rng = np.random.default_rng(0)
     vectors, queries = (rng.normal(size=(n, 5)).astype(np.float32) for n in (len(texts), 4))
+    vectors, queries = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (vectors, queries))
     bank = CaptionBank(tuple(texts), vectors, 0.5)
     but = [texts[left_out % len(texts)]] * 4
     for banned in ([], but):
