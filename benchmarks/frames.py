@@ -16,7 +16,7 @@ import torch
 from diffatr_cli.core.query_conditioned import QueryConditioner
 from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.corpus.frames import FrameTable, StoredFrames
-from diffatr_cli.corpus.search import embed_texts, search, token_states
+from diffatr_cli.corpus.search import search_texts
 from diffatr_cli.corpus.snapshot import Recordings
 from diffatr_cli.errors import DiffATRError
 from diffatr_cli.model import Retriever, load_retriever, shipped_model
@@ -60,7 +60,7 @@ def query(size: Size) -> list[Row]:
         def ask(asked: Retriever) -> None:
             text = [next(texts)]
             sampling = asked.reranker.sampling.for_folder(shortlist=SHORTLIST) if asked.reranker else None
-            search(asked, recordings, embed_texts(asked, text), sampling, tokens=token_states(asked, text))
+            search_texts(asked, recordings, text, sampling)
 
         took = medians({"frames": lambda: ask(model), "pooled": lambda: ask(pooled)}, rounds)
     what = f"a query over {windows:,} windows, by frames"

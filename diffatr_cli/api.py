@@ -179,7 +179,7 @@ class Model:
         if not (wanted and self._retriever.sees_frames):
             return self._retriever.embed_audio(pieces), offsets, None
         vectors, frames = self._retriever.embed_with_frames(pieces)
-        return vectors, offsets, Ragged.of(frames, frames[0].shape[1]).take
+        return vectors, offsets, Ragged.of(frames).take
 
     def _waves(self, sounds: Sequence[Sound], rate: int) -> list[np.ndarray]:
         """Sounds at the rate of the model's windows."""

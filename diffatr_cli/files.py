@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,6 +129,15 @@ def _is_about(error: OSError, places: set[Path]) -> bool:
     if error.errno in _OF_WRITING:
         return True
     return error.filename is not None and Path(os.fsdecode(error.filename)) in places
+
+
+def file_crc32(path: Path) -> int:
+    """CRC-32 of a file's content. Raises OSError where it cannot be read."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def file_hash(path: Path) -> str:

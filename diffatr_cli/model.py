@@ -266,12 +266,22 @@ class Retriever:
     @torch.inference_mode()
     def pool_text(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> (n, F) float32 unit vectors in the caption encoder's own space, before the head."""
-        return functional.normalize(self._text.encode(captions).float(), dim=-1).numpy()
+        return _unit(self._text.encode(captions))
+
+    @torch.inference_mode()
+    def embed_and_pool_text(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """What `embed_text` and `pool_text` give, in one pass."""
+        pooled = self._text.encode(captions)
+        return self.embed_pooled_text(pooled), _unit(pooled)
 
     @torch.inference_mode()
     def embed_text(self, captions: Sequence[str]) -> np.ndarray:
         """Captions -> (n, D) float32 unit vectors."""
         return self.embed_pooled_text(self._text.encode(captions))
+
+
+def _unit(pooled: Tensor) -> np.ndarray:
+    return functional.normalize(pooled.float(), dim=-1).numpy()
 
 
 def load_retriever(run: Path, device: str = "auto") -> Retriever:

@@ -78,6 +78,12 @@ class FakeRetriever:
         self.embedded += len(waveforms)
         return np.stack([self._embed(waveform) for waveform in waveforms])
 
+    def pool_text(self, captions):
+        return self.embed_text(captions)
+
+    def embed_and_pool_text(self, captions):
+        return self.embed_text(captions), self.pool_text(captions)
+
     def embed_text(self, captions):
         return np.stack([self._embed(tone(float(caption.split()[0]), 1)) for caption in captions])
 

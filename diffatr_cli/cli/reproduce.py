@@ -70,13 +70,13 @@ def reproduce(
     overrides = [each for each in what if "=" in each]
     asked = [each for each in what if "=" not in each]
     drawn = "figure3" in asked or "all" in asked
-    numbers = [*(TABLES if "all" in asked else ()), *(each for each in dict.fromkeys(asked) if each not in ("figure3", "all"))]
+    named = [each for each in asked if each not in ("figure3", "all")]
+    numbers = [*dict.fromkeys((*(TABLES if "all" in asked else ()), *named))]
     there = f"Name some of {', '.join((*TABLES, 'figure3', 'all', *STUDIES))}."
     if unknown := [number for number in numbers if number not in (*TABLES, *STUDIES)]:
         raise UsageError(f"reproduce: there is no table {', '.join(unknown)}. {there}")
     if not numbers and not drawn:
         raise UsageError(f"reproduce: no table is named. {there}")
-    numbers = [*dict.fromkeys(numbers)]
     chosen = parse_seeds(seeds) or ((0,) if quick else (0, 1, 2))
     of_ablations = parse_seeds(ablation_seeds) or chosen
     tables = plan(numbers, world, quick=quick, overrides=overrides)  # type: ignore[arg-type]

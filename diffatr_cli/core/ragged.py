@@ -40,8 +40,13 @@ class Ragged:
         return int(self.values.shape[1])
 
     @classmethod
-    def of(cls, sequences: Sequence[Tensor], features: int) -> Ragged:
-        """Sequences (L, F) of any type and on any device, as float16; what that cannot hold becomes the largest that it can."""
+    def of(cls, sequences: Sequence[Tensor], features: int | None = None) -> Ragged:
+        """Sequences (L, F) of any type and on any device, as float16; what that cannot hold becomes the largest that it can.
+
+        `features` is F where there may be no sequence to tell it; else that of the first.
+        """
+        if features is None:
+            features = sequences[0].shape[1] if sequences else 0
         values = torch.cat([half(each) for each in sequences] or [torch.empty(0, features, dtype=torch.float16)])
         lengths = np.array([len(each) for each in sequences], dtype=np.int64)
         return cls(values.numpy(), np.cumsum(lengths) - lengths, lengths)

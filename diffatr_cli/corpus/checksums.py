@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DiffATRError
-from ..files import write_text
+from ..files import file_crc32, write_text
 
-_CHUNK = 1 << 20
 _HINT = "latest_version_hint.json"  # the one file that is written again and again; LanceDB does without
 
 
@@ -26,7 +24,7 @@ def fit(table: Path) -> bool:
     known = _known(table)
     for name, path in _files(table):
         with contextlib.suppress(FileNotFoundError):  # tidied away by an update that runs now
-            if name in known and known[name] != _checksum(path):
+            if name in known and known[name] != file_crc32(path):
                 return False
     return True
 
@@ -34,7 +32,7 @@ def fit(table: Path) -> bool:
 def record(table: Path) -> None:
     """Give the files of a table checksums that have none yet, if the disk has room for them."""
     known = _known(table)
-    _write(table, {name: known[name] if name in known else _checksum(path) for name, path in _files(table)})
+    _write(table, {name: known[name] if name in known else file_crc32(path) for name, path in _files(table)})
 
 
 def prune(table: Path) -> None:
@@ -73,11 +71,3 @@ def _files(table: Path) -> Iterator[tuple[str, Path]]:
             path = Path(below, name)
             if name != _HINT:
                 yield path.relative_to(table).as_posix(), path
-
-
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum

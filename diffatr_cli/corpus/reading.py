@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ..core.text import normalise_caption
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..core.bank import CaptionBank
     from ..model import Retriever
 
@@ -87,12 +89,12 @@ class Reading:
         }
 
 
-def read_queries(retriever: Retriever, texts: Sequence[str]) -> list[Reading]:
-    """What each text asks for."""
+def read_queries(retriever: Retriever, texts: Sequence[str], pooled: np.ndarray | None = None) -> list[Reading]:
+    """What each text asks for. `pooled`: what `Retriever.pool_text` gives of the texts, where it is known already."""
     bank = retriever.bank
     if bank is None:
         return [Reading(text, negation=negation_of(text)) for text in texts]
-    found, nearest = bank.nearest(retriever.pool_text(texts))
+    found, nearest = bank.nearest(retriever.pool_text(texts) if pooled is None else pooled)
     strange = bank.strangeness(found)
     readings = []
     for text, cosine, caption, strangeness in zip(texts, found.tolist(), nearest, strange.tolist(), strict=True):

@@ -110,15 +110,12 @@ def hear_sound(retriever: Retriever, waveform: np.ndarray) -> tuple[np.ndarray, 
     if not retriever.sees_frames:
         return embed_sound(retriever, waveform), None
     vectors, frames = retriever.embed_with_frames(_windows(retriever, waveform))
-    return mean_direction(vectors), Ragged.of(frames, frames[0].shape[1]).joined()
+    return mean_direction(vectors), Ragged.of(frames).joined()
 
 
 def token_states(retriever: Retriever, texts: Sequence[str]) -> Ragged | None:
     """The token states of texts, for a model that re-ranks by frames; None for others."""
-    if not retriever.sees_frames:
-        return None
-    states = retriever.token_states(texts)
-    return Ragged.of(states, states[0].shape[1] if states else 0)
+    return Ragged.of(retriever.token_states(texts)) if retriever.sees_frames else None
 
 
 def _windows(retriever: Retriever, waveform: np.ndarray) -> list[np.ndarray]:
@@ -144,10 +141,9 @@ def search(
     over the windows of the shortlist, the best contents, one a content, since windows of one recording, or copies of it,
     would share out the probability among themselves; the score becomes cosine + weight * x0_hat, with the weight and the shape
     (`scoring.fuse`) of the model's validation. Where that weight is 0, nothing is sampled. Files beyond the shortlist keep their
-    cosine. (A model trained by L_G alone has no weight; its
-    shortlist is ranked by x0_hat, and nothing else is found.) Where the model is calibrated, a hit's score is what that sum
-    is worth as a probability, and `present` comes from how far the generated distribution concentrates and how much it
-    moves between draws.
+    cosine. (A model trained by L_G alone has no weight; its shortlist is ranked by x0_hat, and nothing else is found.) Where the
+    model is calibrated, a hit's score is what that sum is worth as a probability, and `present` comes from how far the generated
+    distribution concentrates and how much it moves between draws.
 
     With `unwanted`, max(0, cosine to it) is subtracted from what files are ranked by, in both stages. Only the positive part:
     sounding unlike speech is no evidence for a dog, and would lift whatever is farthest from speech above the dogs. A calibrated
@@ -217,12 +213,12 @@ def search(
 def _verdict(reading: Reading | None, present: float | None, told_below: float) -> Verdict | None:
     if reading and reading.negation:
         return "negated"
-    strange = bool(reading and reading.strangeness)
+    strangeness = reading.strangeness if reading else 0.0
     if present is None:
-        return "unknown" if reading and reading.strangeness > _PLAINLY else None
+        return "unknown" if strangeness > _PLAINLY else None
     if present >= told_below:
         return "found"
-    return "unknown" if strange else "absent"
+    return "unknown" if strangeness else "absent"
 
 
 def search_texts(
@@ -233,8 +229,10 @@ def search_texts(
     Raises:
         UsageError: as `search` and `embed_texts`.
     """
-    queries, tokens = embed_texts(retriever, texts), token_states(retriever, texts)
-    how: dict[str, Any] = {"tokens": tokens, "readings": read_queries(retriever, texts), **options}
+    check_texts(texts)
+    queries, pooled = retriever.embed_and_pool_text(texts)
+    readings = read_queries(retriever, texts, pooled)
+    how: dict[str, Any] = {"tokens": token_states(retriever, texts), "readings": readings, **options}
     return search(retriever, recordings, queries, sampling, **how)
 
 

@@ -129,14 +129,15 @@ def evaluate_runs(
         if weight is not None:
             retriever.reweigh(weight)
         sampling = sampling_of(retriever, steps=steps, shortlist=shortlist, seed=noise_seed)
-        of_run = from_first(kept_queries(run, retriever, sampling, asked, weight)) if reuse else None
-        if of_run and rivals and not {"qbnorm", "one-step"} & {system for system, _ in of_run}:
-            of_run = None
-        bank, found_before = None, of_run is not None
-        if rivals and not found_before:
+        kept = from_first(kept_queries(run, retriever, sampling, asked, weight)) if reuse else None
+        if kept and rivals and not {"qbnorm", "one-step"} & {system for system, _ in kept}:
+            kept = None
+        bank = None
+        if rivals and kept is None:
             learnt_from = load_dataset(asked.dataset.root.parent, learnt.data.name)
             bank = querybank_of(retriever, run, learnt_from, learnt.data.same_captions, progress)
         on_scores = exporter.of_seed(seed) if exporter else None
+        of_run = kept
         if of_run is None:
             of_run = _rank_run(run, retriever, sampling, asked, progress, on_scores, rivals=rivals, bank=bank)
         for key, queries in of_run.items():
@@ -148,7 +149,7 @@ def evaluate_runs(
                 weights.setdefault(direction, []).append(retriever.reranker.fusion_weights[direction])
                 shapes.setdefault(direction, []).append(retriever.reranker.fusion_shapes.get(direction, "sum"))
         try:
-            if is_first() and not found_before:
+            if is_first() and kept is None:
                 _keep(run, retriever, sampling, asked, of_run, weight)
         except DiffATRError as error:
             told.append(f"what each query got is not kept: {error}")

@@ -18,7 +18,7 @@ from ..core.sight import States
 from ..core.windows import spans
 from ..data.manifest import Dataset, read_piece
 from ..errors import DiffATRError
-from ..files import reason, replacing
+from ..files import file_crc32, reason, replacing
 from ..model import Retriever
 from ..processes import first_alone
 from ..progress import Progress, silent
@@ -26,7 +26,6 @@ from ..runs import encoders_of
 from .embedded_split import CLIPS_AT_ONCE, Captions, EmbeddedWindows
 
 CAPTIONS_AT_ONCE = 4096
-CHECKED_AT_ONCE = 2**24  # bytes
 
 Sequences = Iterable[tuple[np.ndarray, list[Tensor]]]
 """The numbers of some sequences, and those sequences (L, F) float16, until each number has come once."""
@@ -63,8 +62,7 @@ def states_of_windows(
     model: Retriever, dataset: Dataset, split: str, windows: EmbeddedWindows, folder: Path, progress: Progress = silent
 ) -> States:
     """The same of a model that has no run folder; the frames go into a file in `folder`, which must stay while they are used."""
-    states = model.token_states(Captions.of(dataset.split(split)).texts)
-    tokens = Ragged.of(states, states[0].shape[1])
+    tokens = Ragged.of(model.token_states(Captions.of(dataset.split(split)).texts))
     return States(tokens, window_frames(model, dataset, split, windows, folder, progress))
 
 
@@ -160,7 +158,7 @@ def _read(path: Path, source: Mapping[str, str]) -> Ragged | None:
             return None
         starts, lengths = (np.array(facts[name], dtype=np.int64) for name in ("starts", "lengths"))
         features, rows = int(facts["features"]), int(lengths.sum())
-        if path.stat().st_size != 2 * features * rows or _checksum(path) != facts["crc32"]:
+        if path.stat().st_size != 2 * features * rows or file_crc32(path) != facts["crc32"]:
             return None
         if not rows:
             return Ragged(np.zeros((0, features), np.float16), starts, lengths)
@@ -171,11 +169,3 @@ def _read(path: Path, source: Mapping[str, str]) -> Ragged | None:
         raise DiffATRError(f"{path}: cannot be read ({reason(error)}).") from error
     except (ValueError, TypeError, LookupError):
         return None
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(CHECKED_AT_ONCE):
-            value = zlib.crc32(block, value)
-    return value

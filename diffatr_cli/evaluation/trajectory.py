@@ -180,8 +180,7 @@ def trajectory(
     states = cached_states(model, run, dataset, split, progress) if model.sees_frames else None
     sight = own_sight = reranker.sight(direction, states)
     if states is not None and asked is None:
-        found = model.token_states([query or ""])
-        own_sight = reranker.sight(direction, states._replace(tokens=Ragged.of(found, found[0].shape[1])), [0])
+        own_sight = reranker.sight(direction, states._replace(tokens=Ragged.of(model.token_states([query or ""]))), [0])
     elif sight is not None:
         own_sight = sight.of(slice(row, row + 1))
     levels, x, x0_hat, listed = _follow(vector, candidates, direction, reranker, sampling, row, own_sight)

@@ -39,21 +39,26 @@ class Novelty:
 def learn_captions(model: Retriever, training: Sequence[str], validation: Sequence[str]) -> tuple[CaptionBank, Novelty]:
     """The bank of some training captions, and how strange the validation captions and names that it does not hold are to it."""
     texts = simple_captions([text for caption in training if (text := normalise_caption(caption))])
-    held_out = [normalise_caption(caption) for caption in validation]
+    held_out, pooled = [normalise_caption(caption) for caption in validation], model.pool_text(validation)
     kept = model.pool_text(texts).astype(np.float16).astype(np.float32)  # as they are kept, so that all later fits see the same
-    bank = CaptionBank.fit(texts, kept, held_out, model.pool_text(validation))
-    return bank, novelty_of(model, bank, validation)
+    bank = CaptionBank.fit(texts, kept, held_out, pooled)
+    return bank, _novelty(model, bank, held_out, pooled)
 
 
 def novelty_of(model: Retriever, bank: CaptionBank, validation: Sequence[str]) -> Novelty:
     """How strange some captions, and the names that a bank does not hold, are to it."""
-    held_out = [normalise_caption(caption) for caption in validation]
+    return _novelty(model, bank, [normalise_caption(caption) for caption in validation], model.pool_text(validation))
+
+
+def _novelty(model: Retriever, bank: CaptionBank, held_out: Sequence[str], pooled: np.ndarray) -> Novelty:
+    """The same of captions that are normalised, and their vectors in the caption encoder's space."""
+    of_captions = bank.strangeness(bank.nearest(pooled, but=held_out)[0])
     names = names_not_held(SOUND_NAMES, bank.texts)
-    strange = bank.strangeness(bank.nearest(model.pool_text(names))[0]) if names else np.zeros(0)
-    vectors = model.embed_text(names) if names else np.zeros((0, model.dim), np.float32)
-    of_captions = bank.strangeness(bank.nearest(model.pool_text(validation), but=held_out)[0])
-    states = model.token_states(names) if model.sees_frames and names else []
-    return Novelty(of_captions, strange, vectors, Ragged.of(states, states[0].shape[1]) if states else None)
+    if not names:
+        return Novelty(of_captions, np.zeros(0), np.zeros((0, model.dim), np.float32))
+    vectors, own = model.embed_and_pool_text(names)
+    tokens = Ragged.of(model.token_states(names)) if model.sees_frames else None
+    return Novelty(of_captions, bank.strangeness(bank.nearest(own)[0]), vectors, tokens)
 
 
 def names_not_held(names: Sequence[str], captions: Sequence[str]) -> list[str]:
