@@ -11,6 +11,7 @@ import pytest
 import torch
 from command_line import typed
 from conftest import Workshop
+from killed_runs import assert_killed_run_resumes_to_the_same
 from safetensors.torch import load_file
 from tiny_models import TEXT_MODELS
 from torch.nn import functional
@@ -64,10 +65,6 @@ FRAMES = (
     "evaluation.shortlist=5",
     "evaluation.fusion_weights=[1.0]",  # so that x0_hat counts
 )
-
-
-class Killed(Exception):
-    pass
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -394,26 +391,7 @@ def test_a_view_of_frames_has_the_vectors_that_are_cached(workshop: Workshop, co
 
 
 def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
-    recipe = workshop.recipe(*FRAMES)
-
-    def run(name: str, die_at: int | None = None) -> Path:
-        runs = tmp_path / name
-        if not runs.exists():
-            shutil.copytree(trained / "pretrain", runs / "tiny" / "seed-0" / "pretrain")
-
-        def progress(done: int, total: int, note: str) -> None:
-            if note.startswith("epoch") and done == die_at:
-                raise Killed
-
-        return train_diffusion("tiny", recipe, data=workshop.data, runs=runs, seed=0, device="cpu", progress=progress).folder
-
-    whole = run("a")
-    with pytest.raises(Killed):
-        run("b", die_at=9)
-    resumed = run("b")
-    assert (whole / "metrics.jsonl").read_text() == (resumed / "metrics.jsonl").read_text()
-    one, other = load_file(whole / "best.safetensors"), load_file(resumed / "best.safetensors")
-    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert_killed_run_resumes_to_the_same(workshop, workshop.recipe(*FRAMES), trained, tmp_path)
 
 
 def test_bf16_trains_to_nearly_the_same_loss(workshop: Workshop, conditioned: Path, tmp_path: Path) -> None:

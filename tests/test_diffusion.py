@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Workshop
-from safetensors.torch import load_file
+from killed_runs import assert_killed_run_resumes_to_the_same
 from torch.nn import functional
 
 from diffatr_cli.core.denoiser import AttentionDenoiser
@@ -23,10 +23,6 @@ from diffatr_cli.training.denoisers import denoising_loss
 from diffatr_cli.training.pretrain import pretrain
 from diffatr_cli.training.train_diffusion import train_diffusion
 from diffatr_cli.training.views import TrainingViews
-
-
-class Killed(Exception):
-    pass
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -122,28 +118,7 @@ def test_learns_and_keeps_a_record(trained: Path) -> None:
 
 
 def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
-    recipe = workshop.recipe()
-
-    def run(name: str, die_at: int | None = None) -> Path:
-        runs = tmp_path / name
-        if not runs.exists():
-            (runs / "tiny").mkdir(parents=True)
-            (runs / "tiny" / "seed-0").mkdir()
-            (runs / "tiny" / "seed-0" / "pretrain").symlink_to(trained / "pretrain")
-
-        def progress(done: int, total: int, note: str) -> None:
-            if note.startswith("epoch") and done == die_at:
-                raise Killed
-
-        return train_diffusion("tiny", recipe, data=workshop.data, runs=runs, seed=0, device="cpu", progress=progress).folder
-
-    whole = run("a")
-    with pytest.raises(Killed):
-        run("b", die_at=9)
-    resumed = run("b")
-    assert (whole / "metrics.jsonl").read_text() == (resumed / "metrics.jsonl").read_text()
-    one, other = load_file(whole / "best.safetensors"), load_file(resumed / "best.safetensors")
-    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert_killed_run_resumes_to_the_same(workshop, workshop.recipe(), trained, tmp_path)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
