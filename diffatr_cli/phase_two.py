@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from .core.bank import CaptionBank
 from .core.calibration import Calibration
 from .core.denoiser import AttentionDenoiser, DenoiserConfig
 from .core.query_conditioned import QueryConditioner
+from .core.querybank import Prior
 from .core.sampling import Sampling
 from .core.schedule import NoiseSchedule
 from .core.scoring import Reranker
@@ -24,6 +26,8 @@ from .types import DIRECTIONS, Direction
 
 CONDITIONERS = "conditioner."
 """What the names of conditioners' tensors begin with in phase two's checkpoint."""
+PRIORS = "prior."
+"""The same of what candidates' priors stand on."""
 BANK = "captions.safetensors"
 """The captions learnt from, in the folder of phase two, which judges queries by them."""
 
@@ -96,8 +100,20 @@ def load_reranker(
     fitted = facts.get("calibration")
     schedule = build_schedule(recipe.diffusion)
     fusion = facts["fusion_weights"], facts.get("fusion_shapes")
-    reranker = Reranker(denoisers, schedule, Sampling.of(recipe), *fusion, conditioners)
+    queries = below(PRIORS, tensors)
+    priors = {d: Prior(queries[d].float().to(device), **settings) for d, settings in facts.get("priors", {}).items()}
+    reranker = Reranker(denoisers, schedule, Sampling.of(recipe), *fusion, conditioners, priors)
     return reranker, Calibration.from_json(fitted) if fitted else None
+
+
+def tensors_of(priors: Mapping[Direction, Prior]) -> dict[str, Tensor]:
+    """What phase two's checkpoint holds of priors: their queries, in half precision."""
+    return {f"{PRIORS}{direction}": prior.queries.half() for direction, prior in priors.items()}
+
+
+def facts_of(priors: Mapping[Direction, Prior]) -> dict[Direction, dict[str, float]]:
+    """What its facts hold of them."""
+    return {direction: {"beta": prior.beta, "weight": prior.weight} for direction, prior in priors.items()}
 
 
 def save_bank(folder: Path, bank: CaptionBank, encoders: str) -> None:

@@ -246,6 +246,11 @@ class EvaluationSection(Section):
         default=("sum", "log"),
         description="how x0_hat may join the cosine, of which validation chooses: added as it is, or its logarithm",
     )
+    bank: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="so many training captions (clips, for audio-to-text) are kept with the model, and candidates that lie near "
+        "all of them are held back by as much as validation chooses; 0 keeps none",
+    )
 
 
 class Recipe(Section):
@@ -289,6 +294,12 @@ class Recipe(Section):
                 "diffusion.conditioning: frames are those of encoders that phase one has trained; set model.strategy=gen-dis, or "
                 "diffusion.conditioning=none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _bank_needs_phase_two(self) -> Self:
+        if self.evaluation.bank and self.model.strategy != "gen-dis":
+            raise ValueError("evaluation.bank: is fitted in phase two; set model.strategy=gen-dis, or evaluation.bank=0")
         return self
 
     @model_validator(mode="after")

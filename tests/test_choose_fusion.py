@@ -21,7 +21,8 @@ from diffatr_cli.data.manifest import Clip
 from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedSplit
 from diffatr_cli.evaluation.ranking import rank
 from diffatr_cli.training import choose_fusion as module
-from diffatr_cli.training.choose_fusion import FusionTask, choose_fusion, domains_of, fusion_task
+from diffatr_cli.training.choose_fusion import choose_fusion
+from diffatr_cli.training.earning import FusionTask, _large_enough, domains_of, fusion_task, mean_over_domains
 from diffatr_cli.types import DIRECTIONS
 
 WEIGHTS = (0.0, 0.05, 0.2, 0.5, 1.0)
@@ -35,6 +36,9 @@ class Oracle:
 
     def prepare(self, direction: str, candidates: Tensor) -> None:
         return None
+
+    def offsets(self, direction: str, candidates: Tensor) -> Tensor:
+        return torch.zeros(len(candidates))
 
 
 def split_of(count: int, seed: int = 0) -> EmbeddedSplit:
@@ -117,7 +121,7 @@ def test_standard_errors_are_those_of_cluster_means(clusters: int, each: int, se
     """With clusters of one size, the error is the deviation of their means over the root of their number."""
     values = np.random.default_rng(seed).normal(size=(clusters, each))
     task = FusionTask(np.arange(values.size), [], np.repeat(np.arange(clusters), each), np.zeros(values.size, int))
-    mean, error = module._mean(values.ravel(), task)
+    mean, error = mean_over_domains(values.ravel(), task)
     assert mean == pytest.approx(values.mean())
     expected = values.mean(1).std(ddof=1) / np.sqrt(clusters) if clusters > 1 else np.inf
     assert error == pytest.approx(expected)
@@ -133,10 +137,10 @@ def test_domains_are_folders_and_small_ones_are_put_together() -> None:
     ]
     domain, cluster = domains_of(clips), np.arange(76)
     assert [int((domain == k).sum()) for k in np.unique(domain)] == [30, 25, 12, 9]
-    joined = module._large_enough(domain, cluster)
+    joined = _large_enough(domain, cluster)
     assert sorted(int((joined == k).sum()) for k in np.unique(joined)) == [21, 25, 30]
     assert len(set(domains_of([clip("x", "y"), clip("z", "y")]).tolist())) == 1
-    assert len(np.unique(module._large_enough(np.arange(3), np.arange(3)))) == 1
+    assert len(np.unique(_large_enough(np.arange(3), np.arange(3)))) == 1
 
 
 def test_what_matches_is_what_is_said_to_be_in_a_clip() -> None:

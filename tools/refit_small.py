@@ -23,7 +23,8 @@ from diffatr_cli.model import load_retriever
 from diffatr_cli.phase_two import save_bank
 from diffatr_cli.recipe_schema import EvaluationSection
 from diffatr_cli.runs import BEST, recipe_of
-from diffatr_cli.training.choose_fusion import choose_fusion, fusion_task
+from diffatr_cli.training.choose_fusion import choose_fusion
+from diffatr_cli.training.earning import fusion_task
 from diffatr_cli.training.fit_calibration import fit_calibration
 from diffatr_cli.training.learnt_captions import learn_captions
 from diffatr_cli.types import DIRECTIONS
@@ -47,11 +48,12 @@ def refit(run: Path, data: Path, name: str, seed: int = 0) -> dict[str, Any]:
         for direction in DIRECTIONS
     }
     weights, shapes = ({d: getattr(fusion, key) for d, fusion in fusions.items()} for key in ("weight", "shape"))
-    reranker = Reranker(model.reranker.denoisers, model.reranker.schedule, model.reranker.sampling, weights, shapes)
+    trained = model.reranker
+    reranker = Reranker(trained.denoisers, trained.schedule, trained.sampling, weights, shapes, priors=trained.priors)
     windows = embed_windows(model, dataset, "val")
     captions = Captions.of(clips)
     bank, novelty = learn_captions(model, [text for clip in dataset.split("train") for text in clip.captions], captions.texts)
-    calibration = fit_calibration(windows, split.text.numpy(), captions, reranker, seed, novelty)
+    calibration = fit_calibration(windows, split.text.numpy(), captions, reranker, seed, novelty=novelty)
     save_bank(run / "diffusion", bank, model.model_id)
     tensors, facts = load_weights(run / "diffusion" / BEST)
     fitted = {"fusion_weights": weights, "fusion_shapes": shapes, "calibration": calibration.to_json()}

@@ -1,4 +1,4 @@
-"""Querybank normalisation: candidates that lie near to every query, hubs, are held back by how near they lie to a bank of them.
+"""A bank of training queries: candidates that lie near to every query, hubs, are held back by how near they lie to those.
 
 N candidates, B queries of the bank, D embedding size.
 """
@@ -6,6 +6,7 @@ N candidates, B queries of the bank, D embedding size.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,3 +50,26 @@ def querybank_offsets(candidates: Tensor, bank: Tensor, beta: float) -> Tensor:
         similarity = cosine_similarity(block, bank).double()
         parts.append((torch.logsumexp(beta * similarity, 1) - math.log(len(bank))) / beta)
     return torch.cat([*parts, torch.zeros(0, dtype=torch.float64, device=candidates.device)])[place]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A bank, and how much of what it says of a candidate is taken from that candidate's cosine: weight * offset(candidate).
+
+    With the weight 1 it is querybank normalisation; a smaller one trusts the bank less, whose queries may be of another world
+    than those asked.
+
+    Attributes:
+        queries: (B, D): captions for text-to-audio, clips for audio-to-text.
+        beta: the inverse temperature of `querybank_offsets`.
+        weight: from 0, nothing, to 1.
+    """
+
+    queries: Tensor
+    beta: float
+    weight: float
+
+    def offsets(self, candidates: Tensor) -> Tensor:
+        """What each of the candidates (N, D) loses, (N,), in their type and on their device."""
+        bank = self.queries.to(candidates)
+        return (self.weight * querybank_offsets(candidates, bank, self.beta)).to(candidates)

@@ -19,6 +19,7 @@ from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser, PreparedCandidates
 from .losses import cosine_similarity
 from .query_conditioned import QueryConditioner
+from .querybank import Prior
 from .sampler import OnStep, ddim_levels, fast_ddim_sample
 from .sampling import Sampling
 from .schedule import NoiseSchedule
@@ -239,6 +240,7 @@ class Reranker:
         fusion_weights: of x0_hat beside the cosine, by direction; none for a model that ranks by x0_hat alone (strategy `gen`).
         fusion_shapes: how it joins the cosine, by direction; where one is missing, as a sum.
         conditioners: what makes candidates depend on the query, by direction; none where they do not. As `denoisers` else.
+        priors: what is known of candidates before any query, by direction; none where nothing is.
 
     Raises:
         ValueError: the settings visit more steps than the chain has.
@@ -252,6 +254,7 @@ class Reranker:
         fusion_weights: Mapping[Direction, float],
         fusion_shapes: Mapping[Direction, Shape] | None = None,
         conditioners: Mapping[Direction, QueryConditioner] | None = None,
+        priors: Mapping[Direction, Prior] | None = None,
     ) -> None:
         ddim_levels(len(schedule), sampling.steps)
         self.denoisers = denoisers
@@ -260,6 +263,7 @@ class Reranker:
         self.fusion_weights = fusion_weights
         self.fusion_shapes = fusion_shapes or {}
         self.conditioners = conditioners or {}
+        self.priors = priors or {}
         self._factors: dict[Direction, FactoredDenoiser] = {}
 
     @property
@@ -270,6 +274,11 @@ class Reranker:
     def counts(self, direction: Direction) -> bool:
         """Whether x0_hat has any part in the ranking. Where validation gave it none, there is nothing to sample for."""
         return self.fusion_weights.get(direction) != 0
+
+    def offsets(self, direction: Direction, candidates: Tensor) -> Tensor:
+        """What the cosines of candidates (N, D) lose by the prior, (N,): zeros where there is none."""
+        prior = self.priors.get(direction)
+        return candidates.new_zeros(len(candidates)) if prior is None else prior.offsets(candidates)
 
     def with_weight(self, weight: float) -> Self:
         """The same denoisers beside the cosine with another weight, in both directions. Raises ValueError without a cosine."""
@@ -327,5 +336,5 @@ class Reranker:
         return diffusion_draws(query, prepared, self.schedule, sampling, on_step=on_step, seen=seen)
 
     def final_score(self, direction: Direction, cosine: Tensor, x0_hat: Tensor) -> Tensor:
-        """What candidates are ranked by, from their cosines and x0_hat of one shape."""
+        """What candidates are ranked by, from their cosines, less `offsets`, and x0_hat of one shape."""
         return fuse(cosine, x0_hat, self.fusion_weights.get(direction), self.fusion_shapes.get(direction, "sum"))

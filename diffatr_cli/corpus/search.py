@@ -141,9 +141,10 @@ def search(
     over the windows of the shortlist, the best contents, one a content, since windows of one recording, or copies of it,
     would share out the probability among themselves; the score becomes cosine + weight * x0_hat, with the weight and the shape
     (`scoring.fuse`) of the model's validation. Where that weight is 0, nothing is sampled. Files beyond the shortlist keep their
-    cosine. (A model trained by L_G alone has no weight; its shortlist is ranked by x0_hat, and nothing else is found.) Where the
-    model is calibrated, a hit's score is what that sum is worth as a probability, and `present` comes from how far the generated
-    distribution concentrates and how much it moves between draws.
+    cosine. Of a model with a prior of its candidates (`Reranker.offsets`) all cosines are corrected by it first. (A model trained
+    by L_G alone has no weight; its shortlist is ranked by x0_hat, and nothing else is found.) Where the model is calibrated, a
+    hit's score is what that sum is worth as a probability, and `present` comes from how far the generated distribution
+    concentrates and how much it moves between draws.
 
     With `unwanted`, max(0, cosine to it) is subtracted from what files are ranked by, in both stages. Only the positive part:
     sounding unlike speech is no evidence for a dog, and would lift whatever is farthest from speech above the dogs. A calibrated
@@ -171,7 +172,7 @@ def search(
     _check_top(top)
     calibration = retriever.calibration
     probability = calibration and (calibration.text_to_audio if refine else calibration.audio_to_audio)
-    reranker = _sampled(retriever, "t2a") if refine else None
+    reranker = _ranking(retriever, "t2a") if refine else None
     sampling = sampling or sampling_of(retriever, folder=True)
     of_queries: Sequence[Reading | None] = readings or [None] * len(queries)
     if not len(recordings):
@@ -187,15 +188,15 @@ def search(
         order, windows = best_windows(of_window - penalty, recordings.offsets, depth)
         scores, present = of_window[windows].astype(np.float64), None
         near = slice(sampling.shortlist)
-        if reranker:
+        x0_hat = None
+        if reranker and reranker.counts("t2a"):
             states = states_of(recordings, windows[near], tokens, number)
             x0_hat = sample_x0(retriever, "t2a", query, recordings.vectors[windows[near]], sampling, states=states)
-        elif tells:
-            x0_hat = distribution_of_cosines(scores[near])
         if tells and calibration and not (reading and reading.negation):
-            present = calibration.present(presence_features(scores[near], x0_hat, reading.strangeness if reading else 0.0))
+            spread = distribution_of_cosines(scores[near]) if x0_hat is None else x0_hat
+            present = calibration.present(presence_features(scores[near], spread, reading.strangeness if reading else 0.0))
         if reranker:
-            scores[near] = _final(reranker, "t2a", scores[near], x0_hat.mean(0))
+            scores = _final(reranker, "t2a", scores, recordings.vectors[windows], x0_hat)
         ranked_by = scores - penalty[windows]
         scores = probability(scores[:, None]) if probability else ranked_by
         if probability and present is not None:
@@ -266,15 +267,16 @@ def best_captions(
         return []
     vectors = embed_texts(retriever, captions)
     cosine = vectors @ sound.astype(np.float32)
-    reranker = _sampled(retriever, "a2t")
+    reranker = _ranking(retriever, "a2t")
     order = np.argsort(-cosine, kind="stable")[: _depth(reranker, sampling, len(captions))]
     scores = cosine[order].astype(np.float64)
     if reranker:
-        near = slice(sampling.shortlist)
-        tokens = token_states(retriever, [captions[i] for i in order[near]])
-        states = None if tokens is None or frames is None else States(tokens, frames)
-        x0_hat = sample_x0(retriever, "a2t", sound, vectors[order[near]], sampling, states=states).mean(0)
-        scores[near] = _final(reranker, "a2t", scores[near], x0_hat)
+        near, x0_hat = slice(sampling.shortlist), None
+        if reranker.counts("a2t"):
+            tokens = token_states(retriever, [captions[i] for i in order[near]])
+            states = None if tokens is None or frames is None else States(tokens, frames)
+            x0_hat = sample_x0(retriever, "a2t", sound, vectors[order[near]], sampling, states=states)
+        scores = _final(reranker, "a2t", scores, vectors[order], x0_hat)
     ranked_by = scores
     if retriever.calibration and retriever.calibration.audio_to_text:
         scores = retriever.calibration.audio_to_text(scores[:, None])
@@ -299,10 +301,10 @@ def _check_top(top: int) -> None:
         raise UsageError(f"top must be at least 1, got {top}")
 
 
-def _sampled(retriever: Retriever, direction: Direction) -> Reranker | None:
-    """The model's diffusion where it has a part in the ranking: validation may have found that the cosine ranks no worse."""
+def _ranking(retriever: Retriever, direction: Direction) -> Reranker | None:
+    """The model's second stage where it has a part in the ranking: validation may have found that the cosine ranks no worse."""
     reranker = retriever.reranker
-    return reranker if reranker and reranker.counts(direction) else None
+    return reranker if reranker and (reranker.counts(direction) or direction in reranker.priors) else None
 
 
 def _depth(reranker: Reranker | None, sampling: Sampling, top: int) -> int:
@@ -334,8 +336,14 @@ def states_of(recordings: Recordings, rows: np.ndarray, tokens: Ragged | None, n
     return States(tokens.take(np.array([number])), recordings.frames(rows))
 
 
-def _final(reranker: Reranker, direction: Direction, cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
-    scores = reranker.final_score(direction, torch.from_numpy(cosine), torch.from_numpy(x0_hat.astype(np.float64)))
+def _final(
+    reranker: Reranker, direction: Direction, cosine: np.ndarray, candidates: np.ndarray, x0_hat: np.ndarray | None
+) -> np.ndarray:
+    """The scores of N candidates (N, D) by their cosines (N,), and by x0_hat (S, n) of the first n, where it was sampled."""
+    scores = torch.from_numpy(cosine) - reranker.offsets(direction, torch.from_numpy(candidates)).double()
+    if x0_hat is not None:
+        near = slice(x0_hat.shape[1])
+        scores[near] = reranker.final_score(direction, scores[near], torch.from_numpy(x0_hat.mean(0).astype(np.float64)))
     return np.asarray(scores.numpy())
 
 

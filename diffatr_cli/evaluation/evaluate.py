@@ -123,6 +123,7 @@ def evaluate_runs(
     weights: dict[Direction, list[float]] = {}
     shapes: dict[Direction, list[str]] = {}
     betas: dict[Direction, list[float]] = {}
+    bank_weights: dict[Direction, list[float]] = {}
     for run, seed in zip(folders, seeds, strict=True):
         retriever = load_retriever(run, device)
         check_fit(retriever, asked.dataset)
@@ -148,6 +149,9 @@ def evaluate_runs(
             if retriever.reranker and retriever.reranker.fuses:
                 weights.setdefault(direction, []).append(retriever.reranker.fusion_weights[direction])
                 shapes.setdefault(direction, []).append(retriever.reranker.fusion_shapes.get(direction, "sum"))
+            if retriever.reranker and learnt.evaluation.bank:
+                prior = retriever.reranker.priors.get(direction)
+                bank_weights.setdefault(direction, []).append(prior.weight if prior else 0.0)
         try:
             if is_first() and kept is None:
                 _keep(run, retriever, sampling, asked, of_run, weight)
@@ -177,6 +181,7 @@ def evaluate_runs(
         shortlist=sampling.shortlist,
         fusion_weights={direction: tuple(each) for direction, each in weights.items()},
         fusion_shapes={direction: tuple(each) for direction, each in shapes.items()},
+        bank_weights={direction: tuple(each) for direction, each in bank_weights.items()},
         protocol=asked.protocol.name,
         query_clips=asked.query_clips,
         notes=tuple(told),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..core.losses import cosine_similarity
@@ -78,8 +79,8 @@ def rank_queries(
     """What each query got of each system: `baseline` by cosine, `diff` by the reranker's final score.
 
     `sampling` is the reranker's own if None. A reranker that does not fuse belongs to a model without a contrastive space
-    (strategy `gen`): there is no baseline. Where x0_hat has the weight 0, nothing is sampled, and both are the cosine. Blocks of
-    queries pass through, so the full matrix is never held.
+    (strategy `gen`): there is no baseline. Where x0_hat has the weight 0, nothing is sampled, and `diff` is the cosine, less what
+    the prior takes if the reranker has one. Blocks of queries pass through, so the full matrix is never held.
 
     Args:
         queries, candidates: unit vectors (Q, D) and (C, D).
@@ -98,13 +99,14 @@ def rank_queries(
         if on_scores is not None:
             on_scores(system, rows, scores)
 
+    offsets = reranker.offsets(direction, candidates) if reranker else torch.zeros(len(candidates))
     if reranker is None or not reranker.counts(direction):
         for start in range(0, len(queries), QUERIES_AT_ONCE):
             rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
             cosine = cosine_similarity(queries[rows], candidates)
             count("baseline", rows, cosine)
             if reranker is not None:
-                count("diff", rows, cosine)
+                count("diff", rows, cosine - offsets)
         return systems
     if reranker.conditioners and sight is None:
         raise ValueError("the candidates of this reranker depend on the query: pass what it sees of them")
@@ -114,6 +116,6 @@ def rank_queries(
         cosine = cosine_similarity(queries[rows], candidates)
         if reranker.fuses:
             count("baseline", rows, cosine)
-        count("diff", rows, reranker.final_score(direction, cosine, x0_hat))
+        count("diff", rows, reranker.final_score(direction, cosine - offsets, x0_hat))
         progress(rows.stop, len(queries), f"diffusion, {direction}")
     return systems

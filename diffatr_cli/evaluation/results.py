@@ -103,9 +103,10 @@ class EvaluationResult:
     `clips` and `captions` are counts of that split as it was ranked. `chain` is K, `steps` the DDIM steps taken,
     `shortlist` how many candidates diffusion re-ranked (None: all). `fusion_weights` holds the weight of x0_hat beside the
     cosine, one a seed, chosen on the validation split of `source`, and `fusion_shapes` how it is joined to it (`scoring.fuse`);
-    they are empty where nothing was fused. `querybank_betas` holds the inverse temperature of querybank normalisation, chosen
-    likewise. `objective` is the recipe's: what `diff` was trained as. `protocol` names the definitions that the metrics follow.
-    `query_clips` is the clip of each query, by direction. `notes`: what is worth knowing beside it.
+    they are empty where nothing was fused. `bank_weights` holds that of the prior (`querybank.Prior`), 0 where validation chose
+    none; it is empty where the recipe asks for none. `querybank_betas` holds the inverse temperature of querybank normalisation,
+    chosen likewise. `objective` is the recipe's: what `diff` was trained as. `protocol` names the definitions that the metrics
+    follow. `query_clips` is the clip of each query, by direction. `notes`: what is worth knowing beside it.
     """
 
     source: str
@@ -124,6 +125,7 @@ class EvaluationResult:
     shortlist: int | None = None
     fusion_weights: Mapping[Direction, tuple[float, ...]] | None = None
     fusion_shapes: Mapping[Direction, tuple[str, ...]] | None = None
+    bank_weights: Mapping[Direction, tuple[float, ...]] | None = None
     protocol: str = PAPER
     query_clips: Mapping[Direction, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     querybank_betas: Mapping[Direction, tuple[float, ...]] | None = None
@@ -201,6 +203,7 @@ class EvaluationResult:
             "querybank_betas": {direction: list(betas) for direction, betas in (self.querybank_betas or {}).items()},
             "fusion_weights": {direction: list(weights) for direction, weights in (self.fusion_weights or {}).items()},
             "fusion_shapes": {direction: list(shapes) for direction, shapes in (self.fusion_shapes or {}).items()},
+            "bank_weights": {direction: list(weights) for direction, weights in (self.bank_weights or {}).items()},
             "notes": list(self.notes),
             "systems": systems,
             "difference": intervals_json(self.differences),

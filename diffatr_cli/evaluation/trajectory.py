@@ -278,7 +278,7 @@ def measure_levels(
     Ties count by their expectation, as in `core.metrics`.
     """
     queries, candidates, relevant = split.task(direction)
-    prepared = reranker.prepare(direction, candidates)
+    prepared, offsets = reranker.prepare(direction, candidates), reranker.offsets(direction, candidates)
     sums: dict[int, np.ndarray] = {}
     by_cosine = 0.0
     of_query = max(1, len(candidates), sight.entries(min(sampling.shortlist or len(candidates), len(candidates))) if sight else 0)
@@ -292,7 +292,7 @@ def measure_levels(
 
         def measure(level: int, x: Tensor, x0_hat: Tensor, cosine: Tensor = cosine, true: Tensor = true) -> None:
             x, x0_hat = x.to(cosine), x0_hat.to(cosine)
-            final = reranker.final_score(direction, cosine, x0_hat)
+            final = reranker.final_score(direction, cosine - offsets, x0_hat)
             entropy = torch.special.entr(x0_hat).sum(1)
             found = [(x0_hat * true).sum(1), entropy, *(100 * _first_is_true(each, true) for each in (x, x0_hat, final))]
             totals = np.array([column.double().sum().item() for column in found])

@@ -114,6 +114,8 @@ def evaluation_caption(result: EvaluationResult) -> str:
         logs = [direction for direction, shapes in (result.fusion_shapes or {}).items() if "log" in shapes]
         told = f" (of its logarithm: {', '.join(logs)})" if logs else ""
         parts.append(f"Weight of x0_hat beside the cosine{told}: {_by_direction(result.fusion_weights)}")
+    if result.bank_weights:
+        parts.append(f"Diff's prior, a bank of training queries, has the weight {_by_direction(result.bank_weights)}")
     if result.querybank_betas:
         parts.append(f"QB-Norm's beta: {_by_direction(result.querybank_betas)}")
     return ". ".join(parts) + "."

@@ -45,6 +45,7 @@ _LEVERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ),
     ("Diff, nearest negatives", "nearest", ("diffusion.candidates=64", "diffusion.negatives=nearest")),
     ("Diff, memory bank", "bank", ("diffusion.candidates=512", "diffusion.negatives=bank")),
+    ("Diff, a prior by training queries", "prior", ("evaluation.bank=8192",)),
     ("Diff, embeddings moved by half their length", "jitter", ("diffusion.jitter=0.5",)),
 )
 """What each row of the study of levers is called, its run's suffix, and the fields that it changes: phase two alone."""

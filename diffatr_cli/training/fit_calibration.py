@@ -89,12 +89,17 @@ def fit_calibration(
         met = None if states is None or frames is None else States(states.tokens.take(rows_of_text[order[near]]), frames)
         return draws("a2t", sounds[clip], text[order[near]], met)
 
-    def final(direction: Direction, cosine: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
+    def offsets(direction: Direction, candidates: np.ndarray) -> np.ndarray:
+        """What the model's prior takes from the cosines of some candidates (N, D): (N,)."""
+        vectors = torch.from_numpy(candidates)
+        return np.zeros(len(candidates)) if reranker is None else reranker.offsets(direction, vectors).double().numpy()
+
+    def final(direction: Direction, scores: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
         if reranker is None or not reranker.counts(direction):
-            return cosine
+            return scores
         near = len(x0_hat)
-        of_near = reranker.final_score(direction, torch.from_numpy(cosine[:near]), torch.from_numpy(x0_hat))
-        return np.concatenate([of_near.numpy(), cosine[near:]])
+        of_near = reranker.final_score(direction, torch.from_numpy(scores[:near]), torch.from_numpy(x0_hat))
+        return np.concatenate([of_near.numpy(), scores[near:]])
 
     def found(query: np.ndarray, clips: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Some clips, best first, the cosines of their best windows, and those windows' rows."""
@@ -105,17 +110,20 @@ def fit_calibration(
         return clips[order], cosine[best], rows[best]
 
     near, everything = slice(sampling.shortlist), np.arange(len(sounds))
+    of_windows, of_texts = offsets("t2a", windows.vectors), offsets("a2t", text)
 
     def text_to_audio() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for row in asked:
             order, cosine, best = found(text[row], everything)
-            yield final("t2a", cosine, of_clips(text[row], tokens_of(row), best).mean(0)), matches[row, order]
+            scores = cosine - of_windows[best]
+            yield final("t2a", scores, of_clips(text[row], tokens_of(row), best).mean(0)), matches[row, order]
 
     def audio_to_text() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for clip in heard:
             cosine = (text @ sounds[clip]).astype(np.float64)
             order = np.argsort(-cosine, kind="stable")
-            yield final("a2t", cosine[order], of_captions(clip, order).mean(0)), matches[order, clip]
+            scores = (cosine - of_texts)[order]
+            yield final("a2t", scores, of_captions(clip, order).mean(0)), matches[order, clip]
 
     def audio_to_audio() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         group = captions.positive_groups("positives")

@@ -24,6 +24,7 @@ Stream = Literal[
     "candidates",  # (epoch, batch): views, candidates and jitter
     "diffusion",  # (step): noise levels and noise
     "calibration",
+    "query bank",  # which training queries are kept as a bank
 ]
 
 

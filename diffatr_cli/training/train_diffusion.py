@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..checkpoint import load_weights
+from ..core.querybank import Prior
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
 from ..core.sight import States
@@ -35,7 +36,7 @@ from ..evaluation.states import (
     cached_tokens,
 )
 from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
-from ..phase_two import save_bank
+from ..phase_two import facts_of, save_bank, tensors_of
 from ..processes import from_first, is_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
@@ -52,11 +53,13 @@ from ..runs import (
     read_record,
     run_folder,
 )
-from ..types import DIRECTIONS
+from ..types import DIRECTIONS, Direction
 from .candidates import CandidateBatches
-from .choose_fusion import choose_fusion, fusion_task
+from .choose_fusion import choose_fusion
+from .choose_prior import bank_of, choose_prior
 from .clips import LogMelCrops, training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
+from .earning import fusion_task
 from .fit_calibration import fit_calibration
 from .learnt_captions import learn_captions
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
@@ -174,6 +177,13 @@ def _train(
     folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32", state["epoch"])
     clips = dataset.split("val")
     tasks = {direction: fusion_task(val, direction, clips, recipe.data.same_captions) for direction in DIRECTIONS}
+    priors: dict[Direction, Prior] = {}
+    if recipe.evaluation.bank:
+        learnt = cached_split(retriever, first.run, dataset, "train", recipe.data.same_captions, progress)
+        for direction in DIRECTIONS:
+            bank = bank_of(learnt, direction, recipe.evaluation.bank, seed)
+            if (prior := from_first(choose_prior(val, direction, tasks[direction], bank)).prior) is not None:
+                priors[direction] = prior
     batches = CandidateBatches(train, section, seed)
     sampling = Sampling.of(recipe, seed=seed)
     kept = dict(folder.load_best()[0]) if best else {}
@@ -196,7 +206,8 @@ def _train(
             )
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(np.mean(losses))}
         conditioners = pair.conditioners_by_direction()
-        reranker = Reranker(pair.eval().by_direction(), pair.schedule, sampling, {}, conditioners=conditioners)
+        denoisers = pair.eval().by_direction()
+        reranker = Reranker(denoisers, pair.schedule, sampling, {}, conditioners=conditioners, priors=priors)
         for direction in DIRECTIONS:
             offered = recipe.evaluation.fusion_weights, recipe.evaluation.fusion_shapes
             sight = reranker.sight(direction, val_states)
@@ -208,7 +219,7 @@ def _train(
                 kept |= {name: tensor.detach().clone() for name, tensor in pair.kept(direction).items()}
         log.append(row)
         fusions = {f"fusion_{name}s": {d: best[d][name] for d in DIRECTIONS} for name in ("weight", "shape")}
-        folder.keep_best(kept, {"best": best, "encoders": encoders} | fusions)
+        folder.keep_best(kept | tensors_of(priors), {"best": best, "encoders": encoders, "priors": facts_of(priors)} | fusions)
         folder.save(pair.state_dict(), optimizer, {"epoch": epoch + 1, "best": best})
     return best
 

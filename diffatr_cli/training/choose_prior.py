@@ -1,0 +1,56 @@
+"""How much a bank of training queries may say of the candidates before any query is asked: chosen on a validation split.
+
+B queries of the bank, N candidates, D embedding size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from torch import Tensor
+
+from ..core.losses import cosine_similarity
+from ..core.metrics import MetricAccumulator
+from ..core.querybank import Prior
+from ..evaluation.embedded_split import EmbeddedSplit
+from ..types import Direction
+from .earning import MEASURE, FusionTask, earned
+from .streams import numpy_stream
+
+WEIGHTS = (0.25, 0.5, 0.75, 1.0)
+"""Of `Prior`; 1 is querybank normalisation."""
+BETAS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+
+
+@dataclass(frozen=True)
+class ChosenPrior:
+    """What validation chose: `prior` None where none was earned; `gain` in mean AP, percent, and its standard `error`."""
+
+    prior: Prior | None
+    gain: float
+    error: float
+
+
+def bank_of(train: EmbeddedSplit, direction: Direction, size: int, seed: int) -> Tensor:
+    """(B, D) the bank of a direction, at most `size` queries drawn from a training split, as half precision keeps them."""
+    queries = train.task(direction)[0]
+    drawn = np.sort(numpy_stream(seed, "query bank").permutation(len(queries))[:size])
+    return queries[drawn].half().float()
+
+
+def choose_prior(split: EmbeddedSplit, direction: Direction, task: FusionTask, bank: Tensor) -> ChosenPrior:
+    """The weight and beta of a bank (B, D) that a validation split earns (`earned`): the smallest weight of those as good."""
+    queries, candidates, _ = split.task(direction)
+    cosine = cosine_similarity(queries[task.rows], candidates)
+
+    def precision(weight: float, beta: float) -> np.ndarray:
+        accumulator = MetricAccumulator(MEASURE)
+        accumulator.update(cosine - Prior(bank, beta, weight).offsets(candidates), task.relevant)
+        return accumulator.queries()[MEASURE.ap_name]
+
+    options = [(0.0, BETAS[0]), *product(WEIGHTS, BETAS)]
+    tried = {option: precision(*option) for option in options}
+    (weight, beta), gain, error = earned(tried, tried[options[0]], task, lambda option: option)
+    return ChosenPrior(Prior(bank, beta, weight) if weight else None, gain, error)
