@@ -86,9 +86,10 @@ def test_a_study_trains_phase_two_alone_and_in_full(study: str, quick: bool, wor
     assert len(pairs) == 4
     for table in tables:
         cosine, _, *rows = table.rows
-        changed = [row.training.resolved().diffusion for row in rows]
+        recipes = [row.training.resolved() for row in rows]
+        changed = [recipe.diffusion for recipe in recipes]
         assert {row.training.encoders for row in rows} == {cosine.training.name}
-        assert len({diffusion.model_dump_json() for diffusion in changed}) == len(rows)
+        assert len({recipe.model_dump_json() for recipe in recipes}) == len(rows)
         recipe = load_recipe(rows[0].training.recipe)
         assert {diffusion.epochs for diffusion in changed} == {recipe.diffusion.epochs}
         assert changed[0] == recipe.diffusion  # the first row is the recipe as it is
