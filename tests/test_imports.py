@@ -160,6 +160,18 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded.isdisjoint(HEAVY)
 
 
+def test_making_a_data_set_does_without_torch(tmp_path: Path) -> None:
+    prepare = f"""
+from pathlib import Path
+from diffatr_cli.data.synthetic import prepare_synthetic
+import diffatr_cli.data.audiocaps, diffatr_cli.data.clotho, diffatr_cli.data.features, diffatr_cli.data.folder
+assert prepare_synthetic(Path({str(tmp_path / "set")!r}), 1, 1, 1).clips == 3
+"""
+    loaded = loaded_after(prepare)
+    assert "pyarrow" in loaded
+    assert loaded.isdisjoint({"torch", "transformers", "lancedb", "numba", "scipy", "pandas"})
+
+
 @pytest.mark.skipif(not (PACKAGE / "cli/main.py").is_file(), reason="there is no command line yet")
 @pytest.mark.parametrize("shipped", [False, True])
 def test_a_query_of_an_unchanged_folder_loads_only_what_it_needs(

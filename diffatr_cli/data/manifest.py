@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
-import torch
 
 from ..errors import DiffATRError
 from ..files import replacing
@@ -69,9 +68,9 @@ class Dataset:
         """The vectors of one split's clips and captions, in their order; None where the set holds audio."""
         if self.vectors is None:
             return None
-        inside = torch.tensor([clip.split == split for clip in self.clips])
-        counts = torch.tensor([len(clip.captions) for clip in self.clips])
-        return Vectors(self.vectors.audio[inside], self.vectors.text[inside.repeat_interleave(counts)])
+        inside = np.array([clip.split == split for clip in self.clips])
+        counts = [len(clip.captions) for clip in self.clips]
+        return Vectors(self.vectors.audio[inside], self.vectors.text[inside.repeat(counts)])
 
     @cached_property
     def fingerprint(self) -> str:

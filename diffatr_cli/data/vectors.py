@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from safetensors.torch import load_file
-from torch import Tensor
 
 from ..errors import DiffATRError
 from ..files import file_hash, reason, replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FILE = "features.safetensors"
 DIGEST = "features_sha256"
@@ -42,6 +44,8 @@ def write_vectors(root: Path, audio: np.ndarray, text: np.ndarray) -> str:
 
 def read_vectors(root: Path, digest: str) -> Vectors:
     """The vectors under `root`. Raises DiffATRError where they are missing, or not those of this hash."""
+    from safetensors.torch import load_file  # loads torch, which making a data set does without
+
     path = root / FILE
     try:
         if file_hash(path) != digest:
