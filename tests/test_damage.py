@@ -7,7 +7,6 @@ import random
 import shutil
 import struct
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +95,7 @@ def test_a_manifest_that_says_something_else_than_was_written(tmp_path: Path, ch
     """Whole pages in their places, as no flip of a bit makes them: only the digest tells."""
     write_manifest(tmp_path, RECORDS, {"kind": "folder"})
     schema = pq.read_schema(tmp_path / MANIFEST)
-    changed = [replace(RECORDS[0], **change), *RECORDS[1:]] if change else RECORDS[1:]
+    changed = [RECORDS[0]._replace(**change), *RECORDS[1:]] if change else RECORDS[1:]
     columns = {name: [getattr(record, name) for record in changed] for name in schema.names}
     pq.write_table(pa.table(columns, schema=schema), tmp_path / MANIFEST, write_page_checksum=True)
     with pytest.raises(DiffATRError, match="not what was written"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -36,10 +35,10 @@ def check_journal(data: bytes) -> None:
         Path(name, JOURNAL).write_bytes(data)
         earlier = Earlier(Path(name))
         for record in earlier._records.values():
-            values = {field.name: getattr(record, field.name) for field in fields(record)}
+            values = record._asdict()
             assert all(type(values[key]) is int for key in ("frames", "source_size", "source_mtime_ns"))
             assert all(isinstance(values[key], str) for key in ("clip_id", "split", "path", "md5"))
-        pending = [replace(record, md5=None, frames=0) for record in earlier._records.values()]
+        pending = [record._replace(md5=None, frames=0) for record in earlier._records.values()]
         assert earlier.take_over(pending) == pending  # no files are there
 
 

@@ -63,7 +63,7 @@ def test_the_system_s_own_meaning_of_a_folder_above(tmp_path: Path) -> None:
     (tmp_path / "elsewhere" / "deep").mkdir()
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere" / "deep")
     names = {"link/../dog.wav": "elsewhere", "dog.wav": "in", "../elsewhere/dog.wav": "elsewhere", "../in/./dog.wav": "in"}
-    found = {name: Listing().find(str(tmp_path / "in"), name) for name in names}
+    found = {name: Listing().find([str(tmp_path / "in")], name) for name in names}
     for name, folder in names.items():
         one = found[name]
         assert one is not None
@@ -86,7 +86,7 @@ def test_what_is_found_is_what_the_system_finds(tmp_path: Path, parts: list[str]
         (base / "a" / "y.wav").symlink_to("../b/x.wav")
         (base / "b" / "y.wav").symlink_to("nowhere")
     name = "/".join(parts).lstrip("/")
-    found = Listing().find(str(base), name)
+    found = Listing().find([str(base)], name)
     there = base / name if name else base
     assert (found is not None) == (os.path.isfile(there) and parts[-1] not in ("", ".", ".."))
     if found:

@@ -57,10 +57,10 @@ def test_the_fingerprint_changes_with_anything_that_training_sees(tmp_path: Path
     first = fingerprint(RECORDS)
     assert fingerprint(list(RECORDS)) == first
     changes = {"captions": ("a cat",), "md5": "ff", "frames": 5, "split": "val", "clip_id": "z", "skipped": "silent"}
-    changed = {fingerprint([replace(RECORDS[0], **{name: value}), *RECORDS[1:]]) for name, value in changes.items()}
+    changed = {fingerprint([RECORDS[0]._replace(**{name: value}), *RECORDS[1:]]) for name, value in changes.items()}
     assert len(changed | {first}) == 1 + len(changes)
     # Where the audio came from and when is no part of it.
-    assert fingerprint([replace(RECORDS[0], source="/z", source_mtime_ns=1, license=None), *RECORDS[1:]]) == first
+    assert fingerprint([RECORDS[0]._replace(source="/z", source_mtime_ns=1, license=None), *RECORDS[1:]]) == first
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_facts_that_are_none_are_damage(tmp_path: Path) -> None:
     [{"frames": -1}, {"source_size": -1}, {"frames": None}, {"clip_id": None}, {"captions": ("a", None)}, {"captions": None}],
 )
 def test_values_that_no_clip_has_are_damage(tmp_path: Path, wrong: dict[str, Any]) -> None:
-    write_manifest(tmp_path, [RECORDS[0], replace(RECORDS[2], **wrong)], {})
+    write_manifest(tmp_path, [RECORDS[0], RECORDS[2]._replace(**wrong)], {})
     with pytest.raises(DiffATRError, match="damaged"):
         read_manifest(tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import subprocess
@@ -270,6 +271,9 @@ def test_files_without_a_split_are_dealt_out_for_good() -> None:
     assert all(deal(files[:500])[file] == dealt[file] for file in files[:500])
     assert all(set(deal(files[start : start + 3]).values()) == {"train", "val", "test"} for start in range(0, 60, 3))
     assert set(deal(["a"]).values()) == {deal(["a"])["a"]}
+    # As a share of all 64-bit numbers, the first eight bytes of a hash say it.
+    position = {file: int(hashlib.sha256(file.encode()).hexdigest()[:16], 16) / 2**64 for file in files}
+    assert dealt == {file: "train" if at < 0.8 else "val" if at < 0.9 else "test" for file, at in position.items()}
 
 
 def test_prepared_names_stay_inside_and_apart() -> None:
@@ -360,6 +364,32 @@ def test_a_second_run_converts_only_what_changed(tmp_path: Path) -> None:
     table(given / "captions.csv", "file,caption", [["1.flac", "another caption"]])
     assert prepare_folder(out, given).kept == 1
     assert load_dataset(tmp_path / "data", "set").clips[0].captions == ("another caption",)
+
+
+def test_a_missing_file_keeps_its_place_free(tmp_path: Path) -> None:
+    """What is prepared before and after a missing file is kept when it comes, and so is what a manifest says of it."""
+    names = ["first.wav", "A.wav", "a.wav", "sub/x.wav", "sub"]
+    rows = [[name, f"about {name}", split] for name, split in zip(names, ("train", *["val"] * 4), strict=True)]
+    for number, name in enumerate(("first.wav", "a.wav", "sub/x.wav")):
+        tone(tmp_path / "in" / name, 500 + 100 * number)
+    table(tmp_path / "table" / "c.csv", "file,caption,split", rows)
+    out = tmp_path / "data" / "set"
+    report = prepare_folder(out, tmp_path / "in", tmp_path / "table" / "c.csv", workers=1)
+    before, _ = read_manifest(out)
+    assert [record.clip_id for record in before] == [f"{'train' if n == 0 else 'val'}/{name}" for n, name in enumerate(names)]
+    assert [record.skipped for record in before] == [None, "missing", None, None, "missing"]
+    assert (report.splits["val"].listed, report.splits["val"].clips) == (4, 2)
+    assert [(skip.split, skip.what, skip.reason) for skip in report.skipped] == [
+        ("val", "val/A.wav", "missing"),
+        ("val", "val/sub", "missing"),
+    ]
+    tone(tmp_path / "in" / "A.wav", 900)
+    tone(tmp_path / "sub.wav", 1000).rename(tmp_path / "table" / "sub")
+    report = prepare_folder(out, tmp_path / "in", tmp_path / "table" / "c.csv", workers=1)
+    assert (report.converted, report.kept, report.skipped) == (2, 3, [])
+    after, _ = read_manifest(out)
+    assert [record.path for record in after] == [record.path for record in before]
+    assert [hertz(out / record.path) for record in after] == [500, 900, 600, 700, 1000]
 
 
 def test_a_mistaken_source_does_not_cost_the_manifest(tmp_path: Path) -> None:

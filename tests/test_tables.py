@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffatr_cli.data.caption_rows import CaptionRow, caption_rows, captions_in
+from diffatr_cli.data.caption_rows import CaptionRow, caption_rows, items_in
 from diffatr_cli.data.captions import read_captions
 from diffatr_cli.data.plan import Plan
 from diffatr_cli.data.tables import column_name, read_csv, read_json
@@ -174,6 +174,12 @@ def test_a_line_of_200000_characters_costs_itself(tmp_path: Path) -> None:
     assert set(skips(plan).values()) == {"1 cells where the heading has 2"}
 
 
+def test_a_caption_twice_in_a_row_counts_once(tmp_path: Path) -> None:
+    rows, plan = rows_of(tmp_path / "t.csv", "file,caption_1,caption_2,caption_3\na.wav,a dog, a dog ,a cat\n")
+    assert rows["t.csv:2"].captions == ("a dog", "a cat")
+    assert plan == Plan()
+
+
 def test_a_caption_that_is_none_is_noted_beside_one_that_is(tmp_path: Path) -> None:
     rows, plan = rows_of(tmp_path / "t.csv", "file,caption_1,caption_2,caption_3\na.wav,nan,a dog,\n")
     assert rows["t.csv:2"].captions == ("a dog",)
@@ -182,13 +188,13 @@ def test_a_caption_that_is_none_is_noted_beside_one_that_is(tmp_path: Path) -> N
 
 @given(st.lists(TEXT, max_size=5), st.sampled_from([repr, json.dumps, lambda texts: json.dumps(texts, ensure_ascii=False)]))
 def test_a_list_in_a_cell_is_its_items(texts: list[str], printed: Any) -> None:
-    assert captions_in({"captions": printed(texts)}) == texts
-    assert captions_in({"captions": texts}) == texts
+    assert items_in(printed(texts)) == texts
+    assert items_in(texts) == texts
 
 
 def test_more_lists_in_cells() -> None:
     def found(cell: str) -> list[Any]:
-        return captions_in({"caption": cell})
+        return list(items_in(cell))
 
     assert found("['a dog barks', 'a dog is barking']") == ["a dog barks", "a dog is barking"]
     assert found("""[ "it's a dog" , 'a "cat"',]""") == ["it's a dog", 'a "cat"']

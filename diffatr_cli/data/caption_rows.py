@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +23,23 @@ _CAPTION = re.compile(r"captions?(_?\d+)?")
 _TEXT = re.compile(r"texts?(_?\d+)?")  # where no column is called caption
 _NO_CAPTION = frozenset(("nan", "-nan", "none", "null", "n/a", "na", "<na>", "#n/a", "#na"))
 """What programs write into cells that have no value, in small letters."""
+_NO_TEXT = (bool, dict, list)
 _LONGEST = 10_000
 """Characters of a caption; a longer one is a file that went into a cell by mistake."""
 _PRINTED = re.compile(r"""\s*+(?:('(?:[^'\\\n]|\\.)*+'|"(?:[^"\\\n]|\\.)*+")|None|nan)\s*+""")
+
+
+class Columns(NamedTuple):
+    """The names of a row's columns that hold files and captions, in the order in which they are looked at."""
+
+    files: list[str]
+    captions: list[str]
+
+
+@lru_cache(maxsize=64)  # the rows of a table have the same columns
+def _columns(names: tuple[str, ...]) -> Columns:
+    captions = [name for name in names if _CAPTION.fullmatch(name)] or [name for name in names if _TEXT.fullmatch(name)]
+    return Columns([name for name in FILE_COLUMNS if name in names], captions)
 
 
 class CaptionRow(NamedTuple):
@@ -38,7 +52,7 @@ class CaptionRow(NamedTuple):
     number: str
     """The `id` of a JSON object, where WavCaps names the file by it; "" elsewhere."""
     captions: tuple[str, ...]
-    """Each a text with a letter or digit in it; at least one."""
+    """Each a text with a letter or digit in it, and each once; at least one."""
     split: str
     """As written; "" where there is none."""
 
@@ -49,20 +63,23 @@ def caption_rows(path: Path, plan: Plan, split: str, files: bool) -> Iterator[Ca
     Raises:
         DiffATRError: the table cannot be read, or lacks a column.
     """
-    is_json = _is_json(path)
-    for place, row in table_rows(path, plan, split, FILE_COLUMNS if files else ()):
-        names = [row[column] for column in _file_columns(tuple(row)) if row[column] not in (None, "")] if files else []
-        number, named = (_wavcaps_id(row, names) if is_json else "", row.get("split") or "") if files else ("", "")
-        texts = (*names, number, named)
-        captions = _file_problem(texts) or usable_captions(captions_in(row), place, plan)
+    is_json, names, number, named, problem = _is_json(path), [], "", "", None
+    for place, columns, row in table_rows(path, plan, split, FILE_COLUMNS if files else ()):
+        if files:
+            names = [name for column in columns.files if (name := row[column]) not in (None, "")]
+            named = row.get("split") or ""
+            if is_json:  # the cells of a CSV are texts, and were looked at as such
+                number = _wavcaps_id(row, names)
+                problem = _file_problem((*names, number, named))
+        captions = problem or _usable_captions(judged_captions(row, columns), place, plan)
         if isinstance(captions, str):
             plan.skipped.append(Skip(split, place, captions))
         else:
             yield CaptionRow(place, tuple(names), number, captions, named)
 
 
-def table_rows(path: Path, plan: Plan, split: str, keys: tuple[str, ...]) -> Iterator[tuple[str, Row]]:
-    """The rows of a table of captions, each with its place `FILE:LINE`; those that cannot be read are skipped in `plan`.
+def table_rows(path: Path, plan: Plan, split: str, keys: tuple[str, ...]) -> Iterator[tuple[str, Columns, Row]]:
+    """The rows of a table of captions, each after its place `FILE:LINE`; those that cannot be read are skipped in `plan`.
 
     Args:
         keys: columns of which a CSV must have one, beside one of captions; none where it is empty.
@@ -71,12 +88,13 @@ def table_rows(path: Path, plan: Plan, split: str, keys: tuple[str, ...]) -> Ite
         DiffATRError: the table cannot be read, or lacks a column.
     """
     if _is_json(path):
-        yield from read_json(path, split, plan)
+        for place, row in read_json(path, split, plan):
+            yield place, _columns(tuple(row)), row
         return
-    for number, (place, row) in enumerate(read_csv(path, split, (), plan)):
-        if number == 0:
-            _check_columns(row, path, keys)
-        yield place, row
+    columns = None
+    for place, row in read_csv(path, split, (), plan):
+        columns = columns or _checked_columns(row, path, keys)
+        yield place, columns, row
 
 
 def _is_json(path: Path) -> bool:
@@ -85,9 +103,10 @@ def _is_json(path: Path) -> bool:
 
 def _wavcaps_id(row: dict[str, Any], names: list[Any]) -> Any:
     """The `id` of an object that names no sound file, or that says where to download it and may call it by its title."""
-    if "download_link" not in row and any(isinstance(name, str) and has_ending(name) for name in names):
+    number = row.get("id")
+    if number is None or ("download_link" not in row and any(isinstance(name, str) and has_ending(name) for name in names)):
         return ""
-    return str(row["id"]) if type(row.get("id")) is int else row.get("id") or ""
+    return str(number) if type(number) is int else number or ""
 
 
 def _file_problem(texts: tuple[Any, ...]) -> str | None:
@@ -97,35 +116,22 @@ def _file_problem(texts: tuple[Any, ...]) -> str | None:
         return "file and split must be text"
 
 
-def _check_columns(row: Row, path: Path, keys: tuple[str, ...]) -> None:
+def _checked_columns(row: Row, path: Path, keys: tuple[str, ...]) -> Columns:
+    """The columns of a CSV. Raises DiffATRError where one is lacking."""
+    columns = _columns(tuple(row))
     named = "clip, file, file_name, path or audio" if "clip" in keys else "file, file_name, path or audio"
     lacking = named if keys and not row.keys() & set(keys) else None
-    if not lacking and not _caption_columns(tuple(row)):
+    if not lacking and not columns.captions:
         lacking = "caption, captions, caption_1 or text"
     if lacking:
         raise DiffATRError(f"{path}:1: no column {lacking}; the heading is {','.join(row)[:200]!r}")
+    return columns
 
 
-def captions_in(row: dict[str, Any]) -> list[Any]:
-    """What stands in a row's columns of captions, in their order; a cell may hold a list, as JSON or as Python prints it."""
-    found: list[Any] = []
-    for value in map(row.__getitem__, _caption_columns(tuple(row))):
-        listed = _listed(value.strip()) if isinstance(value, str) else value if isinstance(value, list) else None
-        if listed is None:
-            found.append(value)
-        else:
-            found.extend(listed)
-    return found
-
-
-@lru_cache(maxsize=64)  # the rows of a table have the same columns
-def _file_columns(columns: tuple[str, ...]) -> list[str]:
-    return [column for column in FILE_COLUMNS if column in columns]
-
-
-@lru_cache(maxsize=64)
-def _caption_columns(columns: tuple[str, ...]) -> list[str]:
-    return [name for name in columns if _CAPTION.fullmatch(name)] or [name for name in columns if _TEXT.fullmatch(name)]
+def items_in(cell: Any) -> Sequence[Any]:
+    """The items of a list that a cell holds, as one or printed as JSON or Python print it; else the cell alone."""
+    listed = _listed(cell.strip()) if isinstance(cell, str) else cell if isinstance(cell, list) else None
+    return (cell,) if listed is None else listed
 
 
 def _listed(cell: str) -> list[Any] | None:
@@ -162,28 +168,28 @@ def _unquoted(literal: str) -> str:
         return str(ast.literal_eval(literal))
 
 
-def usable_captions(values: list[Any], place: str, plan: Plan) -> tuple[str, ...] | str:
-    """The captions among cells, stripped; those that are none are noted in `plan`. Without any: the reason, in a few words."""
-    judged = judged_captions(values)
-    texts, problems = [text for text, problem in judged if not problem], [problem for _, problem in judged if problem]
-    if not texts:
-        return problems[0] if problems else "empty caption"
-    if problems:
-        plan.notes.extend(f"{place}: {problem}; it is left out" for problem in problems)
-    return tuple(texts)
+def judged_captions(row: Row, columns: Columns) -> list[tuple[str, str | None]]:
+    """What stands in a row's columns of captions, in their order, stripped, each with why it is no caption; None if it is one.
 
-
-def judged_captions(values: list[Any]) -> list[tuple[str, str | None]]:
-    """The cells that are not empty, stripped, each with why it is no caption; None if it is one.
-
-    A table with caption_1 to caption_5 leaves cells empty where a clip has fewer.
+    A table with caption_1 to caption_5 leaves cells empty where a clip has fewer: these do not count.
     """
-    texts = ["" if value is None else str(value).strip() for value in values]
-    return [
-        (text, "a caption must be text" if isinstance(value, bool | dict | list) else caption_problem(text))
-        for text, value in zip(texts, values, strict=True)
-        if text
-    ]
+    judged: list[tuple[str, str | None]] = []
+    for column in columns.captions:
+        for item in items_in(row[column]):
+            if item is not None and (text := str(item).strip()):
+                judged.append((text, "a caption must be text" if isinstance(item, _NO_TEXT) else caption_problem(text)))
+    return judged
+
+
+def _usable_captions(judged: list[tuple[str, str | None]], place: str, plan: Plan) -> tuple[str, ...] | str:
+    """Those that are captions; the others are noted in `plan`. Without any: the reason, in a few words."""
+    texts = [text for text, problem in judged if not problem]
+    if len(texts) < len(judged):
+        problems = [problem for _, problem in judged if problem]
+        if not texts:
+            return problems[0]
+        plan.notes.extend(f"{place}: {problem}; it is left out" for problem in problems)
+    return tuple(dict.fromkeys(texts)) or "empty caption"
 
 
 def caption_problem(text: str) -> str | None:

@@ -10,7 +10,6 @@ import os
 import struct
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import IO
 
@@ -75,7 +74,7 @@ class Earlier:
             if before and content == (before.frames, before.md5):
                 taken.append(before)
             elif content and not before and self._may_be_finished(record):
-                taken.append(replace(record, frames=content[0], md5=content[1]))
+                taken.append(record._replace(frames=content[0], md5=content[1]))
             else:
                 taken.append(record)
                 if before and os.path.exists(self.root / record.path):
@@ -106,16 +105,16 @@ class Earlier:
     def _before(self, record: Record) -> Record | None:
         """The record as it was finished before, of the same source; whether its file is whole is another question."""
         before = self._records.get(record.clip_id)
-        if before is None or record.skipped:
+        if before is None:
             return None
         if is_own(record.source, self.root) and record.source_mtime_ns == 0:  # unpacked by us, used, and deleted since
-            record = replace(record, source_size=before.source_size, source_mtime_ns=before.source_mtime_ns)
-        done = replace(record, frames=before.frames, md5=before.md5)
-        return done if done == replace(before, captions=record.captions, license=record.license) else None
+            record = record._replace(source_size=before.source_size, source_mtime_ns=before.source_mtime_ns)
+        done = record._replace(frames=before.frames, md5=before.md5)
+        return done if done == before._replace(captions=record.captions, license=record.license) else None
 
     def _may_be_finished(self, record: Record) -> bool:
         """Whether a file may be taken for the finished clip though no record says so."""
-        if not self.damage or record.skipped:
+        if not self.damage:
             return False
         if record.source_mtime_ns == 0:
             return is_own(record.source, self.root)  # deleted after use; what is generated is generated again
@@ -180,7 +179,7 @@ def append(journal: IO[str], record: Record) -> None:
     """
     try:
         # The newline comes first: the line before may have been cut short.
-        journal.write("\n" + json.dumps(asdict(replace(record, captions=()))))
+        journal.write("\n" + json.dumps(record._replace(captions=())._asdict()))
         journal.flush()
     except OSError as error:
         raise DiffATRError(f"{journal.name}: {reason(error)}") from error
@@ -195,7 +194,7 @@ def _from_journal(line: bytes) -> Record | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or row.keys() != {field.name for field in fields(Record)}:
+    if not isinstance(row, dict) or row.keys() != set(Record._fields):
         return None
     texts = [row[name] for name in _TEXTS] + [row[name] for name in ("source", "license") if row[name] is not None]
     if not all(isinstance(text, str) for text in texts) or not all(type(row[name]) is int for name in _NUMBERS):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tokenize
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +17,12 @@ import numpy as np
 from ..errors import UsageError
 from ..files import reason
 from ..progress import Progress, silent
-from .caption_rows import FILE_COLUMNS, captions_in, judged_captions, table_rows
+from .caption_rows import FILE_COLUMNS, judged_captions, table_rows
 from .folder import SPLIT_NAMES, deal
 from .interrupts import interrupts_wait
 from .manifest import SPLITS, Record, write_manifest
 from .plan import Plan, Skip
-from .prepare import Report, claim, count_split, leaks
+from .prepare import Report, claim, count_splits, leaks
 from .tables import text_problem
 from .vectors import DIGEST, write_vectors
 
@@ -80,11 +80,11 @@ def prepare_features(
                 [_rows(table.text, [row for clip in mine for row in clip.captions.values()]) for table, mine in by_table]
             )
             hashes = (hashlib.md5(vector.tobytes()).hexdigest() for vector in audio)
-            records = [record if record.skipped else replace(record, md5=next(hashes)) for record in records]
+            records = [record if record.skipped else record._replace(md5=next(hashes)) for record in records]
             with interrupts_wait():  # the two files belong together
                 write_manifest(out, records, {"kind": KIND, DIGEST: write_vectors(out, audio, text)})
         ready = [record for record in records if not record.skipped]
-        splits = {split: count_split(split, records) for split in SPLITS}
+        splits = count_splits([record.split for record in records], ready)
         if chosen and (lacking := [split for split, count in splits.items() if not count.clips]):
             plan.notes.append(f"no clips in {', '.join(lacking)}; training needs train and val, and evaluation most often test")
         return Report(
@@ -215,8 +215,8 @@ def _read(source: Source, split: str | None, plan: Plan) -> _Table:
     audio, text = open_matrix(source.audio), open_matrix(source.text)
     read = Plan()
     rows = [
-        _Row(place, _name(row), str(row.get("split") or "").strip(), judged_captions(captions_in(row)))
-        for place, row in table_rows(source.captions, read, split or _ALL, _KEYS)
+        _Row(place, _name(row), str(row.get("split") or "").strip(), judged_captions(row, columns))
+        for place, columns, row in table_rows(source.captions, read, split or _ALL, _KEYS)
     ]
     plan.skipped += read.skipped
     plan.notes += read.notes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..collection import no_collection
@@ -26,6 +26,8 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 """What a column `split` may say, in small letters."""
+_VAL, _TEST = (int(share * 2**64).to_bytes(8) for share in (0.8, 0.9))
+"""Where val and test begin among the hashes of names."""
 _ALL = "all"  # where rows are counted that belong to no split
 
 
@@ -73,7 +75,7 @@ def _plan(table: Path, clips: _Clips) -> Plan:
     return plan
 
 
-@dataclass
+@dataclass(slots=True)
 class _Clip:
     name: str
     """Of the file, relative to the folder of sounds; each once."""
@@ -82,14 +84,15 @@ class _Clip:
     """"" as long as no row names one."""
     written: tuple[str, ...]
     """As the first row spells it."""
-    captions: dict[str, None] = field(default_factory=dict)
+    captions: tuple[str, ...] | dict[str, None]
+    """Each once; a dictionary, which is large, only where more than one row has them."""
 
 
 class _Clips:
     """The clips that rows add up to: one for each file, however it is spelled."""
 
     def __init__(self, source: Path, beside: Path, out: Path) -> None:
-        self._bases = [*dict.fromkeys((source.absolute(), beside.absolute()))]
+        self._bases = [*dict.fromkeys((str(source.absolute()), str(beside.absolute())))]
         self._out = out
         self._listing = Listing()
         self._clips: dict[Hashable, _Clip] = {}
@@ -116,30 +119,32 @@ class _Clips:
         clip = self._clips.get(key)
         if clip is None:
             name = self._free(self._name(found.path) if found else plain)
-            clip = self._clips[key] = _Clip(name, found.path if found else None, split, row.names)
-        elif row.names != clip.written and not row.number:
+            self._clips[key] = _Clip(name, found.path if found else None, split, row.names, row.captions)
+            return None
+        if row.names != clip.written and not row.number:
             self._joined.append(f"{row.place}: {row.names[0]} is the file {clip.name}")
         if split and clip.split and split != clip.split:
             return f"the file is already in {clip.split}"
         clip.split = clip.split or split
+        if isinstance(clip.captions, tuple):
+            clip.captions = dict.fromkeys(clip.captions)
         known = len(clip.captions)
         clip.captions.update(dict.fromkeys(row.captions))
         return None if len(clip.captions) > known else "duplicate row"
 
     def _find(self, row: CaptionRow) -> Found | None:
         for name in (*row.names, row.number) if row.number else row.names:
-            for base in self._bases:
-                if found := self._listing.find(str(base), name):
-                    return found
+            if found := self._listing.find(self._bases, name):
+                return found
         if not row.number:
             return None
         # WavCaps names its files by their id, in an archive of other folders and perhaps another format.
         if self._stems is None:
             self._stems = {}
-            for path in walk_sounds(self._bases, self._out, self._listing.problems):
+            for path in walk_sounds(map(Path, self._bases), self._out, self._listing.problems):
                 self._stems.setdefault(file_stem(path.name), []).append(path)
         paths = next(filter(None, (self._stems.get(file_stem(name)) for name in (row.number, *row.names))), [])
-        return self._listing.find(str(paths[0].parent), paths[0].name) if len(paths) == 1 else None
+        return self._listing.find([str(paths[0].parent)], paths[0].name) if len(paths) == 1 else None
 
     def _name(self, path: str) -> str:
         """The one name of a file that was found: relative to where it was looked for, in composed letters."""
@@ -166,7 +171,7 @@ class _Clips:
             notes.append(f"{self._joined[0]}{more}: their captions are joined")
         clips = list(self._clips.values())
         if clips and not any(clip.source for clip in clips):
-            found = next(walk_sounds(self._bases, self._out), None)
+            found = next(walk_sounds(map(Path, self._bases), self._out), None)
             notes.insert(0, none_found(clips[0].name, None if found is None else self._name(str(found))))
         return notes
 
@@ -186,12 +191,15 @@ def _only_table(source: Path) -> Path:
     return tables[0]
 
 
-def deal(files: list[str]) -> dict[str, str]:
+def deal(files: Sequence[str]) -> dict[str, str]:
     """A split for each file, by a hash of its name, so that new files do not move the others; none empty if three are there."""
-    position = {file: int.from_bytes(hashlib.sha256(file.encode()).digest()[:8]) / 2**64 for file in files}
-    dealt = {file: "train" if at < 0.8 else "val" if at < 0.9 else "test" for file, at in position.items()}
+    dealt = {file: "train" if (at := _position(file)) < _VAL else "val" if at < _TEST else "test" for file in files}
     for split in SPLITS:
         if len(files) >= 3 and split not in dealt.values():
             most = max(SPLITS, key=list(dealt.values()).count)
-            dealt[min((file for file in files if dealt[file] == most), key=position.__getitem__)] = split
+            dealt[min((file for file in files if dealt[file] == most), key=_position)] = split
     return dealt
+
+
+def _position(file: str) -> bytes:
+    return hashlib.sha256(file.encode()).digest()

@@ -7,7 +7,8 @@ import os
 import posixpath
 import unicodedata
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -26,102 +27,112 @@ class Found:
 
 @dataclass
 class _Folder:
-    entries: dict[str, os.DirEntry[str]]
+    path: str
     real: str
-    """The folder's path without symbolic links."""
-    alike: dict[str, list[str]] = field(default_factory=dict)
-    """Names in composed small letters -> as on disk; filled in when it is first needed."""
+    """Without symbolic links."""
+    entries: dict[str, os.DirEntry[str]]
+
+    @cached_property
+    def alike(self) -> dict[str, list[str]]:
+        """Names of which a file system may take one for another -> as on disk."""
+        alike: dict[str, list[str]] = {}
+        for name in self.entries:
+            alike.setdefault(folded(name), []).append(name)
+        return alike
+
+    def entry(self, name: str) -> os.DirEntry[str] | None:
+        if name in self.entries:
+            return self.entries[name]
+        alike = self.alike.get(folded(name), [])
+        composed = (there for there in alike if _composed(there) == _composed(name))
+        same = (there for there in alike if _same(os.path.join(self.path, name), os.path.join(self.path, there)))
+        found = next(chain(composed, same), None)
+        return None if found is None else self.entries[found]
+
+    def file(self, name: str) -> Found | None:
+        entry = self.entry(name)
+        try:
+            if entry is None or not entry.is_file():
+                return None
+            path = os.path.join(self.path, entry.name)
+            status = os.stat(path)
+        except (OSError, ValueError):  # a link in a circle; gone since
+            return None
+        real = os.path.realpath(path) if entry.is_symlink() else os.path.join(self.real, entry.name)
+        # Systems without hard links may give two files one number after another; there every file has one name.
+        return Found(path, (status.st_dev, status.st_ino) if status.st_nlink > 1 and status.st_ino else real)
 
 
 class Listing:
     """The folders that tables point into, each read when it is first asked for."""
 
     def __init__(self) -> None:
-        self._folders: dict[str, _Folder | None] = {}
-        self._below: dict[tuple[str, str], str | None] = {}
+        self._folders: dict[str, _Folder] = {}
+        self._ways: dict[tuple[str, str], _Folder] = {}
         self.problems: dict[str, str] = {}
         """Folders that are there and could not be read, with the reason."""
 
-    def find(self, base: str, name: str) -> Found | None:
-        """The file that `name` is, relative to `base`, which is absolute, or absolute itself; None when there is none.
+    def find(self, bases: Iterable[str], name: str) -> Found | None:
+        """The file that `name` is, relative to the first of `bases` that has it, which are absolute, or absolute itself; None
+        when there is none.
 
         Backslashes may part folders. Letters may be composed or taken apart, and where the file system takes no notice of case,
         neither does this.
         """
-        for spelled in (name, name.replace("\\", "/")) if "\\" in name else (name,):
-            head, slash, last = spelled.rpartition("/")
-            if os.path.isabs(spelled):  # not from the root down: some systems list no folder that nobody has entered
-                folder: str | None = head or slash
-            else:
-                folder = self._walk(base, head) if head else base
-            if folder is not None and (found := self._file(folder, last)):
+        way, slash, last = name.rpartition("/")
+        alike = folded(last)
+        for base in bases:
+            folder = self._folder(base, way + slash)
+            if alike in folder.alike and (found := folder.file(last)):
+                return found
+            if "\\" in name and (found := self.find((base,), name.replace("\\", "/"))):
                 return found
         return None
 
-    def _walk(self, folder: str, names: str) -> str | None:
-        """The folder that a relative path leads to, as the system goes: `link/..` is the parent of what `link` points at."""
-        known = self._below.get((folder, names), "")
-        if known != "":
-            return known
-        here: str | None = folder
-        for name in names.split("/"):
-            if here is None:
-                break
+    def _folder(self, base: str, way: str) -> _Folder:
+        """Where a way leads that starts at `base` or is absolute: "", or something with a slash behind it."""
+        folder = self._ways.get((base, way))
+        if folder is None:
+            # Not from the root down: some systems list no folder that nobody has entered.
+            path = (way.rstrip("/") or "/") if os.path.isabs(way) else self._walk(base, way)
+            folder = self._ways[base, way] = _Folder("", "", {}) if path is None else self._list(path)
+        return folder
+
+    def _walk(self, base: str, way: str) -> str | None:
+        """The folder that a relative way leads to, as the system goes: `link/..` is the parent of what `link` points at."""
+        here = base
+        for name in way.split("/"):
             if name == "..":
                 here = os.path.dirname(os.path.realpath(here) if os.path.islink(here) else here)
             elif name not in ("", "."):
-                there = self._entry(here, name)
-                here = os.path.join(here, there.name) if there and _is_folder(there) else None
-        self._below[folder, names] = here
+                there = self._list(here).entry(name)
+                if there is None or not _is_folder(there):
+                    return None
+                here = os.path.join(here, there.name)
         return here
 
-    def _file(self, folder: str, name: str) -> Found | None:
-        entry = self._entry(folder, name)
-        try:
-            if entry is None or not entry.is_file():
-                return None
-            path = os.path.join(folder, entry.name)
-            status = os.stat(path)
-        except (OSError, ValueError):  # a link in a circle; gone since
-            return None
-        listed = self._folders[folder]
-        assert listed is not None
-        real = os.path.realpath(path) if entry.is_symlink() else os.path.join(listed.real, entry.name)
-        # Systems without hard links may give two files one number after another; there every file has one name.
-        return Found(path, (status.st_dev, status.st_ino) if status.st_nlink > 1 and status.st_ino else real)
-
-    def _entry(self, folder: str, name: str) -> os.DirEntry[str] | None:
-        listed = self._list(folder)
-        if listed is None:
-            return None
-        if name in listed.entries:
-            return listed.entries[name]
-        if not listed.alike:
-            for there in listed.entries:
-                listed.alike.setdefault(_composed(there).casefold(), []).append(there)
-        alike = listed.alike.get(_composed(name).casefold())
-        if alike is None:
-            return None
-        composed = [there for there in alike if _composed(there) == _composed(name)]
-        same = (there for there in alike if _same(os.path.join(folder, name), os.path.join(folder, there)))
-        found = next(chain(composed, same), None)
-        return None if found is None else listed.entries[found]
-
-    def _list(self, folder: str) -> _Folder | None:
-        if folder not in self._folders:
-            self._folders[folder] = None
+    def _list(self, path: str) -> _Folder:
+        folder = self._folders.get(path)
+        if folder is None:
+            folder = _Folder(path, path, {})
             try:
-                with os.scandir(folder) as entries:
-                    self._folders[folder] = _Folder({entry.name: entry for entry in entries}, os.path.realpath(folder))
+                with os.scandir(path) as entries:
+                    folder = _Folder(path, os.path.realpath(path), {entry.name: entry for entry in entries})
             except (FileNotFoundError, NotADirectoryError, ValueError):
                 pass
             except OSError as error:
-                self.problems[folder] = error.strerror or str(error)
-        return self._folders[folder]
+                self.problems[path] = error.strerror or str(error)
+            self._folders[path] = folder
+        return folder
 
 
 def _composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """Equal for names that some file system takes for one."""
+    return name.lower() if name.isascii() else unicodedata.normalize("NFC", name).casefold()
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -80,8 +80,7 @@ class Dataset:
         return hashlib.sha256(json.dumps([self.info.get("audio_md5"), content, *vectors]).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One row of the manifest: a clip, prepared or not, and what it was made from."""
 
     clip_id: str
@@ -139,7 +138,7 @@ def _digest(told: bytes, columns: Mapping[str, Sequence[Any]]) -> str:
     """Of all that a manifest says. The checksums of Parquet's pages cover neither their headers nor the footer."""
     digest = hashlib.sha256(told)
     for name in _SCHEMA.names:
-        digest.update(json.dumps([list(value) if isinstance(value, tuple) else value for value in columns[name]]).encode())
+        digest.update(json.dumps(columns[name]).encode())
     return digest.hexdigest()
 
 

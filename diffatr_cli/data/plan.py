@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """A clip to prepare."""
 
     clip_id: str
@@ -19,8 +19,7 @@ class Item:
     license: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Skip:
+class Skip(NamedTuple):
     """Something listed that did not become a clip or a caption."""
 
     split: str

@@ -11,14 +11,15 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..collection import no_collection
 from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..progress import Progress, silent
@@ -31,6 +32,7 @@ from .manifest import SPLITS, Record, write_manifest
 from .plan import Item, Plan, Skip
 
 _LOCK = ".prepare.lock"
+_MISSING = "missing"
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ class Report:
 
     def reasons(self) -> dict[str, dict[str, int]]:
         """Skips counted: split -> reason -> number, most frequent first."""
-        counts: dict[str, Counter[str]] = {}
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for skip in self.skipped:
-            counts.setdefault(skip.split, Counter())[skip.reason] += 1
+            counts[skip.split][skip.reason] += 1
         return {split: dict(count.most_common()) for split, count in counts.items()}
 
     def examples(self, number: int) -> dict[tuple[str, str], list[str]]:
@@ -150,10 +152,13 @@ def prepare(
         DiffATRError: the disk is full, or a worker process died; finished clips stay and are not converted again.
     """
     chosen = audio.choose_resampler(resampler)
-    pending = [_record(item, path) for item, path in zip(plan.items, _paths(plan.items), strict=True)]
-    records = earlier.take_over(pending, progress)
-    todo = [index for index, record in enumerate(records) if record.md5 is None and record.skipped is None]
-    kept = sum(record.md5 is not None for record in records)
+    there = [index for index, item in enumerate(plan.items) if item.source is not None]
+    # A missing recording has its path too, so that the others keep theirs when it comes.
+    paths = _paths(plan.items) if there else []
+    pending = [_record(plan.items[index], paths[index]) for index in there]
+    records = dict(zip(there, earlier.take_over(pending, progress), strict=True))
+    todo = [index for index, record in records.items() if record.md5 is None]
+    kept = len(records) - len(todo)
 
     outcomes: dict[int, Outcome] = {}
     note = "converting" if produce is None else "generating"
@@ -164,17 +169,18 @@ def prepare(
         for done, (number, outcome) in enumerate(converted, 1):
             index = todo[number]
             outcomes[index] = outcome
-            records[index] = replace(records[index], frames=outcome.frames, md5=outcome.md5, skipped=outcome.skipped)
+            records[index] = records[index]._replace(frames=outcome.frames, md5=outcome.md5, skipped=outcome.skipped)
             if outcome.skipped is None:
                 append(journal, records[index])
             progress(done, len(todo), note)
 
-    ready = [record for record in records if record.skipped is None]
+    ready = [record for record in records.values() if record.skipped is None]
     if ready:
-        write_manifest(root, records, {"kind": kind, **(info or {})})
+        with no_collection():
+            whole = [records.get(index) or _missing(item, paths[index]) for index, item in enumerate(plan.items)]
+        write_manifest(root, whole, {"kind": kind, **(info or {})})
     if ready or (root / JOURNAL).stat().st_size == 0:
         (root / JOURNAL).unlink()
-    skips = [Skip(record.split, record.source or record.clip_id, record.skipped) for record in records if record.skipped]
     return Report(
         name=root.name,
         root=root,
@@ -183,8 +189,8 @@ def prepare(
         kept=kept,
         clipped=sum(outcome.clipped > 0 for outcome in outcomes.values()),
         partial=sum(outcome.partial is not None for outcome in outcomes.values()),
-        splits={split: count_split(split, records, (official or {}).get(split)) for split in SPLITS},
-        skipped=[*plan.skipped, *skips],
+        splits=count_splits([item.split for item in plan.items], ready, official),
+        skipped=[*plan.skipped, *_skips(plan.items, records)],
         notes=[
             *earlier.notes,
             *plan.notes,
@@ -195,13 +201,32 @@ def prepare(
 
 
 def _record(item: Item, path: str) -> Record:
+    """What the manifest says of a clip before it is converted."""
+    assert item.source is not None
     size = mtime_ns = 0
-    if item.source is not None:
-        with contextlib.suppress(OSError, ValueError):  # what is generated has no file; a file gone since is told when read
-            stat = os.stat(item.source)
-            size, mtime_ns = stat.st_size, stat.st_mtime_ns
-    source, skipped = (None, "missing") if item.source is None else (as_text(item.source), None)
-    return Record(item.clip_id, item.split, item.captions, path, source, size, mtime_ns, license=item.license, skipped=skipped)
+    with contextlib.suppress(OSError, ValueError):  # what is generated has no file; a file gone since is told when read
+        stat = os.stat(item.source)
+        size, mtime_ns = stat.st_size, stat.st_mtime_ns
+    source = as_text(item.source)
+    return Record(item.clip_id, item.split, item.captions, path, source, size, mtime_ns, license=item.license)
+
+
+def _missing(item: Item, path: str) -> Record:
+    """What the manifest says of a clip whose recording is missing."""
+    return Record(item.clip_id, item.split, item.captions, path, license=item.license, skipped=_MISSING)
+
+
+@no_collection()
+def _skips(items: Sequence[Item], records: Mapping[int, Record]) -> list[Skip]:
+    """The items that came to nothing, in order; `records` holds by their number those whose recording is there."""
+    skips: list[Skip] = []
+    for index, item in enumerate(items):
+        record = records.get(index)
+        if record is None:
+            skips.append(Skip(item.split, item.clip_id, _MISSING))
+        elif record.skipped is not None:
+            skips.append(Skip(item.split, record.source or item.clip_id, record.skipped))
+    return skips
 
 
 def _paths(items: list[Item]) -> list[str]:
@@ -260,12 +285,17 @@ def _remove_leftovers(root: Path) -> None:
                     Path(parent, name).unlink(missing_ok=True)
 
 
-def count_split(split: str, records: list[Record], official: tuple[int, int] | None = None) -> SplitCounts:
-    """What one split of a manifest came to."""
-    mine = [record for record in records if record.split == split]
-    ready = [record for record in mine if record.skipped is None]
-    seconds = sum(record.frames for record in ready) / SAMPLE_RATE
-    return SplitCounts(len(ready), sum(len(record.captions) for record in ready), seconds / 3600, len(mine), official)
+def count_splits(
+    listed: Iterable[str], ready: Sequence[Record], official: Mapping[str, tuple[int, int]] | None = None
+) -> dict[str, SplitCounts]:
+    """What each split came to, by the splits of all clips that are listed and the records of those that are prepared."""
+    number = Counter(listed)
+    counts: dict[str, SplitCounts] = {}
+    for split in SPLITS:
+        mine = [record for record in ready if record.split == split]
+        captions, seconds = sum(len(record.captions) for record in mine), sum(record.frames for record in mine) / SAMPLE_RATE
+        counts[split] = SplitCounts(len(mine), captions, seconds / 3600, number[split], (official or {}).get(split))
+    return counts
 
 
 def _changed(made: dict[str, Outcome]) -> list[str]:

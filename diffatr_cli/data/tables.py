@@ -123,7 +123,7 @@ def read_csv(
     """
     # Ends of lines stay as they are: the csv module takes all kinds.
     text = read_text(path, plan, encoding)
-    lines, checked = list(io.StringIO(text, newline="")), text_problem(text) is not None
+    lines, checked, table = list(io.StringIO(text, newline="")), text_problem(text) is not None, path.name
     start = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
     first = lines[start] if start < len(lines) else ""
     if chosen := re.fullmatch(r'"?sep=([^\r\n])"?[\r\n]*', first):  # Excel's own
@@ -137,9 +137,9 @@ def read_csv(
         shown = f"the heading is {','.join(cells or ())[:200]!r}"
         raise DiffATRError(f"{path}:{number + 1}: no column {' or '.join(map(repr, missing))}; {shown}")
     for number, count, cells, problem in rows:
-        place = f"{path.name}:{number + 1}"
         if cells == []:
             continue
+        place = f"{table}:{number + 1}"
         if cells is None or (len(cells) != len(heading) and (len(cells) < len(heading) or any(cells[len(heading) :]))):
             reason = problem or f"{len(cells or ())} cells where the heading has {len(heading)}"
             plan.skipped.append(Skip(split, place, reason))
@@ -252,8 +252,9 @@ def read_json(path: Path, split: str, plan: Plan) -> Iterator[tuple[str, Row]]:
         raise DiffATRError(
             f"{path}: neither a list of objects, nor an object with such a list named data, nor an object on each line."
         )
+    table = path.name
     for number, value, problem in _elements(text, begin) if begin is not None else _json_lines(text):
-        place = f"{path.name}:{number}"
+        place = f"{table}:{number}"
         if problem or not isinstance(value, dict):
             plan.skipped.append(Skip(split, place, problem or "not a JSON object"))
         else:
