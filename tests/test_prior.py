@@ -22,6 +22,7 @@ from diffatr_cli.core.scoring import Reranker, diffusion_scores
 from diffatr_cli.corpus.index import Recordings
 from diffatr_cli.corpus.search import best_captions, search
 from diffatr_cli.errors import UsageError
+from diffatr_cli.evaluation.earning import FusionTask
 from diffatr_cli.evaluation.embedded_split import EmbeddedSplit
 from diffatr_cli.evaluation.evaluate import evaluate
 from diffatr_cli.evaluation.ranking import rank
@@ -30,7 +31,6 @@ from diffatr_cli.model import load_retriever
 from diffatr_cli.report.tables import evaluation_caption
 from diffatr_cli.training import train_diffusion as phase_two
 from diffatr_cli.training.choose_prior import ChosenPrior, bank_of, choose_prior
-from diffatr_cli.training.earning import FusionTask
 from diffatr_cli.training.train_diffusion import train_diffusion
 from diffatr_cli.types import DIRECTIONS
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..core.losses import cosine_similarity
 from ..core.metrics import MetricAccumulator
 from ..core.querybank import Prior
+from ..evaluation.earning import MEASURE, FusionTask, earned
 from ..evaluation.embedded_split import EmbeddedSplit
 from ..types import Direction
-from .earning import MEASURE, FusionTask, earned
 from .streams import numpy_stream
 
 WEIGHTS = (0.25, 0.5, 0.75, 1.0)

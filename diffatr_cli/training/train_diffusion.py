@@ -20,6 +20,8 @@ from ..core.sight import States
 from ..data.manifest import Dataset, load_dataset
 from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
+from ..evaluation.choose_fusion import choose_fusion
+from ..evaluation.earning import fusion_task
 from ..evaluation.embedded_split import (
     Captions,
     cached_split,
@@ -55,11 +57,9 @@ from ..runs import (
 )
 from ..types import DIRECTIONS, Direction
 from .candidates import CandidateBatches
-from .choose_fusion import choose_fusion
 from .choose_prior import bank_of, choose_prior
 from .clips import LogMelCrops, training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
-from .earning import fusion_task
 from .fit_calibration import fit_calibration
 from .learnt_captions import learn_captions
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command

@@ -19,9 +19,9 @@ import numpy as np
 from ..core.metrics import Measure
 from ..core.text import normalise_caption
 from ..data.manifest import Clip
-from ..evaluation.embedded_split import Captions, EmbeddedSplit
 from ..types import Direction
-from .fit_calibration import matching
+from .embedded_split import Captions, EmbeddedSplit
+from .matching import matching
 
 FEWEST = 20
 """Clusters that a domain needs to count as one; smaller ones are put together."""

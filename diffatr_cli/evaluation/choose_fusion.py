@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core.losses import cosine_similarity
 from ..core.metrics import MetricAccumulator, mean_metrics
 from ..core.scoring import Reranker, Shape, fuse, reach
 from ..core.sight import Sight
-from ..evaluation.embedded_split import EmbeddedSplit
-from ..evaluation.ranking import score_blocks
 from ..types import Direction
 from .earning import MEASURE, FusionTask, earned, mean_over_domains
+from .embedded_split import EmbeddedSplit
+from .ranking import score_blocks
 
 
 @dataclass(frozen=True)
@@ -48,26 +49,34 @@ def choose_fusion(
     shapes: Sequence[Shape] = ("sum",),
     sight: Sight | None = None,
 ) -> Fusion:
-    """The fusion of x0_hat with the cosine that a validation split earns.
-
-    A weight is earned where mean AP, the mean over domains, gains more than `EARNED` standard errors over the cosine, and no
-    domain loses more than one. The best of those has the highest mean AP, and the one taken is that which can move scores least
-    (`scoring.reach`) and is within one standard error of the best. Where none is earned, the weight is 0. Standard errors are
-    those of paired differences, with the queries of one cluster taken together.
+    """The fusion of x0_hat with the cosine, less the prior, that a validation split earns, by `choose_weight`.
 
     Args:
-        weights, shapes: to choose from, every weight with every shape. Where 0, the cosine, is not among them, no weight has to
-            be earned.
+        weights, shapes: as in `choose_weight`.
         sight: as in `ranking.rank_queries`, of all queries of the task.
     """
     queries, candidates, _ = split.task(direction)
     queries = queries[task.rows]
-    base = cosine_similarity(queries, candidates) - reranker.offsets(direction, candidates)
     prepared = reranker.prepare(direction, candidates)
     seen = sight and sight.of(task.rows)
     how: dict[str, Any] = {"query_ids": task.rows.tolist(), "sight": seen}
     blocks = score_blocks(queries, prepared, reranker.schedule, reranker.sampling, **how)
     x0_hat = torch.cat([scores for _, scores in blocks])
+    base = cosine_similarity(queries, candidates) - reranker.offsets(direction, candidates)
+    return choose_weight(base, x0_hat, task, weights, shapes)
+
+
+def choose_weight(
+    base: Tensor, x0_hat: Tensor, task: FusionTask, weights: Sequence[float], shapes: Sequence[Shape] = ("sum",)
+) -> Fusion:
+    """The fusion of any distributions over the candidates with other scores that a task earns (`earning.earned`).
+
+    Args:
+        base: what there is without them, (Q, N) of the task's queries: cosines, as a rule.
+        x0_hat: the distributions, (Q, N).
+        weights, shapes: to choose from, every weight with every shape. Where 0, `base` alone, is not among them, no weight has to
+            be earned.
+    """
 
     def measured(weight: float, shape: Shape) -> dict[str, np.ndarray]:
         accumulator = MetricAccumulator(MEASURE)
