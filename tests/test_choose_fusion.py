@@ -18,10 +18,10 @@ from torch.nn import functional
 from diffatr_cli.core.scoring import LOG_FLOOR, Reranker, fuse, reach
 from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.data.manifest import Clip
+from diffatr_cli.evaluation import choose_fusion as module
+from diffatr_cli.evaluation.choose_fusion import FusionTask, choose_fusion, domains_of, fusion_task
 from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedSplit
 from diffatr_cli.evaluation.ranking import rank
-from diffatr_cli.training import choose_fusion as module
-from diffatr_cli.training.choose_fusion import FusionTask, choose_fusion, domains_of, fusion_task
 from diffatr_cli.types import DIRECTIONS
 
 WEIGHTS = (0.0, 0.05, 0.2, 0.5, 1.0)

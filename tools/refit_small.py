@@ -3,7 +3,7 @@
     python tools/refit_small.py diffatr_cli/models/diffatr-small --data DIR [--name small]
 
 Writes into the model's folder, beside its weights, which stay as they are: the weight of x0_hat beside the cosine and how they
-are joined (`training.choose_fusion`), the captions learnt from (`training.learnt_captions`), and then what scores are worth
+are joined (`evaluation.choose_fusion`), the captions learnt from (`training.learnt_captions`), and then what scores are worth
 (`training.fit_calibration`). Prints what validation said.
 """
 
@@ -18,12 +18,12 @@ from typing import Any
 from diffatr_cli.checkpoint import load_weights, save_weights
 from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.data.manifest import load_dataset
+from diffatr_cli.evaluation.choose_fusion import choose_fusion, fusion_task
 from diffatr_cli.evaluation.embedded_split import Captions, embed_split, embed_windows
 from diffatr_cli.model import load_retriever
 from diffatr_cli.phase_two import save_bank
 from diffatr_cli.recipe_schema import EvaluationSection
 from diffatr_cli.runs import BEST, recipe_of
-from diffatr_cli.training.choose_fusion import choose_fusion, fusion_task
 from diffatr_cli.training.fit_calibration import fit_calibration
 from diffatr_cli.training.learnt_captions import learn_captions
 from diffatr_cli.types import DIRECTIONS

@@ -19,6 +19,7 @@ from ..core.sight import States
 from ..data.manifest import Dataset, load_dataset
 from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
+from ..evaluation.choose_fusion import choose_fusion, fusion_task
 from ..evaluation.embedded_split import (
     Captions,
     cached_split,
@@ -54,7 +55,6 @@ from ..runs import (
 )
 from ..types import DIRECTIONS
 from .candidates import CandidateBatches
-from .choose_fusion import choose_fusion, fusion_task
 from .clips import LogMelCrops, training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from .fit_calibration import fit_calibration

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..core.losses import cosine_similarity
 from ..core.metrics import Measure, MetricAccumulator, mean_metrics
@@ -24,10 +25,10 @@ from ..core.scoring import Reranker, Shape, fuse, reach
 from ..core.sight import Sight
 from ..core.text import normalise_caption
 from ..data.manifest import Clip
-from ..evaluation.embedded_split import Captions, EmbeddedSplit
-from ..evaluation.ranking import score_blocks
 from ..types import Direction
-from .fit_calibration import matching
+from .embedded_split import Captions, EmbeddedSplit
+from .matching import matching
+from .ranking import score_blocks
 
 FEWEST = 20
 """Clusters that a domain needs to count as one; smaller ones are put together."""
@@ -127,7 +128,26 @@ def choose_fusion(
     shapes: Sequence[Shape] = ("sum",),
     sight: Sight | None = None,
 ) -> Fusion:
-    """The fusion of x0_hat with the cosine that a validation split earns.
+    """The fusion of x0_hat with the cosine that a validation split earns, by `choose_weight`.
+
+    Args:
+        weights, shapes: as in `choose_weight`.
+        sight: as in `ranking.rank_queries`, of all queries of the task.
+    """
+    queries, candidates, _ = split.task(direction)
+    queries = queries[task.rows]
+    prepared = reranker.prepare(direction, candidates)
+    seen = sight and sight.of(task.rows)
+    how: dict[str, Any] = {"query_ids": task.rows.tolist(), "sight": seen}
+    blocks = score_blocks(queries, prepared, reranker.schedule, reranker.sampling, **how)
+    x0_hat = torch.cat([scores for _, scores in blocks])
+    return choose_weight(cosine_similarity(queries, candidates), x0_hat, task, weights, shapes)
+
+
+def choose_weight(
+    cosine: Tensor, x0_hat: Tensor, task: FusionTask, weights: Sequence[float], shapes: Sequence[Shape] = ("sum",)
+) -> Fusion:
+    """The fusion of any distributions over the candidates with the cosine that a task earns.
 
     A weight is earned where mean AP, the mean over domains, gains more than `EARNED` standard errors over the cosine, and no
     domain loses more than one. The best of those has the highest mean AP, and the one taken is that which can move scores least
@@ -135,18 +155,10 @@ def choose_fusion(
     those of paired differences, with the queries of one cluster taken together.
 
     Args:
+        cosine, x0_hat: (Q, N) of the task's queries.
         weights, shapes: to choose from, every weight with every shape. Where 0, the cosine, is not among them, no weight has to
             be earned.
-        sight: as in `ranking.rank_queries`, of all queries of the task.
     """
-    queries, candidates, _ = split.task(direction)
-    queries = queries[task.rows]
-    cosine = cosine_similarity(queries, candidates)
-    prepared = reranker.prepare(direction, candidates)
-    seen = sight and sight.of(task.rows)
-    how: dict[str, Any] = {"query_ids": task.rows.tolist(), "sight": seen}
-    blocks = score_blocks(queries, prepared, reranker.schedule, reranker.sampling, **how)
-    x0_hat = torch.cat([scores for _, scores in blocks])
 
     def measured(weight: float, shape: Shape) -> dict[str, np.ndarray]:
         accumulator = MetricAccumulator(_MEASURE)
