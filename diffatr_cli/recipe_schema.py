@@ -251,6 +251,11 @@ class EvaluationSection(Section):
         default=("sum", "log"),
         description="how x0_hat may join the cosine, of which validation chooses: added as it is, or its logarithm",
     )
+    feedback: Literal["none", "walk"] = Field(
+        default="none",
+        description="`walk` makes `evaluate` rank by a rival too: the cosine, joined by one of these weights and shapes with a "
+        "random walk over the ten candidates nearest to each candidate",
+    )
 
 
 class Recipe(Section):

@@ -104,7 +104,8 @@ class EvaluationResult:
     `shortlist` how many candidates diffusion re-ranked (None: all). `fusion_weights` holds the weight of x0_hat beside the
     cosine, one a seed, chosen on the validation split of `source`, and `fusion_shapes` how it is joined to it (`scoring.fuse`);
     they are empty where nothing was fused. `querybank_betas` holds the inverse temperature of querybank normalisation, chosen
-    likewise. `objective` is the recipe's: what `diff` was trained as. `protocol` names the definitions that the metrics follow.
+    likewise, `walk_weights` and `walk_shapes` how the random walk joins the cosine. `objective` is the recipe's: what `diff` was
+    trained as. `protocol` names the definitions that the metrics follow.
     `query_clips` is the clip of each query, by direction. `notes`: what is worth knowing beside it.
     """
 
@@ -127,6 +128,8 @@ class EvaluationResult:
     protocol: str = PAPER
     query_clips: Mapping[Direction, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     querybank_betas: Mapping[Direction, tuple[float, ...]] | None = None
+    walk_weights: Mapping[Direction, tuple[float, ...]] | None = None
+    walk_shapes: Mapping[Direction, tuple[str, ...]] | None = None
     objective: str = "diffusion"
     notes: tuple[str, ...] = ()
 
@@ -199,6 +202,8 @@ class EvaluationResult:
             "shortlist": self.shortlist,
             "objective": self.objective,
             "querybank_betas": {direction: list(betas) for direction, betas in (self.querybank_betas or {}).items()},
+            "walk_weights": {direction: list(weights) for direction, weights in (self.walk_weights or {}).items()},
+            "walk_shapes": {direction: list(shapes) for direction, shapes in (self.walk_shapes or {}).items()},
             "fusion_weights": {direction: list(weights) for direction, weights in (self.fusion_weights or {}).items()},
             "fusion_shapes": {direction: list(shapes) for direction, shapes in (self.fusion_shapes or {}).items()},
             "notes": list(self.notes),
