@@ -195,6 +195,11 @@ class DiffusionSection(Section):
     self_conditioning: bool = Field(
         default=False, description="the denoiser is told its x0_hat of the step before, by a learned factor that starts at zero"
     )
+    feedback: Literal["none", "neighbours"] = Field(
+        default="none",
+        description="`neighbours` adds to x_k, at every step and by a learned factor that starts at zero, its mean over the ten "
+        "candidates nearest to each candidate; with objective `discriminative` x_k is zero and nothing comes of it",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="as `pretrain.precision`")
     hidden: Positive = Field(default=512, description="H, the width of the denoising decoder")
     init: Literal["similarity", "random"] = Field(
@@ -250,6 +255,11 @@ class EvaluationSection(Section):
         default=0,
         description="so many training captions (clips, for audio-to-text) are kept with the model, and candidates that lie near "
         "all of them are held back by as much as validation chooses; 0 keeps none",
+    )
+    feedback: Literal["none", "walk"] = Field(
+        default="none",
+        description="`walk` makes `evaluate` rank by a rival too: the cosine, joined by one of these weights and shapes with a "
+        "random walk over the ten candidates nearest to each candidate",
     )
 
 

@@ -23,8 +23,9 @@ from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.data.manifest import Clip
 from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedWindows
+from diffatr_cli.evaluation.matching import matching
 from diffatr_cli.model import load_retriever
-from diffatr_cli.training.fit_calibration import fit_calibration, matching
+from diffatr_cli.training.fit_calibration import fit_calibration
 from diffatr_cli.types import DIRECTIONS
 
 

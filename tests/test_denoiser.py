@@ -172,7 +172,7 @@ def test_a_recipe_and_a_caller_can_say_what_a_config_can_hold():
 
 
 def test_every_option_reaches_the_denoiser_from_the_recipe():
-    said = DenoiserConfig(16, 24, 0.3, "random", "sqrt_dim", "add_logit", "none", self_conditioning=True)
+    said = DenoiserConfig(16, 24, 0.3, "random", "sqrt_dim", "add_logit", "none", self_conditioning=True, feedback="neighbours")
     plain = DenoiserConfig(
         *(getattr(section, name) for section, name in ((Recipe().model, "dim"), (Recipe().diffusion, "hidden")))
     )
@@ -185,6 +185,7 @@ def test_every_option_reaches_the_denoiser_from_the_recipe():
             output=said.output,
             input_scale=said.input_scale,
             self_conditioning=said.self_conditioning,
+            feedback=said.feedback,
         ),
     )
     assert all(a != b for a, b in zip(asdict(said).values(), asdict(plain).values(), strict=True))

@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import typed
+from safetensors.torch import load_file
 from tiny import make_bert, make_data, tiny_fields
 
 from diffatr_cli.evaluation.evaluate import evaluate
 from diffatr_cli.evaluation.paper import paper_tables
 from diffatr_cli.recipe import differing_fields, load_recipe
 from diffatr_cli.reproduce.plan import STUDIES, TABLES, World, needed, plan
+from diffatr_cli.reproduce.reproduce import reproduce
 from diffatr_cli.reproduce.state import seconds_an_epoch, steps_of
 from diffatr_cli.types import DIRECTIONS
 
@@ -85,7 +88,10 @@ def test_a_study_trains_phase_two_alone_and_in_full(study: str, quick: bool, wor
     assert len(tables) == 4
     assert len(pairs) == 4
     for table in tables:
-        cosine, _, *rows = table.rows
+        cosine, *rows = table.rows
+        rivals = [row.system for row in rows if row.system != "diff"]
+        assert rivals == ["qbnorm", "walk"]
+        rows = rows[len(rivals) :]
         recipes = [row.training.resolved() for row in rows]
         changed = [recipe.diffusion for recipe in recipes]
         assert {row.training.encoders for row in rows} == {cosine.training.name}
@@ -161,6 +167,23 @@ def test_tables_are_trained_and_filled(world: Path) -> None:
     record = json.loads((world / "runs" / "scenes-audiocaps-steps10" / "seed-1" / "diffusion" / "run.json").read_text())
     assert record["encoders"]["run"].endswith("scenes-audiocaps/seed-1")
     assert not (world / "runs" / "scenes-audiocaps-steps10" / "seed-1" / "pretrain").exists()
+
+
+@pytest.mark.slow
+def test_the_levers_have_the_corpus_as_context(world: Path) -> None:
+    """The walk beside the encoders' cosine, and the feedback that a phase two of its own has learned."""
+    table = plan(["levers"], "scenes", overrides=tiny_fields(world))[0]
+    rows = [
+        row for row in table.rows if row.system in ("baseline", "walk") or row.training.resolved().diffusion.feedback != "none"
+    ]
+    assert [row.system for row in rows] == ["baseline", "walk", "diff"]
+    [filled] = reproduce([replace(table, rows=tuple(rows))], (0,), data=world / "data", runs=world / "runs-levers", device="cpu")
+    assert [set(row.results) for row in filled.rows] == [set(DIRECTIONS)] * 3
+    _, walk, learnt = filled.rows
+    assert learnt.row.training.resolved().diffusion.x0_scale == 14
+    assert set(walk.difference) == set(learnt.difference) == set(DIRECTIONS)
+    kept = load_file(world / "runs-levers" / learnt.row.training.name / "seed-0" / "diffusion" / "best.safetensors")
+    assert all(float(kept[f"{direction}.neighbour_gain"]) for direction in DIRECTIONS)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .feedback import Neighbours, neighbours_of
 from .fused import attended_mean, decode
 
 Output = Literal["decoder", "add_weight", "add_logit"]
@@ -71,7 +72,7 @@ class Factors:
         level_embedding: pj, noise level indices (S,) -> (S, D).
         input_scale: s.
         output: as in `DenoiserConfig`.
-        feedback: as `AttentionDenoiser.feedback`.
+        feedback, neighbour_feedback: as the attributes of `AttentionDenoiser`.
     """
 
     attend: LinearMap
@@ -83,6 +84,7 @@ class Factors:
     input_scale: float
     output: Output
     feedback: float = 0.0
+    neighbour_feedback: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,11 +123,21 @@ class PreparedCandidates:
         """`Factors.context` of each candidate, (G, N, H); computed when first asked for."""
         return self.factors.context(self.candidates)
 
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """Of the candidates of each group; found when first asked for."""
+        return neighbours_of(self.candidates)
+
+    def fed_back(self, x_k: Tensor) -> Tensor:
+        """x_k, (G, T, N), as it joins the attention: with what the candidates' neighbours have of it, where that is wanted."""
+        gain = self.factors.neighbour_feedback
+        return x_k if gain is None else x_k + gain * self.neighbours.spread(x_k)
+
     def logits(self, attention: Tensor, dropped: Tensor, embedding: Tensor, projected: bool = False) -> Tensor:
         """Logits of x0_hat at one step, (G, T, N).
 
         Args:
-            attention: A(q + l) . c_i + x_k, (G, T, N), which is r Q K^T + x_k but for what the softmax drops.
+            attention: A(q + l) . c_i + x_k, (G, T, N), which is r Q K^T + x_k but for what the softmax drops; x_k by `fed_back`.
             dropped: A(q + l) . l, (G, T).
             embedding: l, (D,) or (G, T, D); if `projected`, `Factors.context` of it, (H,) or (G, T, H).
             projected: whether the candidates and l go through `Factors.context` each before the mean is taken, or their mean

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .algebra import Factors, LinearMap, Output
+from .feedback import neighbours_of
 
 Init = Literal["similarity", "random"]
 AttentionScale = Literal["none", "sqrt_dim"]
 InputScale = Literal["sqrt_dim", "none"]
+Feedback = Literal["none", "neighbours"]
 
 
 class DenoiserOptions(TypedDict, total=False):
@@ -29,6 +31,7 @@ class DenoiserOptions(TypedDict, total=False):
     output: Output
     input_scale: InputScale
     self_conditioning: bool
+    feedback: Feedback
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class DenoiserConfig:
         output: `add_weight` adds the attention weights, `add_logit` what they are the softmax of, to the decoder's output.
         input_scale: `sqrt_dim` multiplies the unit embeddings by sqrt(D), so that their entries are of order one.
         self_conditioning: whether the denoiser is told its x0_hat of the step before (`AttentionDenoiser.feedback`).
+        feedback: `neighbours` adds to x_k what the candidates' neighbours have of it (`AttentionDenoiser.neighbour_feedback`).
     """
 
     dim: int
@@ -54,6 +58,7 @@ class DenoiserConfig:
     output: Output = "decoder"
     input_scale: InputScale = "sqrt_dim"
     self_conditioning: bool = False
+    feedback: Feedback = "none"
 
 
 class LevelEmbedding(nn.Module):
@@ -96,6 +101,7 @@ class AttentionDenoiser(nn.Module):
         self.w_v = nn.Linear(dim, dim, bias=False)
         self.decoder = nn.Sequential(nn.Linear(2 * dim, hidden), nn.ReLU(), nn.Linear(hidden, 1))
         self.feedback_gain = nn.Parameter(torch.zeros(())) if self.config.self_conditioning else None
+        self.neighbour_gain = nn.Parameter(torch.zeros(())) if self.config.feedback == "neighbours" else None
         self._initialise(generator)
 
     @torch.no_grad()
@@ -120,10 +126,17 @@ class AttentionDenoiser(nn.Module):
         to x_k; None without. It is learned, starts at zero, and is counted in the attention's own size, 1 / tau."""
         return None if self.feedback_gain is None else self.feedback_gain / self.config.temperature
 
+    @property
+    def neighbour_feedback(self) -> Tensor | None:
+        """The corpus as context: what W x_k (`feedback.Neighbours`) is multiplied by before it is added to x_k; None without. It
+        is learned, starts at zero, and is counted in the attention's own size, 1 / tau."""
+        return None if self.neighbour_gain is None else self.neighbour_gain / self.config.temperature
+
     def forward(self, x_k: Tensor, level: Tensor, query: Tensor, candidates: Tensor, shift: Tensor | None = None) -> Tensor:
         """Logits of x0_hat. Written as the paper prints it: what `factored_forward` and `sampler.fast_ddim_sample` must equal.
 
         Q = W_Q (q + pj(k)), K = W_K (c + pj(k)), V = W_V (c + pj(k)), E = Softmax(Q K^T + x_k) V, logits = MLP([c, E]).
+        With `neighbour_feedback` g, x_k + g W x_k stands for x_k, with W of the candidates of each row as they are given.
 
         Args:
             x_k: noisy distributions, (B, N).
@@ -135,6 +148,9 @@ class AttentionDenoiser(nn.Module):
         Returns:
             (B, N); softmax over N makes them a distribution.
         """
+        if self.neighbour_feedback is not None:
+            own = x_k if candidates.ndim == 2 else x_k[:, None]
+            x_k = x_k + self.neighbour_feedback * neighbours_of(candidates).spread(own).view_as(x_k)
         query, candidates = query * self.input_scale, candidates * self.input_scale
         if candidates.ndim == 2:
             candidates = candidates.expand(len(query), -1, -1)
@@ -167,6 +183,7 @@ class AttentionDenoiser(nn.Module):
             input_scale=self.input_scale,
             output=self.config.output,
             feedback=0.0 if self.feedback is None else self.feedback.item(),
+            neighbour_feedback=self.neighbour_feedback,
         )
 
     def factored_forward(
@@ -181,6 +198,6 @@ class AttentionDenoiser(nn.Module):
         prepared = factors.prepare(candidates, None if shift is None else shift.unsqueeze(axis))
         query, embedding, x_k = (rows.unsqueeze(axis) for rows in (query, factors.embed_level(level), x_k))
         attended = factors.attend(query + embedding)
-        attention = attended @ prepared.candidates.mT + x_k
+        attention = attended @ prepared.candidates.mT + prepared.fed_back(x_k)
         logits = prepared.logits(attention, (attended * embedding).sum(2), embedding)
         return logits.squeeze(axis)

@@ -21,6 +21,7 @@ class FactoredDenoiser(Factors):
     @torch.no_grad()
     def __init__(self, denoiser: AttentionDenoiser) -> None:
         layers = denoiser.factors()
+        gain = layers.neighbour_feedback
         dtype = torch.promote_types(layers.dtype, torch.float32)
         super().__init__(
             attend=layers.attend.multiplied_out(dtype),
@@ -32,4 +33,5 @@ class FactoredDenoiser(Factors):
             input_scale=layers.input_scale,
             output=layers.output,
             feedback=layers.feedback,
+            neighbour_feedback=None if gain is None or not gain else gain.to(dtype, copy=True),
         )

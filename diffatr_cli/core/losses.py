@@ -10,18 +10,19 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in its own type, or float32 where that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def cosine_similarity(query: Tensor, candidates: Tensor) -> Tensor:
     """Eq. 7: s(t, a) of every query (Q, D) with every candidate (N, D) -> (Q, N), within [-1, 1] up to rounding."""
-    return functional.normalize(_at_least_float32(query), dim=1) @ functional.normalize(_at_least_float32(candidates), dim=1).T
+    return functional.normalize(at_least_float32(query), dim=1) @ functional.normalize(at_least_float32(candidates), dim=1).T
 
 
 def posterior(similarity: Tensor, temperature: float) -> Tensor:
     """Eq. 1: p(candidate | query) = softmax of similarity / tau over the candidates, (Q, N) -> (Q, N)."""
-    return (_at_least_float32(similarity) / temperature).softmax(1)
+    return (at_least_float32(similarity) / temperature).softmax(1)
 
 
 def nt_xent(audio: Tensor, text: Tensor, temperature: float, clip_ids: Tensor | None = None) -> Tensor:
@@ -73,7 +74,7 @@ def generation_loss(logits: Tensor, target: Tensor) -> Tensor:
     Raises:
         ValueError: the target's shape fits neither form.
     """
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     if target.shape == logits.shape[:1] and not target.is_floating_point():
         return functional.cross_entropy(logits, target)
     if target.shape == logits.shape and target.is_floating_point():

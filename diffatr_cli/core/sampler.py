@@ -192,6 +192,8 @@ def fast_ddim_sample(
     draw = _noise_source(noise, generator, query, n)
 
     start = draw(0)
+    if shared and factors.neighbour_feedback is not None:
+        _ = shared.neighbours  # once, before several threads ask for them
     if eta > 0 or on_step is not None:
         rows = max(1, len(query))
     else:
@@ -229,9 +231,8 @@ def _sample_block(part: PreparedCandidates, query: Tensor, x: Tensor, chain: Cha
         embeddings = factors.context(embeddings)
     x0_hat = torch.zeros_like(x)
     for i, level in enumerate(chain.levels):
-        attention = (similarity + x).add_(shifts[:, i, None])
-        if factors.feedback and i:
-            attention.add_(x0_hat, alpha=factors.feedback)
+        shown = x + factors.feedback * x0_hat if factors.feedback and i else x
+        attention = (similarity + part.fed_back(shown)).add_(shifts[:, i, None])
         x0_hat = predicted_x0(part.logits(attention, dropped[..., i], embeddings[i], projected), chain.x0)
         if chain.on_step is not None:
             chain.on_step(level, x.flatten(0, 1), x0_hat.flatten(0, 1))

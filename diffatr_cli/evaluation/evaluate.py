@@ -33,6 +33,7 @@ from .ranking import rank_queries
 from .results import ComparisonResult, EvaluationResult, SystemResult
 from .rivals import Querybank, querybank_of, rank_rivals
 from .states import cached_states
+from .walk import Walk, ranks_by_cosine, walk_of
 
 COUNTED = 1
 """Rises when a metric is counted in another way than before, so that results kept from then are not used."""
@@ -97,6 +98,7 @@ def evaluate_runs(
     weight: float | None = None,
     noise_seed: int = 0,
     rivals: bool = False,
+    walk: bool | None = None,
     device: str = "auto",
     progress: Progress = silent,
     notes: Sequence[str] = (),
@@ -113,17 +115,22 @@ def evaluate_runs(
         noise_seed: of the diffusion noise; the same for every training seed.
         rivals: also rank by `evaluation.rivals`; querybank normalisation needs the training and validation splits of the data
             set that the models learnt from, beside the one that is ranked.
+        walk: also rank by a random walk beside the cosine, which needs that validation split too; None does as the recipe says.
         notes: what is worth knowing already.
-        reuse: take what an earlier evaluation with the same settings kept, where it is there; QB-Norm's beta is not kept.
+        reuse: take what an earlier evaluation with the same settings kept, where it is there; QB-Norm's beta and the weight of
+            the walk are not kept.
 
     Raises as `evaluate`.
     """
     learnt, told = _common_recipe(folders), [*notes, *asked.notes]
+    walk = learnt.evaluation.feedback == "walk" if walk is None else walk
     found: dict[tuple[System, Direction], list[dict[str, np.ndarray]]] = {}
     weights: dict[Direction, list[float]] = {}
     shapes: dict[Direction, list[str]] = {}
     betas: dict[Direction, list[float]] = {}
     bank_weights: dict[Direction, list[float]] = {}
+    walk_weights: dict[Direction, list[float]] = {}
+    walk_shapes: dict[Direction, list[str]] = {}
     for run, seed in zip(folders, seeds, strict=True):
         retriever = load_retriever(run, device)
         check_fit(retriever, asked.dataset)
@@ -131,21 +138,29 @@ def evaluate_runs(
             retriever.reweigh(weight)
         sampling = sampling_of(retriever, steps=steps, shortlist=shortlist, seed=noise_seed)
         kept = from_first(kept_queries(run, retriever, sampling, asked, weight)) if reuse else None
-        if kept and rivals and not {"qbnorm", "one-step"} & {system for system, _ in kept}:
-            kept = None
-        bank = None
-        if rivals and kept is None:
+        walks = walk and ranks_by_cosine(retriever)
+        there = {system for system, _ in kept or ()}
+        complete = bool(kept) and (not rivals or there & {"qbnorm", "one-step"}) and (not walks or "walk" in there)
+        bank = walker = None
+        if (rivals or walks) and not complete:
             learnt_from = load_dataset(asked.dataset.root.parent, learnt.data.name)
-            bank = querybank_of(retriever, run, learnt_from, learnt.data.same_captions, progress)
+            if rivals:
+                bank = querybank_of(retriever, run, learnt_from, learnt.data.same_captions, progress)
+            if walks:
+                walker = walk_of(retriever, run, learnt_from, learnt, progress)
         on_scores = exporter.of_seed(seed) if exporter else None
-        of_run = kept
-        if of_run is None:
-            of_run = _rank_run(run, retriever, sampling, asked, progress, on_scores, rivals=rivals, bank=bank)
+        of_run = kept or {}
+        if not complete:
+            what = run, retriever, sampling, asked, progress, on_scores
+            of_run = of_run | _rank_run(*what, rivals=rivals, bank=bank, walker=walker)
         for key, queries in of_run.items():
             found.setdefault(key, []).append({name: each for name, each in queries.items() if name not in ("query", "clip")})
         for direction in asked.tasks:
             if bank is not None:
                 betas.setdefault(direction, []).append(bank.betas[direction])
+            if walker is not None:
+                walk_weights.setdefault(direction, []).append(walker.fusions[direction].weight)
+                walk_shapes.setdefault(direction, []).append(walker.fusions[direction].shape)
             if retriever.reranker and retriever.reranker.fuses:
                 weights.setdefault(direction, []).append(retriever.reranker.fusion_weights[direction])
                 shapes.setdefault(direction, []).append(retriever.reranker.fusion_shapes.get(direction, "sum"))
@@ -153,7 +168,7 @@ def evaluate_runs(
                 prior = retriever.reranker.priors.get(direction)
                 bank_weights.setdefault(direction, []).append(prior.weight if prior else 0.0)
         try:
-            if is_first() and kept is None:
+            if is_first() and not complete:
                 _keep(run, retriever, sampling, asked, of_run, weight)
         except DiffATRError as error:
             told.append(f"what each query got is not kept: {error}")
@@ -174,6 +189,8 @@ def evaluate_runs(
         ),
         objective=learnt.diffusion.objective,
         querybank_betas={direction: tuple(each) for direction, each in betas.items()},
+        walk_weights={direction: tuple(each) for direction, each in walk_weights.items()},
+        walk_shapes={direction: tuple(each) for direction, each in walk_shapes.items()},
         strategy=learnt.model.strategy,
         batch_size=learnt.pretrain.batch_size,
         chain=learnt.diffusion.steps,
@@ -198,6 +215,7 @@ def _rank_run(
     *,
     rivals: bool = False,
     bank: Querybank | None = None,
+    walker: Walk | None = None,
 ) -> dict[tuple[System, Direction], dict[str, np.ndarray]]:
     """What each query got of each system, by the model of one seed folder."""
     embedded = cached_split(retriever, run, asked.dataset, asked.split, progress=progress)
@@ -216,6 +234,9 @@ def _rank_run(
         ranked = rank_queries(*what, retriever.reranker, sampling, progress, **how)
         if rivals:
             ranked |= rank_rivals(*what, retriever, bank, sampling, progress, **how)
+        if walker is not None:
+            shown = {name: how[name] for name in ("measure", "on_scores")}
+            ranked["walk"] = walker.rank_queries(*what, **shown)
         found |= {(system, direction): each.queries() for system, each in ranked.items()}
     return found
 

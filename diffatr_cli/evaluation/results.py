@@ -105,8 +105,9 @@ class EvaluationResult:
     cosine, one a seed, chosen on the validation split of `source`, and `fusion_shapes` how it is joined to it (`scoring.fuse`);
     they are empty where nothing was fused. `bank_weights` holds that of the prior (`querybank.Prior`), 0 where validation chose
     none; it is empty where the recipe asks for none. `querybank_betas` holds the inverse temperature of querybank normalisation,
-    chosen likewise. `objective` is the recipe's: what `diff` was trained as. `protocol` names the definitions that the metrics
-    follow. `query_clips` is the clip of each query, by direction. `notes`: what is worth knowing beside it.
+    chosen likewise, `walk_weights` and `walk_shapes` how the random walk joins the cosine. `objective` is the recipe's: what
+    `diff` was trained as. `protocol` names the definitions that the metrics follow. `query_clips` is the clip of each query, by
+    direction. `notes`: what is worth knowing beside it.
     """
 
     source: str
@@ -129,6 +130,8 @@ class EvaluationResult:
     protocol: str = PAPER
     query_clips: Mapping[Direction, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     querybank_betas: Mapping[Direction, tuple[float, ...]] | None = None
+    walk_weights: Mapping[Direction, tuple[float, ...]] | None = None
+    walk_shapes: Mapping[Direction, tuple[str, ...]] | None = None
     objective: str = "diffusion"
     notes: tuple[str, ...] = ()
 
@@ -201,6 +204,8 @@ class EvaluationResult:
             "shortlist": self.shortlist,
             "objective": self.objective,
             "querybank_betas": {direction: list(betas) for direction, betas in (self.querybank_betas or {}).items()},
+            "walk_weights": {direction: list(weights) for direction, weights in (self.walk_weights or {}).items()},
+            "walk_shapes": {direction: list(shapes) for direction, shapes in (self.walk_shapes or {}).items()},
             "fusion_weights": {direction: list(weights) for direction, weights in (self.fusion_weights or {}).items()},
             "fusion_shapes": {direction: list(shapes) for direction, shapes in (self.fusion_shapes or {}).items()},
             "bank_weights": {direction: list(weights) for direction, weights in (self.bank_weights or {}).items()},

@@ -21,6 +21,7 @@ from ..progress import Progress, silent
 from ..types import DIRECTIONS, Direction, System
 from .embedded_split import EmbeddedSplit, cached_split, recall_sum
 from .ranking import QUERIES_AT_ONCE, OnScores, rank_queries
+from .walk import ranks_by_cosine
 
 BETAS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 """The inverse temperatures that validation chooses from; Bogolin et al. use 20."""
@@ -78,7 +79,7 @@ def querybank_of(
     model: Retriever, run: Path, dataset: Dataset, same_captions: str, progress: Progress = silent
 ) -> Querybank | None:
     """The bank of a run from the data set that it learnt from; None for a model without a contrastive space (strategy `gen`)."""
-    if model.reranker and not model.reranker.fuses:
+    if not ranks_by_cosine(model):
         return None
     train, val = (cached_split(model, run, dataset, split, same_captions, progress) for split in ("train", "val"))
     return Querybank.fit(train, val)

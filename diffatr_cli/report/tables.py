@@ -25,6 +25,7 @@ DIRECTION_NAMES: dict[Direction, str] = {"t2a": "Text-to-Audio", "a2t": "Audio-t
 SYSTEM_NAMES: dict[System, str] = {
     "baseline": "baseline",
     "qbnorm": "baseline, QB-Norm",
+    "walk": "baseline, random walk",
     "diff": "Diff",
     "one-step": "Diff, one step",
 }
@@ -111,14 +112,22 @@ def evaluation_caption(result: EvaluationResult) -> str:
         else:
             parts.append(f"Diff is the denoiser without diffusion (x_k = 0, one pass) over {among}")
     if result.fusion_weights:
-        logs = [direction for direction, shapes in (result.fusion_shapes or {}).items() if "log" in shapes]
-        told = f" (of its logarithm: {', '.join(logs)})" if logs else ""
+        told = _of_logarithms(result.fusion_shapes)
         parts.append(f"Weight of x0_hat beside the cosine{told}: {_by_direction(result.fusion_weights)}")
     if result.bank_weights:
         parts.append(f"Diff's prior, a bank of training queries, has the weight {_by_direction(result.bank_weights)}")
+    if result.walk_weights:
+        told = _of_logarithms(result.walk_shapes)
+        parts.append(f"Weight of the random walk beside the cosine{told}: {_by_direction(result.walk_weights)}")
     if result.querybank_betas:
         parts.append(f"QB-Norm's beta: {_by_direction(result.querybank_betas)}")
     return ". ".join(parts) + "."
+
+
+def _of_logarithms(shapes: Mapping[Direction, Sequence[str]] | None) -> str:
+    """In which directions a logarithm is weighed."""
+    logs = [direction for direction, each in (shapes or {}).items() if "log" in each]
+    return f" (of its logarithm: {', '.join(logs)})" if logs else ""
 
 
 def _by_direction(values: Mapping[Direction, Sequence[float]]) -> str:

@@ -47,6 +47,7 @@ _LEVERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Diff, memory bank", "bank", ("diffusion.candidates=512", "diffusion.negatives=bank")),
     ("Diff, a prior by training queries", "prior", ("evaluation.bank=8192",)),
     ("Diff, embeddings moved by half their length", "jitter", ("diffusion.jitter=0.5",)),
+    ("Diff, x_0 times 14, feedback over neighbours", "feedback", (_SCALED, "diffusion.feedback=neighbours")),
 )
 """What each row of the study of levers is called, its run's suffix, and the fields that it changes: phase two alone."""
 _FRAMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -156,7 +157,7 @@ class _Plan:
         tables: list[Table] = []
         for source, others in (("audiocaps", "clotho"), ("clotho", "audiocaps")):
             base = self.base(source, "resnet38")
-            rows = [Row("cosine", base, "baseline"), Row("cosine, QB-Norm", base, "qbnorm")]
+            rows = [Row("cosine", base, "baseline"), Row("cosine, QB-Norm", base, "qbnorm"), Row("cosine, walk", base, "walk")]
             for label, suffix, fields in _LEVERS if name == "levers" else _FRAMES:
                 rows.append(Row(label, self._phase_two(base, suffix, fields, frames=name == "frames"), "diff"))
             for target in (source, others):

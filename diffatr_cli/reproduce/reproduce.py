@@ -157,7 +157,7 @@ def _filled(
     def result_of(training: Training) -> EvaluationResult:
         key = (training.name, table.source, table.target)
         if key not in results:
-            rivals = any(row.system in ("qbnorm", "one-step") for row in table.rows if row.training == training)
+            asked = {row.system for row in table.rows if row.training == training}
             results[key] = evaluate(
                 table.source,
                 table.target,
@@ -165,7 +165,8 @@ def _filled(
                 runs=runs,
                 recipe=training.name,
                 seeds=seeds,
-                rivals=rivals,
+                rivals=bool(asked & {"qbnorm", "one-step"}),
+                walk="walk" in asked or None,
                 device=device,
                 progress=progress,
                 reuse=True,

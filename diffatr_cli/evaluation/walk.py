@@ -1,0 +1,107 @@
+"""The fixed feedback, which a learned one has to beat: a random walk over the candidates' neighbours beside the cosine.
+
+Q queries, C candidates, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..core.feedback import neighbours_of, walk_scores
+from ..core.losses import cosine_similarity
+from ..core.metrics import Measure, MetricAccumulator
+from ..core.scoring import Shape, fuse
+from ..data.manifest import Clip, Dataset
+from ..model import Retriever
+from ..processes import from_first
+from ..progress import Progress, silent
+from ..recipe_schema import Recipe
+from ..types import DIRECTIONS, Direction
+from .choose_fusion import Fusion, choose_weight
+from .earning import fusion_task
+from .embedded_split import EmbeddedSplit, cached_split
+from .ranking import QUERIES_AT_ONCE, OnScores
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A walk that starts from softmax(cosine / temperature), and how validation joins where it ends with the cosine.
+
+    Its distribution stands where x0_hat does in `scoring.fuse`: it is one too, and its logarithm reaches far into it.
+
+    Attributes:
+        temperature: tau of Eq. 1.
+        fusions: by direction.
+    """
+
+    temperature: float
+    fusions: Mapping[Direction, Fusion]
+
+    @classmethod
+    def fit(
+        cls,
+        temperature: float,
+        val: EmbeddedSplit,
+        clips: Sequence[Clip],
+        same_captions: str,
+        weights: Sequence[float],
+        shapes: Sequence[Shape],
+    ) -> Walk:
+        """The fusions that a validation split of some clips earns, by the rule for x0_hat's (`choose_weight`)."""
+        fusions: dict[Direction, Fusion] = {}
+        for direction in DIRECTIONS:
+            queries, candidates, _ = val.task(direction)
+            task = fusion_task(val, direction, clips, same_captions)
+            cosine = cosine_similarity(queries[task.rows], candidates)
+            found = walk_scores(cosine, neighbours_of(candidates), temperature)
+            fusions[direction] = choose_weight(cosine, found, task, weights, shapes)
+        return cls(temperature, fusions)
+
+    def rank_queries(
+        self,
+        queries: Tensor,
+        candidates: Tensor,
+        relevant: Sequence[np.ndarray],
+        direction: Direction,
+        *,
+        measure: Measure | None = None,
+        on_scores: OnScores | None = None,
+    ) -> MetricAccumulator:
+        """What each query gets by the cosine with the walk's part; the arguments are those of `ranking.rank_queries`.
+
+        Where validation gave it none, there is nothing to walk for.
+        """
+        fusion, found = self.fusions[direction], MetricAccumulator(measure)
+        neighbours = neighbours_of(candidates) if fusion.weight else None
+        for start in range(0, len(queries), QUERIES_AT_ONCE):
+            rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
+            scores = cosine_similarity(queries[rows], candidates)
+            if neighbours is not None:
+                scores = fuse(scores, walk_scores(scores, neighbours, self.temperature), fusion.weight, fusion.shape)
+            found.update(scores, relevant[rows])
+            if on_scores is not None:
+                on_scores("walk", rows, scores)
+        return found
+
+
+def walk_of(model: Retriever, run: Path, dataset: Dataset, recipe: Recipe, progress: Progress = silent) -> Walk:
+    """The walk of a run, fitted on the validation split of the data set that it learnt from.
+
+    Args:
+        model: one with a contrastive space (`ranks_by_cosine`).
+        recipe: what it was trained with; its `evaluation` section has the weights and shapes to choose from.
+    """
+    val = cached_split(model, run, dataset, "val", recipe.data.same_captions, progress)
+    offered = recipe.evaluation.fusion_weights, recipe.evaluation.fusion_shapes
+    what = recipe.model.temperature, val, dataset.split("val"), recipe.data.same_captions
+    return from_first(Walk.fit(*what, *offered))
+
+
+def ranks_by_cosine(model: Retriever) -> bool:
+    """Whether a model has a contrastive space, whose cosines mean something (not strategy `gen`)."""
+    return model.reranker is None or model.reranker.fuses
