@@ -218,6 +218,20 @@ class DiffusionSection(Section):
     )
     views: Positive = Field(default=4, description="embeddings of each training clip under augmentation that the cache holds")
     jitter: Annotated[float, Field(ge=0)] = Field(default=0.0, description="noise of this norm added to unit training embeddings")
+    folds: Literal[0] | Annotated[int, Field(ge=2)] = Field(
+        default=0,
+        description="deal the training clips into this many folds, embed each by encoders that phase one trains on the others, "
+        "and turn its space onto the encoders' own; 0 takes the encoders' own embeddings of what they were trained on",
+    )
+
+    @model_validator(mode="after")
+    def _folds_have_no_frames(self) -> Self:
+        if self.folds and self.conditioning == "frames":
+            raise ValueError(
+                "diffusion.folds: each fold has encoders of its own, whose frames compare with no others'; set "
+                "diffusion.conditioning=none, or diffusion.folds=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _conditioned_candidates_are_shared(self) -> Self:

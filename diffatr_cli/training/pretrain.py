@@ -96,6 +96,31 @@ def pretrain(
     return TrainingResult(folder.path, best, time.monotonic() - began)
 
 
+def pretrain_fold(
+    run: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    places: np.ndarray,
+    fold: str,
+    *,
+    seed: int,
+    device: torch.device,
+    command: str,
+    progress: Progress = silent,
+) -> None:
+    """Phase one on some clips of the training split alone, in a seed folder `run` of its own; resumed and refused as `pretrain`.
+
+    Args:
+        places: of these clips in the training split.
+        fold: what tells them apart from other clips of the same data set, for the record.
+        command: that starts or continues this, for the record.
+    """
+    phase = PhaseOne(recipe, seed, device, dataset.given_sizes)
+    with open_phase(run, "pretrain", recipe, FIRST_PHASE, seed, command, f"{dataset.fingerprint} {fold}") as folder:
+        folder.add_fact("fold", fold)
+        _train(phase, recipe.pretrain, dataset, folder, progress, places)
+
+
 def _check_kind(recipe: Recipe, dataset: Dataset) -> None:
     if is_given(recipe.audio) and dataset.vectors is None:
         raise UsageError(
@@ -110,12 +135,17 @@ def _check_kind(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _train(
-    phase: PhaseOne, section: PretrainSection, dataset: Dataset, folder: PhaseFolder, progress: Progress
+    phase: PhaseOne,
+    section: PretrainSection,
+    dataset: Dataset,
+    folder: PhaseFolder,
+    progress: Progress,
+    places: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """All that is left to train; the log's row of the best epoch."""
+    """All that is left to train; the log's row of the best epoch. `places`: of the training clips, where these are not all."""
     seed = phase.seed
-    train = phase.read(dataset, progress)
-    steps_per_epoch = len(epoch_batches(train.captions, section, seed, 0, train.clips.offsets))
+    captions = Captions.of(dataset.split("train"))
+    steps_per_epoch = len(epoch_batches(captions if places is None else captions.only(places), section, seed, 0))
     total = section.epochs * steps_per_epoch
 
     state: dict[str, Any] = {"step": 0, "best": {}, "loss": 0.0} | folder.resume(phase, phase.optimizer)
@@ -127,6 +157,9 @@ def _train(
     refitted = state.get("refitted", False) or not section.head_steps
     if (state["step"] == total or (best and not phase.trained)) and refitted:
         return best
+    train = phase.read(dataset, progress)
+    if places is not None:
+        train = train.only(places)
     log = folder.log(state["step"] // steps_per_epoch + state.get("refitted", False))
     folder.record_start(phase.device, "bf16" if phase.bf16 else "fp32", len(log.rows))
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint import load_weights
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
 from ..core.sight import States
@@ -34,7 +33,7 @@ from ..evaluation.states import (
     cached_states_of_windows,
     cached_tokens,
 )
-from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
+from ..model import Retriever, load_encoders, load_retriever
 from ..phase_two import save_bank
 from ..processes import from_first, is_first
 from ..progress import Progress, silent
@@ -58,10 +57,11 @@ from .choose_fusion import choose_fusion, fusion_task
 from .clips import LogMelCrops, training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from .fit_calibration import fit_calibration
+from .folds import Batches, folded_batches
 from .learnt_captions import learn_captions
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .streams import torch_seed, torch_stream
-from .views import TrainingViews, augmented_frames, augmented_views, embed_views, load_views, save_views
+from .views import TrainingViews, augmented_frames, augmented_views, embed_views, load_towers, load_views, save_views
 
 
 def train_diffusion(
@@ -168,13 +168,16 @@ def _train(
     best: dict[str, dict[str, Any]] = state["best"]
     if state["epoch"] == section.epochs:
         return best
-    train = _training_views(first, recipe, dataset, retriever, device, progress)
+    batches: Batches
+    if section.folds:
+        batches = folded_batches(first, retriever, section, dataset, seed, device, folder, state["epoch"], progress)
+    else:
+        batches = CandidateBatches(_training_views(first, recipe, dataset, retriever, device, progress), section, seed)
     val = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
     val_states = cached_states(retriever, first.run, dataset, "val", progress) if pair.conditioners else None
     folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32", state["epoch"])
     clips = dataset.split("val")
     tasks = {direction: fusion_task(val, direction, clips, recipe.data.same_captions) for direction in DIRECTIONS}
-    batches = CandidateBatches(train, section, seed)
     sampling = Sampling.of(recipe, seed=seed)
     kept = dict(folder.load_best()[0]) if best else {}
     log = folder.log(state["epoch"])
@@ -234,10 +237,7 @@ def _training_views(
     if (cached := load_views(path, source, captions, same)) is not None and not frames:
         return cached
     encoders, seed = first.folder / BEST, int(read_record(first.folder / RECORD)["seed"])
-    towers = build_towers(recipe.audio.model_copy(update={"weights": None}), recipe.text, recipe.model, dataset.given_sizes)
-    tensors = {k.removeprefix("towers."): v for k, v in load_weights(encoders)[0].items() if k.startswith("towers.")}
-    fill_towers(towers, tensors, recipe.audio, recipe.text, encoders)
-    towers.to(device)
+    towers = load_towers(encoders, recipe, dataset.given_sizes, device)
     clips = training_clips(dataset, towers.audio, recipe.audio, recipe.data.seconds, retriever, progress)
     bf16 = wants_bf16(recipe.pretrain.precision, device)
     if cached is None:
