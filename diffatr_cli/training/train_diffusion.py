@@ -21,7 +21,6 @@ from ..errors import DiffATRError, UsageError
 from ..evaluation.embedded_split import (
     Captions,
     cached_split,
-    cached_windows,
     check_fit,
     embed_captions,
 )
@@ -30,12 +29,10 @@ from ..evaluation.states import (
     cached_frames,
     cached_sequences,
     cached_states,
-    cached_states_of_windows,
     cached_tokens,
 )
-from ..model import Retriever, load_encoders, load_retriever
-from ..phase_two import save_bank
-from ..processes import from_first, is_first
+from ..model import Retriever, load_encoders
+from ..processes import from_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
 from ..recipe_schema import DiffusionSection, Recipe
@@ -52,13 +49,12 @@ from ..runs import (
     run_folder,
 )
 from ..types import DIRECTIONS
+from .calibrate_phase import calibrate_phase
 from .candidates import CandidateBatches
 from .choose_fusion import choose_fusion, fusion_task
 from .clips import LogMelCrops, training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
-from .fit_calibration import fit_calibration
 from .folds import Batches, folded_batches
-from .learnt_captions import learn_captions
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .streams import torch_seed, torch_stream
 from .views import TrainingViews, augmented_frames, augmented_views, embed_views, load_towers, load_views, save_views
@@ -108,7 +104,7 @@ def train_diffusion(
         if first.run != run:
             folder.add_fact("encoders", first.record(run))
         best = _train(first, recipe, dataset, seed, on_device, folder, progress)
-        _calibrate(run, first, recipe, dataset, seed, on_device, folder, progress)
+        calibrate_phase(run, first, recipe, dataset, seed, on_device, folder, progress)
     chosen = {f"{d}_{key}": value for d in DIRECTIONS for key, value in best[d].items()}
     return TrainingResult(folder.path, chosen, time.monotonic() - began, notes)
 
@@ -255,38 +251,3 @@ def _training_views(
 
     path = first.folder / f"frames-views{count}.f16"
     return replace(cached, states=States(tokens, cached_sequences(path, source, count * len(clips), augmented)))
-
-
-def _calibrate(
-    run: Path,
-    first: Encoders,
-    recipe: Recipe,
-    dataset: Dataset,
-    seed: int,
-    device: torch.device,
-    folder: PhaseFolder,
-    progress: Progress,
-) -> None:
-    """Fit what the kept model's scores are worth, and keep the captions that it learnt from, once."""
-    tensors, facts = folder.load_best()
-    if facts.get("calibration"):
-        return
-    progress(0, 1, "calibrating scores")
-    retriever = load_retriever(run, str(device))
-    assert retriever.reranker is not None
-    captions = Captions.of(dataset.split("val"))
-    split = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
-    windows = cached_windows(retriever, first.run, dataset, "val", progress)
-    states = None
-    if retriever.sees_frames:
-        states = cached_states_of_windows(retriever, first.run, dataset, "val", windows, progress)
-    if is_first():
-        novelty = None
-        if retriever.given_sizes is None:
-            learnt = [caption for clip in dataset.split("train") for caption in clip.captions]
-            bank, novelty = learn_captions(retriever, learnt, captions.texts)
-            save_bank(folder.path, bank, retriever.model_id)
-        fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed, states, novelty)
-        facts |= {"calibration": fitted.to_json()}
-    folder.keep_best(tensors, facts)
-    progress(1, 1, "calibrating scores")
