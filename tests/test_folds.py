@@ -20,6 +20,8 @@ from killed_runs import assert_killed_run_resumes_to_the_same
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from test_diffusion import owner_of, section, views
+from test_features import make, typed_features
+from test_features import recipe as features_recipe
 
 from diffatr_cli.checkpoint import load_weights, save_weights
 from diffatr_cli.data.manifest import Clip, Dataset, load_dataset
@@ -35,7 +37,7 @@ from diffatr_cli.training.batches import TrainSplit
 from diffatr_cli.training.clips import PooledClips
 from diffatr_cli.training.folds import FoldedBatches, deal, folds_of
 from diffatr_cli.training.phase_folder import PhaseFolder, open_phase
-from diffatr_cli.training.pretrain import PhaseOne, _train
+from diffatr_cli.training.pretrain import PhaseOne, _train, pretrain
 from diffatr_cli.training.train_diffusion import train_diffusion
 from diffatr_cli.training.views import TrainingViews
 
@@ -276,3 +278,30 @@ def test_by_frames_there_are_no_folds() -> None:
     for number in (-1, 1):
         with pytest.raises(ValidationError):
             DiffusionSection(folds=number)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("pretrain.head_steps=5", "pretrain.head_batch=8", "data.same_captions=positives"), ("model.heads=none", "model.dim=12")],
+)
+def test_folds_of_vectors_of_ones_own(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+    """Heads alone are trained without each fold; where there are none, every fold's space is the encoders' own already."""
+    matrices = make(text_size=12, shared=True)
+    assert typed_features(matrices.write(tmp_path), tmp_path / "data").code == 0
+    chosen = features_recipe(*overrides, FOLDS)
+    for job in (pretrain, train_diffusion):
+        folder = job("f", chosen, data=tmp_path / "data", runs=tmp_path, device="cpu").folder
+    hashes = json.loads((folder / RECORD).read_text())["folds"]
+    assert (len(set(hashes)) == 1) == (chosen.model.heads == "none")
+    views = load_file(folder.parent / "folds" / "0-of-2" / "pretrain" / "embeddings-views4.safetensors")
+    assert views["audio"].shape == (1, 20, chosen.model.dim)  # no augmentation touches vectors
+    assert views["text"].shape == (40, chosen.model.dim)
+
+
+def test_heads_are_refitted_on_what_is_left(workshop: Workshop, tmp_path: Path) -> None:
+    heads = ("pretrain.head_steps=5", "pretrain.head_batch=8", "pretrain.epochs=1", "diffusion.epochs=1")
+    recipe = workshop.recipe(*heads, FOLDS)
+    for job in (pretrain, train_diffusion):
+        folder = job("r", recipe, data=workshop.data, runs=tmp_path, device="cpu").folder
+    log = (folder.parent / "folds" / "1-of-2" / "pretrain" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in log] == [1, 2]

@@ -12,6 +12,8 @@ from command_line import typed
 from conftest import Workshop
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from test_features import make, typed_features
+from test_features import recipe as features_recipe
 
 from diffatr_cli.core.losses import nt_xent
 from diffatr_cli.data.manifest import load_dataset
@@ -173,3 +175,16 @@ def test_the_command_trains_it(workshop: Workshop, tmp_path: Path) -> None:
     assert {"t2a_r1", "t2a_weight", "t2a_cosine_r1", "score"} <= best.keys()
     record = json.loads((tmp_path / "tiny" / "seed-0" / "diffusion" / RECORD).read_text())
     assert record["resume"].startswith("diffatr pretrain")
+
+
+def test_it_learns_on_vectors_of_ones_own(tmp_path: Path) -> None:
+    """Without heads there are denoisers alone to train."""
+    assert typed_features(make(text_size=12, shared=True).write(tmp_path), tmp_path / "data").code == 0
+    for name, heads in (("a", ()), ("b", ("model.heads=none", "model.dim=12"))):
+        chosen = features_recipe(JOINT, *heads)
+        run = pretrain(name, chosen, data=tmp_path / "data", runs=tmp_path / "runs", device="cpu").folder.parent
+        tensors = load_file(run / "pretrain" / BEST)
+        assert any(key.startswith("towers.") for key in tensors) == (not heads)
+        assert any(key.startswith("denoisers.") for key in tensors)
+        found = evaluate("features", "features", data=tmp_path / "data", runs=tmp_path / "runs", recipe=name, device="cpu")
+        assert {each.system for each in found.systems} == {"baseline", "diff"}

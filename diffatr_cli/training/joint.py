@@ -16,6 +16,7 @@ from ..checkpoint import load_weights
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
 from ..data.manifest import Clip, Dataset
+from ..device import wants_bf16
 from ..evaluation.embedded_split import EmbeddedSplit, recall_sum
 from ..evaluation.ranking import rank
 from ..phase_two import below
@@ -81,7 +82,7 @@ def keep_as_two_phases(
         if not from_first((folder.path / BEST).is_file()):
             tensors, facts = load_weights(first.folder / BEST)
             row = facts["best"]
-            folder.record_start(device, "fp32", 0)
+            folder.record_start(device, "bf16" if wants_bf16(recipe.diffusion.precision, device) else "fp32", 0)
             folder.keep_best(below("denoisers.", tensors), {"best": _by_direction(row), "encoders": checkpoint} | _fusion(row))
         calibrate_phase(run, first, recipe, dataset, seed, device, folder, progress)
 
