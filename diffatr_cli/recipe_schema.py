@@ -114,8 +114,10 @@ class ModelSection(Section):
     )
     dropout: Fraction = Field(default=0.0, description="dropout inside the projection heads")
     temperature: Rate = Field(default=0.07, description="tau of Eq. 1 and Eq. 8")
-    strategy: Literal["gen-dis", "gen", "dis"] = Field(
-        default="gen-dis", description="both phases, L_G alone, or phase one alone (Table 5)"
+    strategy: Literal["gen-dis", "gen", "dis", "joint"] = Field(
+        default="gen-dis",
+        description="both phases, L_G alone, or phase one alone (Table 5); `joint` trains encoders and denoisers in one phase "
+        "under L_D + lambda L_G",
     )
 
 
@@ -145,6 +147,11 @@ class PretrainSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto",
         description="bf16 runs forward passes under autocast; `auto` does where the device multiplies bf16 natively",
+    )
+    generation_weight: Rate = Field(
+        default=1.0,
+        description="lambda of model.strategy=joint; the batch is the candidates there, and the denoisers have diffusion.lr, on "
+        "this section's schedule",
     )
     head_steps: Annotated[int, Field(ge=0)] = Field(
         default=0,
@@ -223,6 +230,20 @@ class DiffusionSection(Section):
     )
     views: Positive = Field(default=4, description="embeddings of each training clip under augmentation that the cache holds")
     jitter: Annotated[float, Field(ge=0)] = Field(default=0.0, description="noise of this norm added to unit training embeddings")
+    folds: Literal[0] | Annotated[int, Field(ge=2)] = Field(
+        default=0,
+        description="deal the training clips into this many folds, embed each by encoders that phase one trains on the others, "
+        "and turn its space onto the encoders' own; 0 takes the encoders' own embeddings of what they were trained on",
+    )
+
+    @model_validator(mode="after")
+    def _folds_have_no_frames(self) -> Self:
+        if self.folds and self.conditioning == "frames":
+            raise ValueError(
+                "diffusion.folds: each fold has encoders of its own, whose frames compare with no others'; set "
+                "diffusion.conditioning=none, or diffusion.folds=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _conditioned_candidates_are_shared(self) -> Self:
@@ -290,19 +311,24 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _heads_need_frozen_captions(self) -> Self:
-        if self.pretrain.head_steps and (self.text.finetune or self.model.strategy == "gen"):
+        if self.pretrain.head_steps and (self.text.finetune or self.model.strategy in ("gen", "joint")):
             raise ValueError(
                 "pretrain.head_steps: fits heads to frozen encoders under Eq. 8; set text.finetune=false and a model.strategy "
-                "other than gen, or head_steps=0"
+                "other than gen and joint, or head_steps=0"
             )
         return self
 
     @model_validator(mode="after")
     def _conditioning_needs_frozen_encoders(self) -> Self:
-        if self.diffusion.conditioning != "none" and self.model.strategy == "gen":
+        if self.diffusion.conditioning != "none" and self.model.strategy in ("gen", "joint"):
             raise ValueError(
                 "diffusion.conditioning: frames are those of encoders that phase one has trained; set model.strategy=gen-dis, or "
                 "diffusion.conditioning=none"
+            )
+        if self.diffusion.folds and self.model.strategy in ("gen", "joint"):
+            raise ValueError(
+                "diffusion.folds: folds are embedded by encoders that phase one has trained; set model.strategy=gen-dis, or "
+                "diffusion.folds=0"
             )
         return self
 

@@ -2,6 +2,7 @@
 
     runs/<recipe>/seed-<n>/pretrain/     phase one
     runs/<recipe>/seed-<n>/diffusion/    phase two
+    runs/<recipe>/seed-<n>/folds/        with `diffusion.folds`: phase one without a fold, 0-of-2/pretrain/ and so on
 
 A run may stand on the phase one of another (`train-diffusion --encoders`). It has no `pretrain/` then: the record of its phase
 two says where the encoders are, and the hash of their checkpoint.
@@ -41,6 +42,11 @@ SECOND_PHASE = ("diffusion", "evaluation")
 def run_folder(runs: Path, recipe_name: str, seed: int) -> Path:
     """Where the phases of one recipe and seed live."""
     return runs / recipe_name / f"seed-{seed}"
+
+
+def fold_folder(run: Path, number: int, folds: int) -> Path:
+    """The seed folder of the encoders that were trained without a fold, in that of the run whose encoders they stand for."""
+    return run / "folds" / f"{number}-of-{folds}"
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -180,7 +180,10 @@ text: 3
             (b"text: {<<: {pooling: cls}}\n", "x.yaml:1: text.<<: merge keys are not read; use `extends`"),
             (b"model: {temperature: 1e999}\n", "x.yaml:1: model.temperature: expected a finite number, got inf"),
             (b"model: {dim: " + b"9" * 5000 + b"}\n", f"x.yaml:1: model.dim: '{'9' * 40}' cannot be read as int"),
-            (b"model: {strategy: both}\n", "x.yaml:1: model.strategy: expected 'gen-dis', 'gen' or 'dis', got the text 'both'"),
+            (
+                b"model: {strategy: both}\n",
+                "x.yaml:1: model.strategy: expected 'gen-dis', 'gen', 'dis' or 'joint', got the text 'both'",
+            ),
         ],
     )
     def test_one_line_for_each_kind_of_broken_file(self, text: bytes, expected: str) -> None:

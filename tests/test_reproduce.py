@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,11 @@ from tiny import make_bert, make_data, tiny_fields
 from diffatr_cli.evaluation.evaluate import evaluate
 from diffatr_cli.evaluation.paper import paper_tables
 from diffatr_cli.recipe import differing_fields, load_recipe
-from diffatr_cli.reproduce.plan import STUDIES, TABLES, World, needed, plan
+from diffatr_cli.report.reproduction import plan_json
+from diffatr_cli.reproduce.plan import STUDIES, TABLES, Training, World, needed, plan
 from diffatr_cli.reproduce.reproduce import reproduce
-from diffatr_cli.reproduce.state import seconds_an_epoch, steps_of
+from diffatr_cli.reproduce.state import Step, seconds_an_epoch, steps_of
+from diffatr_cli.runs import LAST
 from diffatr_cli.types import DIRECTIONS
 
 
@@ -92,6 +96,10 @@ def test_a_study_trains_phase_two_alone_and_in_full(study: str, quick: bool, wor
         rivals = [row.system for row in rows if row.system != "diff"]
         assert rivals == ["qbnorm", "walk"]
         rows = rows[len(rivals) :]
+        if study == "levers":  # its last row alone trains encoders
+            joint = rows.pop().training
+            assert (joint.encoders, joint.diffusion, joint.resolved().model.strategy) == (None, False, "joint")
+            assert differing_fields(cosine.training.resolved(), joint.resolved()) == ["model.strategy"]
         recipes = [row.training.resolved() for row in rows]
         changed = [recipe.diffusion for recipe in recipes]
         assert {row.training.encoders for row in rows} == {cosine.training.name}
@@ -103,6 +111,43 @@ def test_a_study_trains_phase_two_alone_and_in_full(study: str, quick: bool, wor
         for row in rows:
             before, after = cosine.training.resolved(), row.training.resolved()
             assert {field.partition(".")[0] for field in differing_fields(before, after)} <= {"diffusion", "evaluation"}
+
+
+def test_trainings_of_folds_are_counted_once_and_estimated(tmp_path: Path) -> None:
+    base = Training("base", "scenes-audiocaps")
+    one, two = (Training(name, "scenes-audiocaps", ("diffusion.folds=3",), encoders="base") for name in ("one", "two"))
+
+    def log(folder: Path, epochs: int, seconds: float) -> None:
+        folder.mkdir(parents=True)
+        begun = datetime(2026, 1, 1, tzinfo=UTC)
+        starts = [{"time": begun.isoformat(), "epochs_done": 0}]
+        (folder / "run.json").write_text(json.dumps({"recipe": {}, "starts": starts}))
+        (folder / "metrics.jsonl").write_text("".join(json.dumps({"epoch": i + 1}) + "\n" for i in range(epochs)))
+        os.utime(folder / "metrics.jsonl", (0, begun.timestamp() + seconds))
+        (folder / LAST).write_bytes(bytes(7))
+
+    def folds(*wanted: Training) -> list[Step]:
+        steps = steps_of([(training, 0) for training in wanted], tmp_path)
+        assert [step.label for step in steps if step.fold is None] == ["pretrain", *["diffusion"] * len(wanted)]
+        return [step for step in steps if step.fold is not None]
+
+    assert [(step.fold, step.training.name, step.seconds) for step in folds(base, one, two)] == [
+        ((number, 3), "one", None) for number in range(3)
+    ]
+    log(tmp_path / "base" / "seed-0" / "pretrain", 33, 330)
+    assert [step.seconds for step in folds(base, one, two)] == pytest.approx([33 * 10 * 2 / 3] * 3)
+    (whole,) = steps_of([(replace(base, diffusion=False), 0)], tmp_path)
+    assert {step.size for step in folds(base, one, two)} == {whole.size}
+    log(tmp_path / "base" / "seed-0" / "folds" / "1-of-3" / "pretrain", 11, 44)
+    found = folds(base, one, two)
+    assert [step.done for step in found] == [0, 11, 0]
+    assert [step.seconds for step in found] == pytest.approx([33 * 4, 22 * 4, 33 * 4])
+    assert found[1].label == "pretrain, fold 2 of 3"
+    assert plan_json(found)[1]["fold"] == {"number": 1, "of": 3}
+    # A phase two that is done needs no folds any more, another one does.
+    log(tmp_path / "one" / "seed-0" / "diffusion", one.resolved().diffusion.epochs, 1)
+    assert {step.training.name for step in folds(base, one, two)} == {"two"}
+    assert not folds(base, one)
 
 
 @pytest.fixture(scope="module")

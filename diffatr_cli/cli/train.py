@@ -37,9 +37,11 @@ def pretrain(
 ) -> None:
     """Phase one: train the audio and text encoders with the contrastive loss.
 
-    Continues by itself where an earlier call was cut off. Everything is kept under RUNS/RECIPE/seed-N/pretrain.
+    Continues by itself where an earlier call was cut off. Everything is kept under RUNS/RECIPE/seed-N/pretrain. With
+    model.strategy=joint the diffusion model is trained together with them, and nothing is left for train-diffusion.
 
     Example: diffatr pretrain clotho-resnet38 --seed 0
+    Example: diffatr pretrain clotho-resnet38 model.strategy=joint --name joint
     """
 
     def job(*arguments: Any, **options: Any) -> TrainingResult:
@@ -71,7 +73,8 @@ def train_diffusion(
 ) -> None:
     """Phase two: train the diffusion model on the encoders that `pretrain` left, which stay as they are.
 
-    Continues by itself where an earlier call was cut off. Everything is kept under RUNS/RECIPE/seed-N/diffusion.
+    Continues by itself where an earlier call was cut off. Everything is kept under RUNS/RECIPE/seed-N/diffusion. With
+    diffusion.folds=F phase one is trained F times more first, each time without a fold of the clips (RUNS/RECIPE/seed-N/folds).
 
     Example: diffatr train-diffusion clotho-resnet38 --seed 0
     Example: diffatr train-diffusion clotho-resnet38 diffusion.steps=10 --name steps10 --encoders runs/clotho-resnet38/seed-0

@@ -48,6 +48,16 @@ class Captions:
         first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
         return cls([caption for clip in clips for caption in clip.captions], np.repeat(np.arange(len(clips)), counts), first)
 
+    def rows_of(self, clips: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The places of all captions of some clips, clip by clip."""
+        return np.concatenate([np.arange(0), *(np.arange(self.first[clip], self.first[clip + 1]) for clip in clips)])
+
+    def only(self, clips: Sequence[int] | np.ndarray) -> Captions:
+        """The captions of some clips, in the order given, as those of a split of these clips alone."""
+        counts = np.diff(self.first)[np.asarray(clips, int)]
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
+        return Captions([self.texts[row] for row in self.rows_of(clips)], np.repeat(np.arange(len(counts)), counts), first)
+
     def positive_groups(self, same_captions: str) -> np.ndarray:
         """(n,) a number for each clip, equal for clips that are not negatives of one another.
 

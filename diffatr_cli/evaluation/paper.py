@@ -62,7 +62,7 @@ def paper_result(
     differs in two ways from the paper's own has no number.
     """
     table = _MAIN_TABLES.get((source, target))
-    if table is None:
+    if table is None or strategy == "joint":  # which the paper has not
         return None
     row: str | int = f"{model}_{system}"
     ablations: list[tuple[str, str, str | int]] = []  # (the main table it varies, its own table, its row)

@@ -175,7 +175,7 @@ def plan_table(steps: Sequence[Step]) -> RichTable:
         encoders = f" on {step.training.encoders}" if step.training.encoders else ""
         left = "done" if step.finished else "?" if step.seconds is None else duration(step.seconds)
         megabytes = "?" if step.size is None else f"{step.size / 1e6:,.0f}"
-        cells = (step.training.name + encoders, str(step.seed), step.phase, f"{step.done} of {step.epochs}", left, megabytes)
+        cells = (step.training.name + encoders, str(step.seed), step.label, f"{step.done} of {step.epochs}", left, megabytes)
         shown.add_row(*map(Text, cells))
     return shown
 
@@ -190,6 +190,7 @@ def plan_json(steps: Sequence[Step]) -> list[dict[str, object]]:
             "encoders": step.training.encoders,
             "seed": step.seed,
             "phase": step.phase,
+            "fold": None if step.fold is None else {"number": step.fold[0], "of": step.fold[1]},
             "epochs": step.epochs,
             "done": step.done,
             "seconds_left": step.seconds,

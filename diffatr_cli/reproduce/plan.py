@@ -48,8 +48,13 @@ _LEVERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Diff, a prior by training queries", "prior", ("evaluation.bank=8192",)),
     ("Diff, embeddings moved by half their length", "jitter", ("diffusion.jitter=0.5",)),
     ("Diff, x_0 times 14, feedback over neighbours", "feedback", (_SCALED, "diffusion.feedback=neighbours")),
+    ("Diff, held-out folds", "folds", ("diffusion.folds=2",)),
 )
 """What each row of the study of levers is called, its run's suffix, and the fields that it changes: phase two alone."""
+_ONE_PHASE = ("pretrain.head_steps=0", "diffusion.folds=0", "evaluation.bank=0")
+"""What trains everything in one phase has none of these."""
+_JOINT = ("model.strategy=joint", *_ONE_PHASE)
+"""The fields of that study's last row, whose encoders are trained together with the denoisers."""
 _FRAMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Diff by frames", "frames", ()),
     ("by frames without diffusion", "frames-flat", ("diffusion.objective=discriminative",)),
@@ -160,6 +165,9 @@ class _Plan:
             rows = [Row("cosine", base, "baseline"), Row("cosine, QB-Norm", base, "qbnorm"), Row("cosine, walk", base, "walk")]
             for label, suffix, fields in _LEVERS if name == "levers" else _FRAMES:
                 rows.append(Row(label, self._phase_two(base, suffix, fields, frames=name == "frames"), "diff"))
+            if name == "levers":
+                joint = self.variant(base, "joint", *_JOINT, own=True, diffusion=False)
+                rows.append(Row("encoders and denoiser together", joint, "diff"))
             for target in (source, others):
                 title = f"{name.capitalize()}, {'on' if target == source else f'from {source} to'} {target}"
                 tables.append(Table(f"{name} {len(tables) + 1}", title, self.data(source), self.data(target), tuple(rows)))
@@ -227,7 +235,8 @@ class _Plan:
 
     def _strategies(self) -> Table:
         base, key = self.base("audiocaps", "resnet38"), "table5_training_strategy_audiocaps_resnet38"
-        alone = self.variant(base, "gen", "model.strategy=gen", "pretrain.head_steps=0", own=True, diffusion=False)
+        fields = ("model.strategy=gen", *_ONE_PHASE)
+        alone = self.variant(base, "gen", *fields, own=True, diffusion=False)
         like = "audiocaps-resnet38"
         rows = (
             self.row("Gen", alone, "diff", key, "gen", f"{like}-gen"),

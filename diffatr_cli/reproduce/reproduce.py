@@ -123,7 +123,7 @@ def train_missing(
 ) -> None:
     """Train what is not there of some trainings, or go on with it. Arguments and errors as `reproduce`."""
     for step in from_first(steps_of(product(trainings, seeds), runs)):
-        if not step.finished:
+        if not step.finished and step.fold is None:  # what folds take is a part of phase two
             told(f"{step.training.name}, seed {step.seed}: {step.phase}, {step.done} of {step.epochs} epochs are there")
             _train(step, data, runs, device, progress)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 
 from ..errors import DiffATRError
-from ..runs import LAST, RECORD, Phase, read_record, run_folder
+from ..runs import LAST, RECORD, Phase, fold_folder, read_record, run_folder
 from .plan import Training
+
+_Kind = tuple[str | None, Phase, bool]
+"""What epochs are measured of: a run's (None: any run's) phase, whole or without a fold."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,8 @@ class Step:
         epochs, done: of them.
         seconds: that the rest takes, by epochs that were measured; None where none was.
         size: bytes of its folder, or those of a like one where it is not there; None where none is.
+        fold: which one, from 0, of how many: phase one again without a fold (`diffusion.folds`), a part of the training's phase
+            two, and shared with others on the same encoders. None: the phase itself.
     """
 
     training: Training
@@ -31,18 +36,34 @@ class Step:
     done: int
     seconds: float | None = None
     size: int | None = None
+    fold: tuple[int, int] | None = None
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left of it."""
         return self.done >= self.epochs
 
+    @property
+    def run(self) -> str:
+        """The name of the run whose folder it is in."""
+        return self.training.name if self.fold is None else self.training.encoders or self.training.name
+
+    @property
+    def label(self) -> str:
+        """The phase, and the fold if it is one."""
+        return self.phase if self.fold is None else f"{self.phase}, fold {self.fold[0] + 1} of {self.fold[1]}"
+
+    def folder(self, runs: Path) -> Path:
+        """The phase's."""
+        run = run_folder(runs, self.run, self.seed)
+        return (run if self.fold is None else fold_folder(run, *self.fold)) / self.phase
+
 
 def steps_of(wanted: Iterable[tuple[Training, int]], runs: Path) -> list[Step]:
     """All that some trainings, each with a seed, train, in their order, with what was measured of it.
 
     An epoch takes what one of the same training took for any seed; where none has, what one of the same phase of another
-    training of this plan took.
+    training of this plan took. One without a fold takes its share of one with all clips, where none without a fold was measured.
     """
     steps: list[Step] = []
     for training, seed in wanted:
@@ -50,16 +71,21 @@ def steps_of(wanted: Iterable[tuple[Training, int]], runs: Path) -> list[Step]:
         if training.encoders is None:
             steps.append(_step(training, "pretrain", seed, recipe.pretrain.epochs, runs))
         if training.diffusion:
-            steps.append(_step(training, "diffusion", seed, recipe.diffusion.epochs, runs))
-    measured: dict[tuple[Training | None, Phase], list[float]] = {}
-    sizes: dict[tuple[Training | None, Phase], list[int]] = {}
+            second = _step(training, "diffusion", seed, recipe.diffusion.epochs, runs)
+            known = {(step.run, step.seed, step.fold) for step in steps}
+            folds = [(number, recipe.diffusion.folds) for number in range(0 if second.finished else recipe.diffusion.folds)]
+            of_folds = [_step(training, "pretrain", seed, recipe.pretrain.epochs, runs, fold) for fold in folds]
+            steps += [step for step in of_folds if (step.run, step.seed, step.fold) not in known]
+            steps.append(second)
+    measured: dict[_Kind, list[float]] = {}
+    sizes: dict[_Kind, list[int]] = {}
     for step in steps:
-        folder = run_folder(runs, step.training.name, step.seed) / step.phase
-        for key in ((step.training, step.phase), (None, step.phase)):
-            if (took := seconds_an_epoch(folder)) is not None:
-                measured.setdefault(key, []).append(took)
+        for run in (step.run, None):
+            kind = run, step.phase, step.fold is not None
+            if (took := seconds_an_epoch(step.folder(runs))) is not None:
+                measured.setdefault(kind, []).append(took)
             if step.size is not None:
-                sizes.setdefault(key, []).append(step.size)
+                sizes.setdefault(kind, []).append(step.size)
     return [_estimated(step, measured, sizes) for step in steps]
 
 
@@ -75,10 +101,11 @@ def seconds_an_epoch(folder: Path) -> float | None:
     return took / epochs if epochs > 0 and took > 0 else None
 
 
-def _step(training: Training, phase: Phase, seed: int, epochs: int, runs: Path) -> Step:
-    folder = run_folder(runs, training.name, seed) / phase
+def _step(training: Training, phase: Phase, seed: int, epochs: int, runs: Path, fold: tuple[int, int] | None = None) -> Step:
+    step = Step(training, phase, seed, epochs, 0, fold=fold)
+    folder = step.folder(runs)
     size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file()) if (folder / LAST).is_file() else None
-    return Step(training, phase, seed, epochs, _epochs_done(folder), size=size)
+    return replace(step, done=_epochs_done(folder), size=size)
 
 
 def _epochs_done(folder: Path) -> int:
@@ -90,13 +117,13 @@ def _epochs_done(folder: Path) -> int:
         return 0
 
 
-def _estimated(
-    step: Step,
-    measured: dict[tuple[Training | None, Phase], list[float]],
-    sizes: dict[tuple[Training | None, Phase], list[int]],
-) -> Step:
-    keys = ((step.training, step.phase), (None, step.phase))
-    took = next((median(measured[key]) for key in keys if key in measured), None)
-    size = step.size if step.size is not None else next((int(median(sizes[key])) for key in keys if key in sizes), None)
+def _estimated(step: Step, measured: dict[_Kind, list[float]], sizes: dict[_Kind, list[int]]) -> Step:
+    kinds: list[tuple[_Kind, float]] = []
+    for run in (step.run, None):
+        if step.fold is not None:
+            kinds.append(((run, step.phase, True), 1.0))
+        kinds.append(((run, step.phase, False), 1.0 if step.fold is None else 1 - 1 / step.fold[1]))
+    took = next((median(measured[kind]) * share for kind, share in kinds if kind in measured), None)
+    size = step.size if step.size is not None else next((int(median(sizes[kind])) for kind, _ in kinds if kind in sizes), None)
     left = 0.0 if step.finished else None if took is None else took * (step.epochs - step.done)
-    return Step(step.training, step.phase, step.seed, step.epochs, step.done, left, size)
+    return replace(step, seconds=left, size=size)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..evaluation.embedded_split import Captions
 from ..processes import share
 from ..recipe_schema import PretrainSection
-from .clips import Clips
+from .clips import Clips, some_clips
 from .streams import numpy_stream
 
 
@@ -32,6 +34,11 @@ class TrainSplit:
     captions: Captions
     vectors: Tensor | None
     positive_group: np.ndarray
+
+    def only(self, places: NDArray[np.integer]) -> TrainSplit:
+        """Some of the clips, with all of their captions."""
+        vectors = None if self.vectors is None else self.vectors[torch.from_numpy(self.captions.rows_of(places))]
+        return TrainSplit(some_clips(self.clips, places), self.captions.only(places), vectors, self.positive_group[places])
 
 
 POOL = 12  # batches' worth of items that are sorted by length at a time: few enough to leave the order random

@@ -5,8 +5,8 @@ B queries of the bank, N candidates, D embedding size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -24,8 +24,7 @@ WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 BETAS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 
 
-@dataclass(frozen=True)
-class ChosenPrior:
+class ChosenPrior(NamedTuple):
     """What validation chose: `prior` None where none was earned; `gain` in mean AP, percent, and its standard `error`."""
 
     prior: Prior | None

@@ -96,6 +96,27 @@ class PooledClips:
         return self.vectors[torch.as_tensor(np.asarray(indices)[part])]
 
 
+class SomeClips:
+    """Some clips of a source, by their places in it."""
+
+    def __init__(self, clips: Clips, places: NDArray[np.integer]) -> None:
+        self._clips, self._places = clips, places
+        self.offsets = np.concatenate([[0], np.cumsum(np.diff(clips.offsets)[places])])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Any:
+        return self._clips.crop(self._places[np.asarray(indices)], rng, part)
+
+
+def some_clips(clips: Clips, places: NDArray[np.integer]) -> Clips:
+    """Some clips of a source, by their places in it, as a source."""
+    if isinstance(clips, PooledClips):
+        return PooledClips(clips.vectors[torch.from_numpy(places)])
+    return SomeClips(clips, places)
+
+
 def training_clips(
     dataset: Dataset, encoder: ClipEncoder, section: AudioSection, seconds: float, encoders: SplitEncoders, progress: Progress
 ) -> Clips:

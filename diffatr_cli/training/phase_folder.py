@@ -120,6 +120,16 @@ class PhaseFolder:
         }
         self._recipe = recipe
 
+    @property
+    def command(self) -> str:
+        """That starts or continues this phase."""
+        return str(self._facts["resume"])
+
+    def recorded(self, name: str) -> Any:
+        """A fact that the record says; None where there is no record, or it does not say it."""
+        path = self.path / RECORD
+        return read_record(path).get(name) if path.is_file() else None
+
     def add_fact(self, name: str, value: Any) -> None:
         """Have the record say something more, or say it anew."""
         self._facts[name] = value

@@ -1,4 +1,5 @@
-"""Phase one: the encoders under the contrastive loss of Eq. 8, or, for Table 5's `gen`, with the denoisers under L_G alone.
+"""Phase one: the encoders under the contrastive loss of Eq. 8; or with the denoisers, under L_G alone (Table 5's `gen`) or under
+both losses (`joint`).
 
 Every random choice depends on the seed and the step alone, so a run that was killed and resumed equals one that was not.
 """
@@ -51,10 +52,14 @@ from ..types import DIRECTIONS
 from .batches import TrainSplit, epoch_batches, overlapped_batches
 from .clips import PooledClips, training_clips
 from .denoisers import DenoiserPair
+from .joint import keep_as_two_phases, validate_joint
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .refit_heads import PooledViews, refit_heads
 from .streams import torch_seed, torch_stream
 from .views import augmented_views
+
+TRAINS_DENOISERS = ("gen", "joint")
+"""The strategies whose denoisers are trained together with the encoders."""
 
 
 def pretrain(
@@ -83,8 +88,8 @@ def pretrain(
     dataset = load_dataset(data, recipe.data.name)
     _check_kind(recipe, dataset)
     command = resume_command("pretrain", resume or [name], data=data, runs=runs, seed=seed)
-    # With L_G alone the denoisers are trained here too, by the sections that are phase two's otherwise.
-    sections = FIRST_PHASE + (SECOND_PHASE if recipe.model.strategy == "gen" else ())
+    # With L_G the denoisers are trained here too, by the sections that are phase two's otherwise.
+    sections = FIRST_PHASE + (SECOND_PHASE if recipe.model.strategy in TRAINS_DENOISERS else ())
     run = run_folder(runs, name, seed)
     if borrowed_encoders(run):
         raise UsageError(f"{run}: holds a run on the encoders of another. Choose another --name for encoders of its own.")
@@ -93,7 +98,34 @@ def pretrain(
         check_states(recipe.audio, phase.towers.text)  # and so is what phase two would refuse
     with open_phase(run, "pretrain", recipe, sections, seed, command, dataset.fingerprint) as folder:
         best = _train(phase, recipe.pretrain, dataset, folder, progress)
+        if recipe.model.strategy == "joint":
+            keep_as_two_phases(run, recipe, dataset, seed, on_device, command, progress)
     return TrainingResult(folder.path, best, time.monotonic() - began)
+
+
+def pretrain_fold(
+    run: Path,
+    recipe: Recipe,
+    dataset: Dataset,
+    places: np.ndarray,
+    fold: str,
+    *,
+    seed: int,
+    device: torch.device,
+    command: str,
+    progress: Progress = silent,
+) -> None:
+    """Phase one on some clips of the training split alone, in a seed folder `run` of its own; resumed and refused as `pretrain`.
+
+    Args:
+        places: of these clips in the training split.
+        fold: what tells them apart from other clips of the same data set, for the record.
+        command: that starts or continues this, for the record.
+    """
+    phase = PhaseOne(recipe, seed, device, dataset.given_sizes)
+    with open_phase(run, "pretrain", recipe, FIRST_PHASE, seed, command, f"{dataset.fingerprint} {fold}") as folder:
+        folder.add_fact("fold", fold)
+        _train(phase, recipe.pretrain, dataset, folder, progress, places)
 
 
 def _check_kind(recipe: Recipe, dataset: Dataset) -> None:
@@ -110,12 +142,17 @@ def _check_kind(recipe: Recipe, dataset: Dataset) -> None:
 
 
 def _train(
-    phase: PhaseOne, section: PretrainSection, dataset: Dataset, folder: PhaseFolder, progress: Progress
+    phase: PhaseOne,
+    section: PretrainSection,
+    dataset: Dataset,
+    folder: PhaseFolder,
+    progress: Progress,
+    places: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """All that is left to train; the log's row of the best epoch."""
+    """All that is left to train; the log's row of the best epoch. `places`: of the training clips, where these are not all."""
     seed = phase.seed
-    train = phase.read(dataset, progress)
-    steps_per_epoch = len(epoch_batches(train.captions, section, seed, 0, train.clips.offsets))
+    captions = Captions.of(dataset.split("train"))
+    steps_per_epoch = len(epoch_batches(captions if places is None else captions.only(places), section, seed, 0))
     total = section.epochs * steps_per_epoch
 
     state: dict[str, Any] = {"step": 0, "best": {}, "loss": 0.0} | folder.resume(phase, phase.optimizer)
@@ -127,6 +164,9 @@ def _train(
     refitted = state.get("refitted", False) or not section.head_steps
     if (state["step"] == total or (best and not phase.trained)) and refitted:
         return best
+    train = phase.read(dataset, progress)
+    if places is not None:
+        train = train.only(places)
     log = folder.log(state["step"] // steps_per_epoch + state.get("refitted", False))
     folder.record_start(phase.device, "bf16" if phase.bf16 else "fp32", len(log.rows))
 
@@ -170,7 +210,7 @@ def _train(
 
 
 class PhaseOne(nn.Module):
-    """What phase one trains, and one step of it: the towers, and with strategy `gen` the denoisers beside them."""
+    """What phase one trains, and one step of it: the towers, and with strategy `gen` or `joint` the denoisers beside them."""
 
     def __init__(self, recipe: Recipe, seed: int, device: torch.device, given: tuple[int, int] | None = None) -> None:
         super().__init__()
@@ -183,18 +223,20 @@ class PhaseOne(nn.Module):
         self.views, self.audio_key = recipe.diffusion.views, audio_key(recipe.audio)
         self.sampling = Sampling.of(recipe, seed=seed)
         self.towers: TwoTowers = build_towers(recipe.audio, recipe.text, recipe.model, given)
-        self.denoisers = DenoiserPair(recipe.model, recipe.diffusion) if recipe.model.strategy == "gen" else None
+        self.strategy, self.evaluation = recipe.model.strategy, recipe.evaluation
+        self.denoisers = DenoiserPair(recipe.model, recipe.diffusion) if self.strategy in TRAINS_DENOISERS else None
         self.to(device)
         join_batch_norms(self, device)
         self.bf16 = wants_bf16(self.section.precision, device)
         make = torch.optim.AdamW if self.section.optimizer == "adamw" else torch.optim.Adam
         self.trained = [p for p in self.parameters() if p.requires_grad]
-        self.optimizer = make(
-            self.trained or [torch.zeros(1, device=device)],
-            lr=self.section.lr,
-            weight_decay=self.section.weight_decay,
-            fused=True,
-        )
+        groups: list[dict[str, Any]] = [{"params": self.trained or [torch.zeros(1, device=device)]}]
+        if self.denoisers is not None and self.strategy == "joint":  # they keep phase two's rate, decay and norm
+            own, diffusion = [p for p in self.towers.parameters() if p.requires_grad], recipe.diffusion
+            groups = [{"params": own}] if own else []
+            its = {"clip": diffusion.clip_norm, "weight_decay": diffusion.weight_decay, "rate": diffusion.lr / self.section.lr}
+            groups.append({"params": list(self.denoisers.parameters()), **its})
+        self.optimizer = make(groups, lr=self.section.lr, weight_decay=self.section.weight_decay, fused=True)
         self._encoded: dict[tuple[str, ...], Tensor] = {}  # captions by a frozen encoder
 
     def read(self, dataset: Dataset, progress: Progress) -> TrainSplit:
@@ -232,14 +274,16 @@ class PhaseOne(nn.Module):
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         mean_gradients(self.trained)
-        clip_grad_norm_(self.trained, self.section.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            clip_grad_norm_(group["params"], group.get("clip", self.section.clip_norm))
+            group["lr"] = lr * group.get("rate", 1.0)
         self.optimizer.step()
         return float(summed(loss.detach())) / count()
 
     def loss(self, train: TrainSplit, rows: np.ndarray, crops: Any, generator: torch.Generator | None = None) -> Tensor:
-        """Eq. 8 of a batch, or with strategy `gen` Eq. 6; arguments as of `step`. Its mean over all processes is the loss.
+        """Eq. 8 of a batch, with strategy `gen` Eq. 6, with `joint` both. Its mean over all processes is the loss.
+
+        Arguments as of `step`.
 
         `generator`, equal in all of them, is of the noise of Eq. 6.
         """
@@ -254,7 +298,10 @@ class PhaseOne(nn.Module):
         clip_ids = torch.from_numpy(train.positive_group[clips[position]])
         if self.denoisers is None:
             return nt_xent(audio, text, self.temperature, clip_ids)
-        return self.denoisers.loss_of_pairs(audio, text, clip_ids, generator)
+        generation = self.denoisers.loss_of_pairs(audio, text, clip_ids, generator)
+        if self.strategy == "gen":
+            return generation
+        return nt_xent(audio, text, self.temperature, clip_ids) + self.section.generation_weight * generation
 
     def refit_heads(self, train: TrainSplit, progress: Progress) -> float:
         """The heads fitted again on the frozen encoders; the loss. Needs cached caption vectors."""
@@ -281,6 +328,9 @@ class PhaseOne(nn.Module):
         """R@1/5/10 of both directions on the validation split, and `score`, their sum, which chooses the best epoch."""
         self.eval()
         val = embed_split(self, dataset, "val", self.same_captions)
+        if self.denoisers is not None and self.strategy == "joint":
+            clips = dataset.split("val")
+            return validate_joint(val, clips, self.same_captions, self.denoisers, self.sampling, self.evaluation)
         metrics = {direction: self._rank(val, direction) for direction in DIRECTIONS}
         row: dict[str, Any] = {f"{d}_{key}": m[key] for d, m in metrics.items() for key in ("r1", "r5", "r10")}
         return from_first(row | {"score": sum(map(recall_sum, metrics.values()))})

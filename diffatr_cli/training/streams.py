@@ -21,6 +21,7 @@ Stream = Literal[
     "heads",  # (step): batches and noise of refitting the heads
     "heads dropout",  # (step)
     "pair order",  # (epoch): which captions a batch of phase two holds
+    "fold order",  # (epoch): from which fold each batch of phase two is
     "candidates",  # (epoch, batch): views, candidates and jitter
     "diffusion",  # (step): noise levels and noise
     "calibration",

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..checkpoint import load_weights
 from ..core.querybank import Prior
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
@@ -25,7 +24,6 @@ from ..evaluation.earning import fusion_task
 from ..evaluation.embedded_split import (
     Captions,
     cached_split,
-    cached_windows,
     check_fit,
     embed_captions,
 )
@@ -34,12 +32,11 @@ from ..evaluation.states import (
     cached_frames,
     cached_sequences,
     cached_states,
-    cached_states_of_windows,
     cached_tokens,
 )
-from ..model import Retriever, build_towers, fill_towers, load_encoders, load_retriever
-from ..phase_two import facts_of, save_bank, tensors_of
-from ..processes import from_first, is_first
+from ..model import Retriever, load_encoders
+from ..phase_two import facts_of, tensors_of
+from ..processes import from_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
 from ..recipe_schema import DiffusionSection, Recipe
@@ -56,15 +53,15 @@ from ..runs import (
     run_folder,
 )
 from ..types import DIRECTIONS, Direction
+from .calibrate_phase import calibrate_phase
 from .candidates import CandidateBatches
 from .choose_prior import bank_of, choose_prior
 from .clips import LogMelCrops, training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
-from .fit_calibration import fit_calibration
-from .learnt_captions import learn_captions
+from .folds import Batches, folded_batches
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .streams import torch_seed, torch_stream
-from .views import TrainingViews, augmented_frames, augmented_views, embed_views, load_views, save_views
+from .views import TrainingViews, augmented_frames, augmented_views, embed_views, load_towers, load_views, save_views
 
 
 def train_diffusion(
@@ -111,7 +108,7 @@ def train_diffusion(
         if first.run != run:
             folder.add_fact("encoders", first.record(run))
         best = _train(first, recipe, dataset, seed, on_device, folder, progress)
-        _calibrate(run, first, recipe, dataset, seed, on_device, folder, progress)
+        calibrate_phase(run, first, recipe, dataset, seed, on_device, folder, progress)
     chosen = {f"{d}_{key}": value for d in DIRECTIONS for key, value in best[d].items()}
     return TrainingResult(folder.path, chosen, time.monotonic() - began, notes)
 
@@ -171,20 +168,21 @@ def _train(
     best: dict[str, dict[str, Any]] = state["best"]
     if state["epoch"] == section.epochs:
         return best
-    train = _training_views(first, recipe, dataset, retriever, device, progress)
+    batches: Batches
+    if section.folds:
+        batches = folded_batches(first, retriever, section, dataset, seed, device, folder, state["epoch"], progress)
+    else:
+        batches = CandidateBatches(_training_views(first, recipe, dataset, retriever, device, progress), section, seed)
     val = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
     val_states = cached_states(retriever, first.run, dataset, "val", progress) if pair.conditioners else None
     folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32", state["epoch"])
     clips = dataset.split("val")
     tasks = {direction: fusion_task(val, direction, clips, recipe.data.same_captions) for direction in DIRECTIONS}
     priors: dict[Direction, Prior] = {}
-    if recipe.evaluation.bank:
+    if size := recipe.evaluation.bank:
         learnt = cached_split(retriever, first.run, dataset, "train", recipe.data.same_captions, progress)
-        for direction in DIRECTIONS:
-            bank = bank_of(learnt, direction, recipe.evaluation.bank, seed)
-            if (prior := from_first(choose_prior(val, direction, tasks[direction], bank)).prior) is not None:
-                priors[direction] = prior
-    batches = CandidateBatches(train, section, seed)
+        chosen = {d: from_first(choose_prior(val, d, tasks[d], bank_of(learnt, d, size, seed))) for d in DIRECTIONS}
+        priors = {direction: prior for direction, (prior, *_) in chosen.items() if prior is not None}
     sampling = Sampling.of(recipe, seed=seed)
     kept = dict(folder.load_best()[0]) if best else {}
     log = folder.log(state["epoch"])
@@ -245,10 +243,7 @@ def _training_views(
     if (cached := load_views(path, source, captions, same)) is not None and not frames:
         return cached
     encoders, seed = first.folder / BEST, int(read_record(first.folder / RECORD)["seed"])
-    towers = build_towers(recipe.audio.model_copy(update={"weights": None}), recipe.text, recipe.model, dataset.given_sizes)
-    tensors = {k.removeprefix("towers."): v for k, v in load_weights(encoders)[0].items() if k.startswith("towers.")}
-    fill_towers(towers, tensors, recipe.audio, recipe.text, encoders)
-    towers.to(device)
+    towers = load_towers(encoders, recipe, dataset.given_sizes, device)
     clips = training_clips(dataset, towers.audio, recipe.audio, recipe.data.seconds, retriever, progress)
     bf16 = wants_bf16(recipe.pretrain.precision, device)
     if cached is None:
@@ -266,38 +261,3 @@ def _training_views(
 
     path = first.folder / f"frames-views{count}.f16"
     return replace(cached, states=States(tokens, cached_sequences(path, source, count * len(clips), augmented)))
-
-
-def _calibrate(
-    run: Path,
-    first: Encoders,
-    recipe: Recipe,
-    dataset: Dataset,
-    seed: int,
-    device: torch.device,
-    folder: PhaseFolder,
-    progress: Progress,
-) -> None:
-    """Fit what the kept model's scores are worth, and keep the captions that it learnt from, once."""
-    tensors, facts = folder.load_best()
-    if facts.get("calibration"):
-        return
-    progress(0, 1, "calibrating scores")
-    retriever = load_retriever(run, str(device))
-    assert retriever.reranker is not None
-    captions = Captions.of(dataset.split("val"))
-    split = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
-    windows = cached_windows(retriever, first.run, dataset, "val", progress)
-    states = None
-    if retriever.sees_frames:
-        states = cached_states_of_windows(retriever, first.run, dataset, "val", windows, progress)
-    if is_first():
-        novelty = None
-        if retriever.given_sizes is None:
-            learnt = [caption for clip in dataset.split("train") for caption in clip.captions]
-            bank, novelty = learn_captions(retriever, learnt, captions.texts)
-            save_bank(folder.path, bank, retriever.model_id)
-        fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed, states, novelty)
-        facts |= {"calibration": fitted.to_json()}
-    folder.keep_best(tensors, facts)
-    progress(1, 1, "calibrating scores")

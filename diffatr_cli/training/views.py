@@ -21,8 +21,11 @@ from ..core.sight import States
 from ..core.towers import TwoTowers
 from ..encoders import ClipEncoder
 from ..evaluation.embedded_split import Captions
+from ..model import build_towers, fill_towers
+from ..phase_two import below
 from ..processes import count, from_first, is_first, rank, summed
 from ..progress import Progress, silent
+from ..recipe_schema import Recipe
 from .clips import Clips, LogMelCrops, PooledClips
 from .streams import numpy_stream, torch_seed
 
@@ -43,6 +46,21 @@ class TrainingViews:
     clip_index: Tensor
     positive_group: Tensor
     states: States | None = None
+
+
+def load_towers(encoders: Path, recipe: Recipe, given: tuple[int, int] | None, device: torch.device) -> TwoTowers:
+    """The towers of a phase one's checkpoint, as it trains them: with dropout and augmentation.
+
+    Args:
+        recipe: that they were trained by.
+        given: as of `model.build_towers`.
+
+    Raises:
+        DiffATRError: the checkpoint is missing, damaged or of another recipe.
+    """
+    towers = build_towers(recipe.audio.model_copy(update={"weights": None}), recipe.text, recipe.model, given)
+    fill_towers(towers, below("towers.", load_weights(encoders)[0]), recipe.audio, recipe.text, encoders)
+    return towers.to(device)
 
 
 @torch.inference_mode()
