@@ -18,7 +18,8 @@ from diffatr_cli.core.feedback import neighbours_of, walk_scores
 from diffatr_cli.core.metrics import Measure, retrieval_metrics
 from diffatr_cli.core.scoring import LOG_FLOOR
 from diffatr_cli.data.manifest import Clip
-from diffatr_cli.evaluation.choose_fusion import Fusion, choose_weight, fusion_task
+from diffatr_cli.evaluation.choose_fusion import Fusion, choose_weight
+from diffatr_cli.evaluation.earning import fusion_task
 from diffatr_cli.evaluation.embedded_split import EmbeddedSplit
 from diffatr_cli.evaluation.evaluate import evaluate
 from diffatr_cli.evaluation.trajectory import trajectory
