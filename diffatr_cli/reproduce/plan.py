@@ -46,6 +46,11 @@ _LEVERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Diff, nearest negatives", "nearest", ("diffusion.candidates=64", "diffusion.negatives=nearest")),
     ("Diff, memory bank", "bank", ("diffusion.candidates=512", "diffusion.negatives=bank")),
     ("Diff, a prior by training queries", "prior", ("evaluation.bank=8192",)),
+    (
+        "Diff, nearest negatives and a prior",
+        "nearest-prior",
+        ("diffusion.candidates=64", "diffusion.negatives=nearest", "evaluation.bank=8192"),
+    ),
     ("Diff, embeddings moved by half their length", "jitter", ("diffusion.jitter=0.5",)),
     ("Diff, x_0 times 14, feedback over neighbours", "feedback", (_SCALED, "diffusion.feedback=neighbours")),
     ("Diff, held-out folds", "folds", ("diffusion.folds=2",)),
