@@ -25,6 +25,7 @@ from ..evaluation.embedded_split import (
     cached_windows,
     check_fit,
     embed_captions,
+    embed_joined,
 )
 from ..evaluation.states import (
     Sequences,
@@ -227,8 +228,7 @@ def _training_views(
     The augmentation follows the encoders' seed: whoever stands on them sees the same views.
     """
     count, same = recipe.diffusion.views, recipe.data.same_captions
-    path = first.folder / f"embeddings-views{count}.safetensors"
-    source = {"encoders": retriever.model_id, "data": dataset.fingerprint}
+    path, source = _views_of(first, recipe), _source(retriever, dataset)
     captions = Captions.of(dataset.split("train"))
     frames = recipe.diffusion.conditioning != "none"
     if (cached := load_views(path, source, captions, same)) is not None and not frames:
@@ -257,6 +257,16 @@ def _training_views(
     return replace(cached, states=States(tokens, cached_sequences(path, source, count * len(clips), augmented)))
 
 
+def _views_of(first: Encoders, recipe: Recipe) -> Path:
+    """Where the training views are cached."""
+    return first.folder / f"embeddings-views{recipe.diffusion.views}.safetensors"
+
+
+def _source(retriever: Retriever, dataset: Dataset) -> dict[str, str]:
+    """What they were made from."""
+    return {"encoders": retriever.model_id, "data": dataset.fingerprint}
+
+
 def _calibrate(
     run: Path,
     first: Encoders,
@@ -280,13 +290,15 @@ def _calibrate(
     states = None
     if retriever.sees_frames:
         states = cached_states_of_windows(retriever, first.run, dataset, "val", windows, progress)
+    learnt = Captions.of(dataset.split("train"))
+    views = load_views(_views_of(first, recipe), _source(retriever, dataset), learnt, recipe.data.same_captions)
     if is_first():
         novelty = None
         if retriever.given_sizes is None:
-            learnt = [caption for clip in dataset.split("train") for caption in clip.captions]
-            bank, novelty = learn_captions(retriever, learnt, captions.texts)
+            bank, novelty = learn_captions(retriever, learnt, None if views is None else views.audio.numpy(), captions.texts)
             save_bank(folder.path, bank, retriever.model_id)
-        fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed, states, novelty)
+        joined = None if retriever.sees_frames else embed_joined(retriever, dataset, "val", seed)
+        fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed, states, novelty, joined)
         facts |= {"calibration": fitted.to_json()}
     folder.keep_best(tensors, facts)
     progress(1, 1, "calibrating scores")
