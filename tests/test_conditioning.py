@@ -521,7 +521,7 @@ def test_a_folder_is_searched_by_frames(workshop: Workshop, conditioned: Path, t
     hits = model.search(folder, text, top=len(paths), index=tmp_path / "index")
     assert {hit.path: hit.score for hit in hits} == pytest.approx(wanted, abs=2e-3)  # the index keeps vectors in half precision
     ranked = model.rank(text, paths)
-    assert [each.score for each in ranked] == pytest.approx(sorted(wanted.values(), reverse=True), abs=1e-4)
+    assert [each.score for each in ranked] == pytest.approx(sorted(wanted.values(), reverse=True), abs=3e-3)
     captions = ["low", "a high tone", "two tones", "a low tone", "noise in the rain", "a middle tone"]
     found = retriever.embed_text(captions)
     fit = (torch.from_numpy(found) @ vectors[0]).double()
