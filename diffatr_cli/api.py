@@ -15,9 +15,10 @@ import numpy as np
 
 from .core.ragged import Ragged
 from .core.windows import mean_direction, spans
+from .corpus.describe import Described, describe
 from .corpus.index import FolderIndex, Recordings
 from .corpus.reading import Reading, read_queries
-from .corpus.search import Found, Hit, best_captions, check_texts, embed_texts, hear_sound, search, search_texts
+from .corpus.search import Found, Hit, check_texts, embed_texts, hear_sound, search, search_texts
 from .data.audio import load_audio
 from .data.resample import resample
 from .errors import UsageError
@@ -122,10 +123,20 @@ class Model:
         if isinstance(query, str) or len(texts) < len(candidates):
             raise UsageError("candidates are sounds (Path or array), or, for a query that is a sound, texts (str)")
         index = {text: number for number, text in reversed(list(enumerate(texts)))}
-        (wave,) = self._waves([query], SAMPLE_RATE)
+        return [Ranked(hit.rank, index[hit.caption], hit.score) for hit in self.describe(query, list(index), top).hits]
+
+    def describe(self, sound: Sound, captions: Sequence[str], top: int = 10) -> Described:
+        """The captions that fit a sound (Path or array), best first, and whether any of them does.
+
+        Args:
+            captions: different texts.
+
+        Raises:
+            AudioError, UsageError: as `embed_audio` and `embed_text`.
+        """
+        (wave,) = self._waves([sound], SAMPLE_RATE)
         vector, frames = hear_sound(self._retriever, wave)
-        hits = best_captions(self._retriever, vector, list(index), frames=frames, top=top)
-        return [Ranked(hit.rank, index[hit.caption], hit.score) for hit in hits]
+        return describe(self._retriever, vector, captions, frames=frames, top=top)
 
     def search(
         self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None, unwanted: str | None = None

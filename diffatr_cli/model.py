@@ -223,7 +223,7 @@ class Retriever:
         except ValueError as error:
             raise UsageError(f"{self.name}: {error}.") from None
         if self.calibration is not None:
-            self.calibration = replace(self.calibration, text_to_audio=None, audio_to_text=None, presence=None)
+            self.calibration = replace(self.calibration, text_to_audio=None, audio_to_text=None, presence=None, captions=None)
 
     @torch.inference_mode()
     def pool_audio(self, waveforms: Sequence[np.ndarray]) -> Tensor:

@@ -119,7 +119,10 @@ def facts_of(priors: Mapping[Direction, Prior]) -> dict[Direction, dict[str, flo
 def save_bank(folder: Path, bank: CaptionBank, encoders: str) -> None:
     """Keep the captions that a model learnt from, in half precision. `encoders`: the id of what their vectors are of."""
     facts = {"encoders": encoders, "texts": list(bank.texts), "familiar": bank.familiar}
-    save_weights(folder / BANK, {"vectors": torch.from_numpy(bank.vectors).half()}, facts)
+    tensors = {"vectors": torch.from_numpy(bank.vectors).half()}
+    if bank.worth is not None:
+        tensors["worth"] = torch.from_numpy(bank.worth).float()
+    save_weights(folder / BANK, tensors, facts)
 
 
 def load_bank(folder: Path, encoders: str) -> CaptionBank | None:
@@ -135,7 +138,8 @@ def load_bank(folder: Path, encoders: str) -> CaptionBank | None:
     try:
         if facts["encoders"] != encoders:
             return None
-        return CaptionBank(tuple(facts["texts"]), tensors["vectors"].float().numpy(), float(facts["familiar"]))
+        worth = tensors["worth"].numpy() if "worth" in tensors else None
+        return CaptionBank(tuple(facts["texts"]), tensors["vectors"].float().numpy(), float(facts["familiar"]), worth)
     except (KeyError, TypeError, ValueError) as error:
         raise DiffATRError(f"{path}: not the captions of a model ({type(error).__name__}: {error}). Remove it.") from None
 

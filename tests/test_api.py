@@ -13,8 +13,9 @@ from conftest import Workshop
 
 import diffatr_cli
 from diffatr_cli import Model, load_model
+from diffatr_cli.corpus.describe import describe
 from diffatr_cli.corpus.index import FolderIndex
-from diffatr_cli.corpus.search import best_captions, embed_sound, embed_texts, search
+from diffatr_cli.corpus.search import embed_sound, embed_texts, search
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import UsageError
 from diffatr_cli.model import load_retriever, sampling_of
@@ -75,10 +76,13 @@ def test_ranking_is_that_of_the_command(model: Model, trained: Path, sounds: lis
     by_sound = model.rank(sounds[0], sounds)
     assert (by_sound[0].index, len(by_sound)) == (0, len(sounds))
     captions = ["hiss", "a low tone", "a high tone", "hiss"]
-    hits = best_captions(retriever, embed_sound(retriever, load_audio(sounds[0])), captions[:3])
+    hits = describe(retriever, embed_sound(retriever, load_audio(sounds[0])), captions[:3]).hits
     described = model.rank(sounds[0], captions)
     assert [captions[each.index] for each in described] == [hit.caption for hit in hits]
     assert {each.index for each in described} == {0, 1, 2}
+    told = model.describe(sounds[0], captions[:3], top=2)
+    assert [hit.caption for hit in told.hits] == [hit.caption for hit in hits[:2]]
+    assert told.certain == (told.verdict != "absent")
     assert model.rank("a low tone", []) == []
 
 

@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from diffatr_cli.core.calibration import Calibration, Logistic, presence_features
+from diffatr_cli.core.calibration import (
+    Calibration,
+    Logistic,
+    distribution_of_cosines,
+    of_known,
+    presence_features,
+    score_features,
+)
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.metrics import auroc, reliability
 from diffatr_cli.core.sampling import Sampling
@@ -25,7 +32,7 @@ from diffatr_cli.data.manifest import Clip
 from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedWindows
 from diffatr_cli.evaluation.matching import matching
 from diffatr_cli.model import load_retriever
-from diffatr_cli.training.fit_calibration import fit_calibration
+from diffatr_cli.training.fit_calibration import LOST, fit_calibration
 from diffatr_cli.types import DIRECTIONS
 
 
@@ -62,11 +69,11 @@ def test_logistic_of_separable_examples_is_finite_and_constants_say_nothing() ->
 def test_presence_features() -> None:
     cosine = np.array([0.9, 0.1, -0.2, 0.3])
     sure, unsure = np.array([1.0, 0, 0, 0]), np.full(4, 0.25)
-    assert presence_features(cosine, np.stack([sure, sure])).tolist() == pytest.approx([0.9, 0.9, 0, math.log(4), 0, 0])
-    assert presence_features(cosine, unsure[None]).tolist() == pytest.approx([0.9, cosine.mean(), math.log(0.25), 0, 0, 0])
-    torn = presence_features(cosine, np.stack([sure, sure[::-1]]), 0.3)
+    assert presence_features(cosine, np.stack([sure, sure])).tolist() == pytest.approx([0.9, 0.9, 0, math.log(4), 0, 0, 0])
+    assert presence_features(cosine, unsure[None]).tolist() == pytest.approx([0.9, cosine.mean(), math.log(0.25), 0, 0, 0, 0])
+    torn = presence_features(cosine, np.stack([sure, sure[::-1]]), 0.3, 0.8)
     # Each draw is half a unit of mass away from the mean of the two.
-    assert torn.tolist() == pytest.approx([0.9, 0.6, math.log(0.5), math.log(2), 0.5, 0.3])
+    assert torn.tolist() == pytest.approx([0.9, 0.6, math.log(0.5), math.log(2), 0.5, 0.3, 0.8])
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
@@ -122,13 +129,52 @@ def test_calibration_tells_near_from_far_and_there_from_not() -> None:
     fitted = fit_calibration(whole(audio), text.numpy(), captions, reranker(dim), seed=0)
     for probability in (fitted.text_to_audio, fitted.audio_to_text, fitted.audio_to_audio):
         assert probability is not None
-        assert probability([[0.85], [0.0]]).tolist() == pytest.approx([1, 0], abs=0.05)
+        features = score_features(np.array([0.85, 0.0]), 0.99, words=2, candidates=50)
+        assert of_known(probability, features).tolist() == pytest.approx([1, 0], abs=0.05)
     spread = np.full((1, 50), 1 / 50)
     there, absent = (presence_features(np.r_[best, np.zeros(49)], spread) for best in (0.9, 0.2))
     assert fitted.presence is not None
     assert fitted.presence(there) > 0.9
     assert fitted.presence(absent) < 0.1
+    assert fitted.fits(there) > 0.9  # type: ignore[operator]
+    assert fitted.fits(absent) < 0.1  # type: ignore[operator]
+    assert fitted.captions_measured["lost"] <= LOST + 0.01
     assert Calibration.from_json(fitted.to_json()) == fitted
+
+
+def test_score_features() -> None:
+    features = score_features(np.array([0.9, 0.1]), 0.75, 0.6, 4, 100)
+    assert features.tolist() == [pytest.approx([score, math.log(3), 0.6, math.log(4), math.log(100)]) for score in (0.9, 0.1)]
+    unknown = score_features(np.array([0.9]))
+    assert unknown[0, 1:].tolist() == pytest.approx([math.log(9999), 0, 0, 0], rel=1e-3)
+    assert score_features(np.zeros(0), 0.0).shape == (0, 5)
+    assert np.isfinite(score_features(np.ones(1), 0.0, words=0, candidates=0)).all()
+    old = Logistic((2.0,), -1.0)  # of before: it knows the score alone
+    assert of_known(old, features).tolist() == pytest.approx([1 / (1 + math.exp(-0.8)), 1 / (1 + math.exp(0.8))])
+
+
+def test_long_recordings_are_fitted_too() -> None:
+    """Sounds are fainter in long recordings: who fits on clips alone finds them absent."""
+    generator = torch.Generator().manual_seed(0)
+    kinds, dim = torch.arange(80) % 10, 32
+    clear = functional.normalize(torch.eye(10, dim)[kinds] + 0.1 * torch.randn(80, dim, generator=generator), dim=1)
+    faint = functional.normalize(torch.eye(10, dim)[kinds] + 0.6 * torch.randn(80, dim, generator=generator), dim=1)
+    captions = clips(*((f"kind {'abcdefghij'[kind]}",) for kind in kinds))
+    members = [np.array(sorted((i, (i + 1) % 80))) for i in range(0, 80, 2)]  # of 40 recordings
+    joined = EmbeddedWindows(faint.numpy(), np.arange(41) * 2), members
+    text = torch.eye(10, dim)[kinds].numpy()
+    alone = fit_calibration(whole(clear), text, captions, None, seed=0)
+    both = fit_calibration(whole(clear), text, captions, None, seed=0, joined=joined)
+    told: dict[str, list[float]] = {"alone": [], "both": []}
+    for kind in range(10):
+        cosine = np.sort((faint @ torch.eye(10, dim)[kind]).numpy().astype(np.float64).reshape(40, 2).max(1))[::-1]
+        features = presence_features(cosine, distribution_of_cosines(cosine))
+        for name, fitted in (("alone", alone), ("both", both)):
+            present = fitted.present(features)
+            assert present is not None
+            told[name].append(present)
+    assert np.mean(told["alone"]) + 0.1 < np.mean(told["both"])
+    assert min(told["both"]) >= both.told_below
 
 
 def whole(audio: torch.Tensor) -> EmbeddedWindows:
@@ -173,7 +219,8 @@ def test_a_recording_is_fitted_by_its_best_window() -> None:
     offsets = np.arange(61) * 6
     fitted = fit_calibration(EmbeddedWindows(windows.numpy(), offsets), text.numpy(), captions, reranker(dim), seed=0)
     assert fitted.text_to_audio is not None
-    assert fitted.text_to_audio([[0.5]]) < 0.5 < fitted.text_to_audio([[0.95]])
+    low, high = of_known(fitted.text_to_audio, score_features(np.array([0.5, 0.95]), 0.9, words=2, candidates=60))
+    assert low < 0.5 < high
 
 
 def test_matching_of_many_captions_by_brute_force() -> None:
@@ -192,7 +239,8 @@ def test_phase_two_keeps_its_calibration(trained: Path, workshop: Workshop) -> N
     retriever = load_retriever(trained, "cpu")
     assert retriever.calibration is not None
     assert retriever.calibration.text_to_audio is not None
-    probability = retriever.calibration.text_to_audio([[-1.0], [0.0], [1.0]])
-    assert (np.diff(probability) > 0).all()
+    assert retriever.calibration.text_to_audio.weights[0] > 0  # or probabilities would contradict the order of scores
+    probability = of_known(retriever.calibration.text_to_audio, score_features(np.array([-1.0, 0.0, 1.0]), 0.99))
+    assert (np.diff(probability) >= 0).all()
     assert (probability >= 0).all()
     assert (probability <= 1).all()

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from diffatr_cli.cli import query as module
 from diffatr_cli.cli.corpus import clock_span
+from diffatr_cli.corpus.describe import CaptionHit, Described, describe
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
-from diffatr_cli.corpus.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
+from diffatr_cli.corpus.search import Found, Hit, embed_sound, embed_texts, search
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.model import sampling_of
@@ -294,17 +295,35 @@ def test_calibrated_scores_are_shown_as_percentages(clips, monkeypatch):
     assert (document["present"], [row["score"] for row in document["results"]]) == (0.97, [0.934, 0.081, 0.004])
     assert ",0.934\r\n" in run("query", "900 Hz", "--corpus", "clips", "--csv").stdout_bytes.decode()
 
-    monkeypatch.setattr("diffatr_cli.corpus.search.best_captions", lambda *_, **__: [CaptionHit(1, "rain", 0.77)])
+
+def test_captions_of_which_none_fits_show_no_percentages(clips, monkeypatch):
+    """In the table, in JSON and in the words beside it alike."""
     (clips / "captions.txt").write_text("rain")
-    table = run("query", "--audio", clips / "900.wav", "--captions", clips / "captions.txt")
-    assert "0.770" in table.stdout
-    assert "%" not in table.stdout  # a share among those listed is no probability of a match
-    assert table.stderr.count("compare the captions of this list") == 1
-    as_json = run("query", "--audio", clips / "900.wav", "--captions", clips / "captions.txt", "--json")
-    document = json.loads(as_json.stdout)
-    assert list(document) == ["query", "model", "note", "results"]
-    assert document["model"] == "fake"
-    assert "compare the captions of this list" in document["note"]
+    arguments = ("query", "--audio", clips / "900.wav", "--captions", clips / "captions.txt")
+    told = {}
+    for name, described in {
+        "found": Described([CaptionHit(1, "rain", 0.77)], 0.8, True, "found"),
+        "absent": Described([CaptionHit(1, "rain", 0.07)], 0.08, True, "absent"),
+        "unjudged": Described([CaptionHit(1, "rain", 0.77)], None),
+    }.items():
+        monkeypatch.setattr("diffatr_cli.corpus.describe.describe", lambda *_, given=described, **__: given)
+        table, as_json = run(*arguments), run(*arguments, "--json")
+        document = json.loads(as_json.stdout)
+        assert list(document) == ["query", "model", "present", "verdict", "remark", "results"]
+        assert (document["present"], document["verdict"]) == (described.present, described.verdict)
+        assert document["remark"] == described.remark
+        assert ([described.remark] if described.remark else []) == [
+            line.partition(": ")[2] for line in as_json.stderr.splitlines()
+        ]
+        told[name] = table
+    assert "77 %" in told["found"].stdout
+    assert "match" in told["found"].stdout
+    assert "%" not in told["absent"].stdout
+    assert "none of these captions fits" in told["absent"].stdout
+    assert "rain" in told["absent"].stdout
+    assert "%" not in told["unjudged"].stdout  # a share among those listed is no probability of a match
+    assert "0.770" in told["unjudged"].stdout
+    assert told["unjudged"].stderr.count("compare the captions of this list") == 1
 
 
 def test_scores_without_a_calibration_are_no_percentages(clips, monkeypatch):
@@ -342,8 +361,8 @@ def test_captions_for_a_sound(clips, tmp_path):
     document = json.loads(result.stdout)
     model = FakeRetriever(phase_two=True)
     choices = ["200 Hz", "6000 Hz [red]", "900 Hz"]
-    expected = best_captions(model, embed_sound(model, load_audio(clips / "200.wav")), choices)
-    assert list(document) == ["query", "model", "note", "results"]
+    expected = describe(model, embed_sound(model, load_audio(clips / "200.wav")), choices).hits
+    assert list(document) == ["query", "model", "present", "verdict", "remark", "results"]
     assert document["query"] == str(clips / "200.wav")
     assert [list(row) for row in document["results"]] == [["rank", "caption", "score"]] * 3
     assert [(row["rank"], row["caption"]) for row in document["results"]] == [(hit.rank, hit.caption) for hit in expected]
@@ -351,7 +370,7 @@ def test_captions_for_a_sound(clips, tmp_path):
     assert document["results"][0]["caption"] == "200 Hz"
     notes = result.stderr.splitlines()
     assert (len(notes), notes[0]) == (2, "captions.txt:6: a caption without a letter or digit")
-    assert notes[1] == document["note"]
+    assert notes[1] == f"{document['query']}: {document['remark']}"
     assert not (clips / ".diffatr").exists()
 
     rows = list(csv.DictReader(io.StringIO(run(*arguments, "--csv", "--top", 2).stdout)))

@@ -19,10 +19,11 @@ from diffatr_cli.core.scoring import Reranker, query_noise
 from diffatr_cli.core.windows import spans
 from diffatr_cli.corpus import frames as module
 from diffatr_cli.corpus import store, update
+from diffatr_cli.corpus.describe import describe
 from diffatr_cli.corpus.frames import FrameTable
 from diffatr_cli.corpus.index import FolderIndex, Recordings
 from diffatr_cli.corpus.report import CannotUpdate, Damaged
-from diffatr_cli.corpus.search import best_captions, embed_sound, embed_texts, hear_sound, search, token_states
+from diffatr_cli.corpus.search import embed_sound, embed_texts, hear_sound, search, token_states
 from diffatr_cli.corpus.session import SearchSession
 from diffatr_cli.corpus.trajectory import trajectory
 from diffatr_cli.data.audio import load_audio
@@ -204,11 +205,11 @@ def test_captions_of_a_sound_are_ranked_by_its_frames(corpus):
         near = np.argsort(-cosine, kind="stable")[:3]
         tokens = Ragged.of([model.token_states([captions[i]])[0] for i in near], TOKEN)
         cosine[near] = by_hand(model, "a2t", sound, vectors[near], joined, tokens, cosine[near], sampling)
-        hits = best_captions(model, sound, captions, sampling, frames=frames)
+        hits = describe(model, sound, captions, sampling, frames=frames).hits
         assert [hit.caption for hit in hits] == [captions[i] for i in np.argsort(-cosine, kind="stable")]
         assert [hit.score for hit in hits] == pytest.approx(sorted(cosine, reverse=True), abs=1e-5)
     with pytest.raises(ValueError, match="re-ranks by frames"):
-        best_captions(model, sound, captions, sampling)
+        describe(model, sound, captions, sampling)
 
 
 def test_only_the_shortlist_is_read(corpus, monkeypatch):

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -103,7 +104,9 @@ def test_a_bank_is_kept_and_read_again(tmp_path: Path) -> None:
     save_bank(tmp_path, bank, "id")
     read = load_bank(tmp_path, "id")
     assert read is not None
-    assert (read.texts, read.familiar) == (bank.texts, bank.familiar)
+    assert (read.texts, read.familiar, read.worth) == (bank.texts, bank.familiar, None)
+    save_bank(tmp_path, replace(bank, worth=np.arange(5, dtype=np.float32) / 7), "id")
+    assert load_bank(tmp_path, "id").worth == pytest.approx(np.arange(5) / 7)  # type: ignore[union-attr]
     np.testing.assert_allclose(read.vectors, bank.vectors, atol=1e-3)
     assert load_bank(tmp_path, "other encoders") is None  # whose vectors do not compare
     (tmp_path / BANK).write_bytes(b"no weights")
@@ -177,26 +180,53 @@ def test_presence_loses_no_more_than_it_says_and_learns_from_strange_names() -> 
             examples.append(Example(query, np.array([best, 0, 0, 0, 0, max(0, rng.normal(-0.1, 0.05))]), there, learnt=True))
     for name in range(40):
         examples.append(Example(-1 - name, np.array([rng.normal(0.6, 0.1), 0, 0, 0, 0, 0.2]), there=False, learnt=False))
-    fit, told_below, measured = fit_presence(examples)
+    fit, told_below, measured, by_others = fit_presence(examples)
     assert fit is not None
+    assert by_others is not None
     judged = np.array([float(fit(each.features)) for each in examples])
     there, learnt = (np.array([getattr(each, name) for each in examples]) for name in ("there", "learnt"))
     assert (judged[there] < told_below).mean() == pytest.approx(LOST, abs=0.02)
     assert measured["lost"] <= LOST + 0.005
     assert (judged[~learnt] < told_below).mean() > 0.9 < measured["told_never_taught"]
     assert measured["auroc_taken_away"] == pytest.approx(auroc(judged[learnt], there[learnt]), abs=0.02)
-    assert fit_presence([]) == (None, 0.5, {})
-    assert fit_presence([each for each in examples if each.there])[0] is None
+    assert by_others == pytest.approx(judged, abs=0.1)  # each query by a fit on others
+    assert fit_presence([]) == (None, 0.5, {}, None)
+    assert fit_presence([each for each in examples if each.there]).fit is None
     read = Calibration.from_json(json.loads(json.dumps(Calibration(None, None, None, fit, told_below, measured).to_json())))
     assert (read.presence, read.told_below, read.measured) == (fit, told_below, measured)
 
 
 def test_a_calibration_of_before_still_judges() -> None:
-    before = {"text_to_audio": None, "audio_to_text": None, "audio_to_audio": None}
+    before = {"text_to_audio": {"weights": [3.0], "bias": 1.0}, "audio_to_text": None, "audio_to_audio": None}
     read = Calibration.from_json(before | {"presence": {"weights": [1, 2, 3, 4, 5], "bias": 0.5}})
     features = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 99.0])
     assert read.present(features) == pytest.approx(float(Logistic((1, 2, 3, 4, 5), 0.5)(features[:5])))
     assert read.told_below == 0.5
+    assert read.fits(features) is None
+    assert read.text_to_audio == Logistic((3.0,), 1.0)
+    for name, weights in (("text_to_audio", [1.0, 2.0]), ("audio_to_audio", [1.0] * 5), ("captions", [1.0] * 4)):
+        with pytest.raises(ValueError, match=name):
+            Calibration.from_json(before | {"presence": None, name: {"weights": weights, "bias": 0.0}})
+
+
+@given(st.integers(1, 6), st.floats(0.01, 1.0), st.integers(0, 2**32))
+def test_the_expected_cosine_is_a_mean_over_near_captions(count: int, scale: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors, queries = (rng.normal(size=(n, 4)).astype(np.float32) for n in (count, 3))
+    vectors, queries = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (vectors, queries))
+    texts, worth = tuple(f"t{i}" for i in range(count)), (scale * rng.uniform(size=count)).astype(np.float32)
+    bank = CaptionBank(texts, vectors, 0.5, worth)
+    for query, expected in zip(queries, bank.expected(queries), strict=True):
+        weights = [np.exp(float(vector @ query) / 0.05) for vector in vectors]
+        assert expected == pytest.approx(
+            sum(w * c for w, c in zip(weights, worth.tolist(), strict=True)) / sum(weights), rel=1e-3
+        )
+    if count > 1:
+        without = CaptionBank(texts[1:], vectors[1:], 0.5, worth[1:])
+        assert bank.expected(queries, but=["t0"] * 3) == pytest.approx(without.expected(queries), rel=1e-3)
+    assert CaptionBank(texts, vectors, 0.5).expected(queries).tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="worth"):
+        CaptionBank(texts, vectors, 0.5, np.zeros(count + 1))
 
 
 def test_training_keeps_the_captions_it_learnt_from(trained: Path, workshop: Workshop) -> None:
@@ -205,6 +235,9 @@ def test_training_keeps_the_captions_it_learnt_from(trained: Path, workshop: Wor
     assert model.bank.vectors.shape == (len(model.bank.texts), model.pool_text(["x"]).shape[1])
     assert model.calibration is not None
     assert set(model.calibration.measured) >= {"lost", "told_below"}
+    assert model.bank.worth is not None
+    assert (np.abs(model.bank.worth) <= 1 + 1e-5).all()
+    assert len(np.unique(model.bank.worth)) > 1
     (reading,) = read_queries(model, [model.bank.texts[0]])
     assert reading.familiarity == pytest.approx(1, abs=1e-2)
     (trained / "diffusion" / BANK).rename(trained / "diffusion" / "hidden")  # a run of before

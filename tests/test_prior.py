@@ -19,8 +19,9 @@ from diffatr_cli.core.metrics import retrieval_metrics
 from diffatr_cli.core.querybank import Prior
 from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.scoring import Reranker, diffusion_scores
+from diffatr_cli.corpus.describe import describe
 from diffatr_cli.corpus.index import Recordings
-from diffatr_cli.corpus.search import best_captions, search
+from diffatr_cli.corpus.search import search
 from diffatr_cli.errors import UsageError
 from diffatr_cli.evaluation.earning import FusionTask
 from diffatr_cli.evaluation.embedded_split import EmbeddedSplit
@@ -157,7 +158,7 @@ def test_captions_of_a_sound_too() -> None:
     parts = retriever.reranker
     weights = {"t2a": 0.0, "a2t": 0.0}
     retriever.reranker = Reranker(parts.denoisers, parts.schedule, parts.sampling, weights, priors={"a2t": prior})
-    hits = best_captions(retriever, sound, captions, top=5)
+    hits = describe(retriever, sound, captions, top=5).hits
     expected = vectors.numpy() @ sound - offsets_of(prior.queries, prior.beta, prior.weight, vectors)
     assert [hit.caption for hit in hits] == [captions[i] for i in np.argsort(-expected)]
     np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1], atol=1e-5)

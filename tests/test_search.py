@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from diffatr_cli.core.calibration import Calibration, Logistic, presence_feature
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.scoring import query_noise
+from diffatr_cli.corpus.describe import CaptionHit, Described, describe
 from diffatr_cli.corpus.index import FolderIndex, Recordings
 from diffatr_cli.corpus.reading import Negation, Reading
-from diffatr_cli.corpus.search import CaptionHit, Found, Hit, best_captions, embed_sound, embed_texts, search
+from diffatr_cli.corpus.search import Found, Hit, embed_sound, embed_texts, search
 from diffatr_cli.errors import UsageError
 from diffatr_cli.model import sampling_of
 
@@ -226,7 +228,7 @@ def test_presence_comes_from_all_draws_over_the_shortlist(recordings):
         for draw in range(3)
     ]
     features = presence_features(np.array([score for score, *_ in ranked]), np.stack(draws))
-    expected = sigmoid(features @ CALIBRATION.presence.weights + CALIBRATION.presence.bias)
+    expected = sigmoid(features[:6] @ CALIBRATION.presence.weights + CALIBRATION.presence.bias)
     found = search(retriever, recordings, query[None], retriever.reranker.sampling.but(shortlist=12, seed=5))[0]
     assert found.present == pytest.approx(expected, abs=1e-5)
     fused = [s + 0.7 * float(np.mean([draw[i] for draw in draws])) for i, (s, *_) in enumerate(ranked)]
@@ -264,16 +266,41 @@ def test_captions_for_a_sound(phase_two):
         )
     expected = sorted(zip(scores, order, strict=True), reverse=True)
     sampling = Sampling(eta=0.5, shortlist=3)
-    hits = best_captions(retriever, sound, captions, sampling)
+    plain = describe(retriever, sound, captions, sampling)
+    hits = plain.hits
+    assert (plain.present, plain.calibrated, plain.verdict, plain.certain) == (None, False, None, True)
+    assert "compare the captions" in plain.remark
     assert [hit.caption for hit in hits] == [captions[i] for _, i in expected]
     np.testing.assert_allclose([hit.score for hit in hits], [score for score, _ in expected], atol=1e-5)
-    assert best_captions(retriever, sound, captions, sampling, top=1) == [CaptionHit(1, hits[0].caption, hits[0].score)]
+    assert describe(retriever, sound, captions, sampling, top=1).hits == [CaptionHit(1, hits[0].caption, hits[0].score)]
     retriever.calibration = CALIBRATION
-    worth = best_captions(retriever, sound, captions, sampling)
+    worth = describe(retriever, sound, captions, sampling).hits
     np.testing.assert_allclose([hit.score for hit in worth], [sigmoid(2 * hit.score + 0.5) for hit in hits], atol=1e-9)
-    assert best_captions(retriever, sound, []) == []
+    assert describe(retriever, sound, []) == Described([], None, calibrated=True)
     with pytest.raises(UsageError, match="top"):
-        best_captions(retriever, sound, captions, top=0)
+        describe(retriever, sound, captions, top=0)
+
+
+@pytest.mark.parametrize("told_below", [0.0, 0.3, 1.0])
+def test_captions_of_which_none_fits_are_told_so(told_below):
+    """The list never contradicts the judgement: no caption is surer than that any of them fits."""
+    model, sound = FakeRetriever(), unit(np.random.default_rng(6))
+    fits = Logistic((4.0, 0.0, 0.0, 0.1, 0.0, 0.0, 0.0), -2.0)
+    model.calibration = dataclasses.replace(
+        CALIBRATION, audio_to_text=Logistic((30.0,), 0.0), captions=fits, captions_told_below=told_below
+    )
+    captions = ["300 Hz", "900 Hz", "2000 Hz", "6000 Hz"]
+    found = describe(model, sound, captions)
+    cosine = np.sort(embed_texts(model, captions).astype(np.float64) @ sound)[::-1]
+    softmax = np.exp(cosine / 0.07) / np.exp(cosine / 0.07).sum()
+    concentration = math.log(4) + (softmax * np.log(softmax)).sum()
+    assert found.present == pytest.approx(sigmoid(4 * cosine[0] + 0.1 * concentration - 2), abs=1e-5)
+    assert found.verdict == ("found" if found.present >= told_below else "absent")
+    assert found.certain == (found.verdict == "found")
+    assert found.remark == (None if found.certain else "none of these captions fits.")
+    wanted = np.minimum(sigmoid(30 * cosine), found.present)
+    np.testing.assert_allclose([hit.score for hit in found.hits], wanted, atol=1e-5)
+    assert describe(model, sound, captions, min_score=2.0).hits == []
 
 
 def test_with_something_unwanted_the_probability_is_still_that_of_the_query(recordings):
@@ -362,7 +389,7 @@ def test_weight_nothing_samples_nothing(recordings, monkeypatch):
     queries = unit(np.random.default_rng(5), 3)
     assert search(idle, recordings, queries) == search(cosine, recordings, queries)
     captions = ["300", "500", "900"]
-    assert best_captions(idle, queries[0], captions) == best_captions(cosine, queries[0], captions)
+    assert describe(idle, queries[0], captions) == describe(cosine, queries[0], captions)
 
 
 @pytest.mark.parametrize("told_below", [0.0, 0.3, 1.0])

@@ -18,7 +18,7 @@ from tiny_models import AUDIO_MODELS, TEXT_MODELS, make_ast, make_clap
 
 from diffatr_cli import load_model
 from diffatr_cli.calibrations import calibrations_folder
-from diffatr_cli.core.calibration import distribution_of_cosines
+from diffatr_cli.core.calibration import distribution_of_cosines, score_features
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.session import SearchSession
 from diffatr_cli.data.audio import load_audio
@@ -132,7 +132,8 @@ def test_calibrating_makes_probabilities_and_presence(clap: Path, clips: Path, t
     by_file = {Path(hit["path"]).name: hit["score"] for hit in found["results"]}
     fit = fitted["text_to_audio"]
     for name, value in zip(("a.wav", "b.flac"), cosine.tolist(), strict=True):
-        worth = 1 / (1 + np.exp(-(fit["weights"][0] * value + fit["bias"])))
+        features = score_features(np.array([value]), found["present"], words=3, candidates=2)[0]
+        worth = 1 / (1 + np.exp(-(np.array(fit["weights"]) @ features + fit["bias"])))
         assert by_file[name] == pytest.approx(min(worth, found["present"]), abs=2e-3)  # never above that anything is there
     assert 0 <= found["present"] <= 1
     assert found["verdict"] == ("found" if found["present"] >= fitted["told_below"] else "absent")

@@ -8,12 +8,20 @@ Kinds that share a clause count as one kind ("a gunshot" is both an urban record
 
 - precision at 10 and average precision of every kind, and recall at 10 of the kinds of effects;
 - words that no training caption has (`compose_small.HELD_OUT`);
-- reliability: how often clips that are given a probability do match;
+- reliability: how often clips that are given a probability do match, of searches that found something, by each kind's clause and
+  plain name; so too over scenes of those recordings, and over long recordings, of which any window may match;
 - telling queries whose sound is there (each kind by its clause and by its plain name) from queries whose sound is not: AUROC by
   `present` and by the best cosine alone, the share of each that is told to be absent.
   A kind's own recordings are taken away for its absent query; kinds of the composer without a recording in the split are absent
   too; names that no training caption holds are absent by nature, and so are queries in other languages;
-- misspelt queries that are respelt as they should be, and negations and other languages that are noticed (`small_queries.py`).
+- misspelt queries that are respelt as they should be, and negations and other languages that are noticed (`small_queries.py`);
+- scenes (`small_scenes.py`) by captions in the composer's terse and wordy clauses and in other words than any training caption's:
+  a scene is right where it has all kinds of the caption;
+- long recordings by the kinds' clauses: whether the first has the kind, and whether its window overlaps it there;
+- captions for a sound: whether "none fits" is told where the list lacks its kind, and where it does not.
+
+Presence and reliability count a recording as right where its kind is what the query's words mean (`small_queries.ALSO`);
+precision and recall by the kinds alone.
 """
 
 from __future__ import annotations
@@ -30,10 +38,13 @@ from typing import Any, Self
 import numpy as np
 import soundfile
 from compose_small import RATE, load_composer
-from small_queries import ABSENT, FOREIGN, NEGATED, TYPOS
+from small_queries import ABSENT, ALSO, FOREIGN, NEGATED, TYPOS
+from small_scenes import Place, Scene, write_long, write_scenes
 
 from diffatr_cli.core.metrics import auroc, reliability
 from diffatr_cli.core.text import normalise_caption
+from diffatr_cli.core.windows import mean_direction
+from diffatr_cli.corpus.describe import describe
 from diffatr_cli.corpus.index import FolderIndex, Recordings
 from diffatr_cli.corpus.reading import read_queries
 from diffatr_cli.corpus.search import Found, embed_texts, search_texts
@@ -41,6 +52,7 @@ from diffatr_cli.model import Retriever, load_retriever, shipped_model
 from diffatr_cli.training.learnt_captions import names_not_held
 
 PIECE = 10  # seconds
+EACH = 2  # recordings of a kind, at most, for which captions are asked
 SYNONYMS = {
     "a puppy": "dog_bark",
     "puppy": "dog_bark",
@@ -81,6 +93,15 @@ def families(composer: ModuleType) -> dict[str, int]:
     return family
 
 
+def answered(composer: ModuleType) -> dict[str, set[str]]:
+    """The kinds whose recordings answer each kind's clause, by what the words mean."""
+    family = families(composer)
+    return {
+        kind: {other for other in family if family[other] in {family[each] for each in (kind, *ALSO.get(kind, ()))}}
+        for kind in family
+    }
+
+
 def without(recordings: Recordings, left_out: Sequence[bool]) -> Recordings:
     """The recordings that are not left out."""
     kept = [i for i, out in enumerate(left_out) if not out]
@@ -98,7 +119,7 @@ def without(recordings: Recordings, left_out: Sequence[bool]) -> Recordings:
 
 def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Recordings) -> dict[str, Any]:
     """All measures over the recordings of a split as one document; those of probabilities where the model has some."""
-    family = families(composer)
+    family, answers = families(composer), answered(composer)
     kind_of = [Path(path).stem.rsplit("-", 1)[0] for path in recordings.paths]
     kinds = [kind for kind in composer.kinds(split) if kind in kind_of]
     texts = {kind: composer.EVENTS[kind][1][0] for kind in composer.EVENTS}
@@ -111,7 +132,7 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
         return hits, np.array([hit.score for hit in found.hits]), Judged.of(found, cosine)
 
     rows: list[dict[str, Any]] = []
-    probabilities, truths = [], []
+    shown: list[tuple[np.ndarray, np.ndarray]] = []
     judged: dict[str, list[Judged]] = defaultdict(list)
     for kind in kinds:
         hits, scores, there = answer(texts[kind])
@@ -130,14 +151,17 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
                 "urban": kind in composer.URBAN,
             }
         )
-        probabilities.append(scores)
-        truths.append(right)
         judged["there, by its clause"].append(there)
-        judged["there, by its name"].append(answer(plain_name(kind))[2])
-        rest = without(recordings, [family[other] == family[kind] for other in kind_of])
+        if not there.told:
+            shown.append((scores, np.array([hit in answers[kind] for hit in hits])))
+        hits, scores, there = answer(plain_name(kind))
+        judged["there, by its name"].append(there)
+        if not there.told:
+            shown.append((scores, np.array([hit in answers[kind] for hit in hits])))
+        rest = without(recordings, [other in answers[kind] for other in kind_of])
         judged["taken away, by its clause"].append(answer(texts[kind], rest)[2])
         judged["taken away, by its name"].append(answer(plain_name(kind), rest)[2])
-    missing = [kind for kind in composer.EVENTS if family[kind] not in {family[other] for other in kind_of}]
+    missing = [kind for kind in composer.EVENTS if not answers[kind] & set(kind_of)]
     judged["taught, without a recording"] = [answer(texts[kind])[2] for kind in missing]
     bank = model.bank
     judged["never taught"] = [answer(name)[2] for name in names_not_held(ABSENT[split], bank.texts if bank else [])]
@@ -158,12 +182,106 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
         "all_mean_average_precision": mean("average_precision"),
         "rows": rows,
         "synonyms": list(_synonyms(family, answer)),
-        "reliability": [asdict(each) for each in reliability(np.concatenate(probabilities), np.concatenate(truths))]
-        if model.calibration and model.calibration.text_to_audio
-        else [],
+        "reliability": _reliability(model, shown),
         "presence": list(_presence(judged)) if model.calibration and model.calibration.presence else [],
         "told_below": model.calibration.told_below if model.calibration else None,
         "readings": _readings(model, split, answer),
+    }
+
+
+def _reliability(model: Retriever, shown: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+    """The rows of reliability over probabilities and truths, of a model that gives some."""
+    if not (model.calibration and model.calibration.text_to_audio and shown):
+        return []
+    probabilities, truths = (np.concatenate(column) for column in zip(*shown, strict=True))
+    return [asdict(each) for each in reliability(probabilities, truths)]
+
+
+def evaluate_mixed(
+    composer: ModuleType, model: Retriever, recordings: Recordings, contents: dict[str, set[str]], places: dict[str, list[Place]]
+) -> dict[str, Any]:
+    """Recordings with several kinds of sound each, by the kinds' clauses and names: reliability, presence, and the first hit.
+
+    `contents`: the kinds of each recording; `places`: where they are, if that is known.
+    """
+    answers, held = answered(composer), [contents[Path(path).name] for path in recordings.paths]
+    shown, judged, first, placed = [], defaultdict(list), [], []
+    for kind in composer.kinds("test"):
+        right = [bool(kinds & answers[kind]) for kinds in held]
+        for text in (composer.EVENTS[kind][1][0], plain_name(kind)):
+            for name, among in (("there", recordings), ("taken away", without(recordings, right))):
+                if (name == "there" and not any(right)) or all(right):
+                    continue
+                found = search_texts(model, among, [text], top=len(among))[0]
+                judged[name].append(not found.certain)
+                hits = [Path(hit.path).name for hit in found.hits]
+                truth = np.array([bool(contents[hit] & answers[kind]) for hit in hits])
+                if found.certain:
+                    shown.append((np.array([hit.score for hit in found.hits]), truth))
+                if name == "there":
+                    best = found.hits[0]
+                    first.append(truth[0])
+                    overlapping = [p for p in places.get(hits[0], []) if p.start < best.end and best.start < p.end]
+                    placed.append(any(p.kind in answers[kind] for p in overlapping))
+    document = {
+        "recordings": len(held),
+        "first_right": float(np.mean(first)),
+        "told_there": float(np.mean(judged["there"])),
+        "told_taken_away": float(np.mean(judged["taken away"])),
+        "reliability": _reliability(model, shown),
+    }
+    return document | ({"first_right_and_its_place": float(np.mean(placed))} if places else {})
+
+
+def evaluate_captions(composer: ModuleType, model: Retriever, recordings: Recordings, scenes: dict[str, Scene]) -> dict[str, Any]:
+    """Scenes by captions of each wording: R@1, R@10, mean average precision; right is what has all kinds of the caption."""
+    answers, names = answered(composer), [Path(path).name for path in recordings.paths]
+    document: dict[str, Any] = {}
+    for wording in ("terse", "wordy", "reworded"):
+        rows = []
+        texts = [scenes[name].captions[wording] for name in names]
+        for name, found in zip(names, search_texts(model, recordings, texts, top=len(names)), strict=True):
+            wanted = scenes[name].kinds
+            held = [set(scenes[Path(hit.path).name].kinds) for hit in found.hits]
+            right = np.array([all(kinds & answers[kind] for kind in wanted) for kinds in held])
+            precision = np.cumsum(right) / np.arange(1, len(right) + 1)
+            rows.append((right[0], right[:10].any(), (right * precision).sum() / right.sum(), not found.certain))
+        document[wording] = dict(zip(("r1", "r10", "map", "told"), np.mean(rows, 0).tolist(), strict=True))
+    return document
+
+
+def evaluate_described(composer: ModuleType, model: Retriever, recordings: Recordings, size: int = 20) -> dict[str, Any]:
+    """Lists of clauses for each recording, one of its kind among them or none: whether "none fits" is told."""
+    rng, answers = np.random.default_rng(0), answered(composer)
+    kinds = composer.kinds("test")
+    judged: dict[str, list[tuple[float, bool]]] = {"with": [], "without": []}
+    right, shown = [], []
+    asked: dict[str, int] = defaultdict(int)
+    for path, content in zip(recordings.paths, recordings.content.tolist(), strict=True):
+        kind = Path(path).stem.rsplit("-", 1)[0]
+        asked[kind] += 1
+        if asked[kind] > EACH:
+            continue
+        others = [each for each in kinds if kind not in answers[each] and each not in answers[kind]]
+        listed = rng.choice(others, size, replace=False).tolist()
+        sound = mean_direction(recordings.vectors[recordings.offsets[content] : recordings.offsets[content + 1]])
+        for name, chosen in (("with", [kind, *listed[1:]]), ("without", listed)):
+            texts = {composer.EVENTS[each][1][0]: each for each in chosen}
+            found = describe(model, sound, list(texts), top=size)
+            judged[name].append((found.present or 0.0, not found.certain))
+            truth = np.array([texts[hit.caption] == kind for hit in found.hits])
+            if name == "with":
+                right.append(truth[0])
+            if found.certain:
+                shown.append((np.array([hit.score for hit in found.hits]), truth))
+    present = [each for name in ("with", "without") for each, _ in judged[name]]
+    return {
+        "sounds": len(right),
+        "first_right": float(np.mean(right)),
+        "told_with": float(np.mean([told for _, told in judged["with"]])),
+        "told_without": float(np.mean([told for _, told in judged["without"]])),
+        "auroc": auroc(np.array(present), np.arange(len(present)) < len(right)),
+        "reliability": _reliability(model, shown),
     }
 
 
@@ -254,12 +372,7 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
     yield "\n| query | kind | first at rank | of the first ten |\n|---|---|---|---|"
     for row in document["synonyms"]:
         yield f"| {row['query']} | {row['kind']} | {row['first_rank']} | {row['in_top_10']} |"
-    yield "\n| probability | clips | mean probability | matched |\n|---|---|---|---|"
-    for row in document["reliability"]:
-        yield (
-            f"| {row['low']:.1f}-{row['high']:.1f} | {row['count']} | {100 * row['predicted']:.1f} % | "
-            f"{100 * row['observed']:.1f} % |"
-        )
+    yield from _reliability_table("Recordings", document["reliability"])
     if document["presence"]:
         yield f"\nPresence below {document['told_below']:.2f} is told as absence.\n"
         yield "| queries | number | told to be absent | AUROC | of the cosine alone |\n|---|---|---|---|---|"
@@ -270,6 +383,32 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
     for name, share in document["readings"].items():
         if isinstance(share, float):
             yield f"| {name} | {100 * share:.0f} % |"
+
+    for name in ("scenes", "long recordings", "captions for a sound"):
+        part = document[name]
+        yield f"\n{name.capitalize()}:\n\n| measure | value |\n|---|---|"
+        for key, value in part.items():
+            if isinstance(value, float | int):
+                yield f"| {key.replace('_', ' ')} | {value:.3f} |"
+        yield from _reliability_table(name.capitalize(), part["reliability"])
+    yield "\n| captions of scenes | R@1 | R@10 | mAP | told to be absent |\n|---|---|---|---|---|"
+    for wording, row in document["captions of scenes"].items():
+        yield f"| {wording} | {row['r1']:.3f} | {row['r10']:.3f} | {row['map']:.3f} | {row['told']:.3f} |"
+
+
+def _reliability_table(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield f"\n{name}:\n\n| probability | candidates | mean probability | matched |\n|---|---|---|---|"
+    for row in rows:
+        yield (
+            f"| {row['low']:.1f}-{row['high']:.1f} | {row['count']} | {100 * row['predicted']:.1f} % | "
+            f"{100 * row['observed']:.1f} % |"
+        )
+
+
+def _indexed(clips: Path, model: Retriever) -> Recordings:
+    folder = FolderIndex(clips, clips / ".diffatr")
+    folder.update(model)
+    return folder.read(model.model_id)
 
 
 def main() -> None:
@@ -289,9 +428,15 @@ def main() -> None:
     model = load_retriever(options.run or shipped_model(), "cpu")
     if options.weight is not None:
         model.reweigh(options.weight)
-    folder = FolderIndex(clips, clips / ".diffatr")
-    folder.update(model)
-    document = evaluate(composer, options.split, model, folder.read(model.model_id))
+    document = evaluate(composer, options.split, model, _indexed(clips, model))
+    scenes, long = (options.work / f"{options.split}-{what}" for what in ("scenes", "long"))
+    of_scenes, places = write_scenes(composer, options.split, scenes), write_long(composer, options.split, long)
+    kinds = {name: set(scene.kinds) for name, scene in of_scenes.items()}
+    document["scenes"] = evaluate_mixed(composer, model, _indexed(scenes, model), kinds, {})
+    kinds = {name: {place.kind for place in some} for name, some in places.items()}
+    document["long recordings"] = evaluate_mixed(composer, model, _indexed(long, model), kinds, places)
+    document["captions of scenes"] = evaluate_captions(composer, model, _indexed(scenes, model), of_scenes)
+    document["captions for a sound"] = evaluate_described(composer, model, _indexed(clips, model))
     print(json.dumps(document, indent=2) if options.json else "\n".join(tables(document)))
 
 

@@ -1,10 +1,10 @@
 """Fit anew what lies on top of a trained model, on the validation split of the data that it learnt from.
 
-    python tools/refit_small.py diffatr_cli/models/diffatr-small --data DIR [--name small]
+    python tools/refit_small.py diffatr_cli/models/diffatr-small --data DIR [--name small] [--keep-fusion]
 
 Writes into the model's folder, beside its weights, which stay as they are: the weight of x0_hat beside the cosine and how they
 are joined (`evaluation.choose_fusion`), the captions learnt from (`training.learnt_captions`), and then what scores are worth
-(`training.fit_calibration`). Prints what validation said.
+(`training.fit_calibration`). Prints what validation said. With `--keep-fusion` the first of these stays as it is.
 """
 
 from __future__ import annotations
@@ -17,26 +17,49 @@ from typing import Any
 
 from diffatr_cli.checkpoint import load_weights, save_weights
 from diffatr_cli.core.scoring import Reranker
-from diffatr_cli.data.manifest import load_dataset
-from diffatr_cli.evaluation.choose_fusion import choose_fusion
+from diffatr_cli.data.manifest import Dataset, load_dataset
+from diffatr_cli.evaluation.choose_fusion import Fusion, choose_fusion
 from diffatr_cli.evaluation.earning import fusion_task
-from diffatr_cli.evaluation.embedded_split import Captions, embed_split, embed_windows
-from diffatr_cli.model import load_retriever
+from diffatr_cli.evaluation.embedded_split import Captions, embed_joined, embed_split, embed_windows
+from diffatr_cli.model import Retriever, load_retriever
 from diffatr_cli.phase_two import save_bank
 from diffatr_cli.recipe_schema import EvaluationSection
 from diffatr_cli.runs import BEST, recipe_of
 from diffatr_cli.training.fit_calibration import fit_calibration
 from diffatr_cli.training.learnt_captions import learn_captions
-from diffatr_cli.types import DIRECTIONS
+from diffatr_cli.types import DIRECTIONS, Direction
 
 
-def refit(run: Path, data: Path, name: str, seed: int = 0) -> dict[str, Any]:
+def refit(run: Path, data: Path, name: str, *, keep_fusion: bool = False, seed: int = 0) -> dict[str, Any]:
     """Fit on the validation split of `data/name`, write, and tell what came out by direction."""
-    dataset, model, offered = load_dataset(data, name), load_retriever(run, "cpu"), EvaluationSection()
-    clips, same = dataset.split("val"), recipe_of(run).data.same_captions
+    dataset, model = load_dataset(data, name), load_retriever(run, "cpu")
     assert model.reranker is not None
+    tensors, facts = load_weights(run / "diffusion" / BEST)
+    fusions = {} if keep_fusion else _fusions(run, dataset, model)
+    if fusions:
+        facts |= {f"fusion_{key}s": {d: getattr(fusion, key) for d, fusion in fusions.items()} for key in ("weight", "shape")}
+    weights, shapes = facts["fusion_weights"], facts.get("fusion_shapes")
+    trained = model.reranker
+    reranker = Reranker(trained.denoisers, trained.schedule, trained.sampling, weights, shapes, priors=trained.priors)
+    captions, learnt = Captions.of(dataset.split("val")), Captions.of(dataset.split("train"))
+    audio = embed_split(model, dataset, "train").audio.numpy()[None]
+    bank, novelty = learn_captions(model, learnt, audio, captions.texts)
+    windows, joined = embed_windows(model, dataset, "val"), embed_joined(model, dataset, "val", seed)
+    text = model.embed_text(captions.texts)
+    calibration = fit_calibration(windows, text, captions, reranker, seed, novelty=novelty, joined=joined)
+    save_bank(run / "diffusion", bank, model.model_id)
+    save_weights(run / "diffusion" / BEST, tensors, facts | {"calibration": calibration.to_json()})
+    told: dict[str, Any] = {direction: asdict(fusion) for direction, fusion in fusions.items()}
+    told |= {"captions": len(bank.texts), "familiar": bank.familiar}
+    return told | {"presence": calibration.measured, "captions_for_a_sound": calibration.captions_measured}
+
+
+def _fusions(run: Path, dataset: Dataset, model: Retriever) -> dict[Direction, Fusion]:
+    """The weight of x0_hat beside the cosine and its shape, by direction, by validation."""
+    clips, same, offered = dataset.split("val"), recipe_of(run).data.same_captions, EvaluationSection()
     split = embed_split(model, dataset, "val", same)
-    fusions = {
+    assert model.reranker is not None
+    return {
         direction: choose_fusion(
             split,
             direction,
@@ -47,19 +70,6 @@ def refit(run: Path, data: Path, name: str, seed: int = 0) -> dict[str, Any]:
         )
         for direction in DIRECTIONS
     }
-    weights, shapes = ({d: getattr(fusion, key) for d, fusion in fusions.items()} for key in ("weight", "shape"))
-    trained = model.reranker
-    reranker = Reranker(trained.denoisers, trained.schedule, trained.sampling, weights, shapes, priors=trained.priors)
-    windows = embed_windows(model, dataset, "val")
-    captions = Captions.of(clips)
-    bank, novelty = learn_captions(model, [text for clip in dataset.split("train") for text in clip.captions], captions.texts)
-    calibration = fit_calibration(windows, split.text.numpy(), captions, reranker, seed, novelty=novelty)
-    save_bank(run / "diffusion", bank, model.model_id)
-    tensors, facts = load_weights(run / "diffusion" / BEST)
-    fitted = {"fusion_weights": weights, "fusion_shapes": shapes, "calibration": calibration.to_json()}
-    save_weights(run / "diffusion" / BEST, tensors, facts | fitted)
-    told: dict[str, Any] = {direction: asdict(fusion) for direction, fusion in fusions.items()}
-    return told | {"captions": len(bank.texts), "familiar": bank.familiar, "presence": calibration.measured}
 
 
 def main() -> None:
@@ -68,8 +78,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a seed folder with both phases, or the model's folder inside the package")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data sets")
     parser.add_argument("--name", default="small", help="the data set that the model learnt from")
+    parser.add_argument("--keep-fusion", action="store_true", help="leave the weight of x0_hat as it is")
     options = parser.parse_args()
-    print(json.dumps(refit(options.run, options.data, options.name), indent=2))
+    print(json.dumps(refit(options.run, options.data, options.name, keep_fusion=options.keep_fusion), indent=2))
 
 
 if __name__ == "__main__":

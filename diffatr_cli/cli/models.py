@@ -66,6 +66,7 @@ def calibrate(
         "audio_to_text": "a text matches a sound",
         "audio_to_audio": "two sounds are alike",
         "presence": "anything here matches a text",
+        "captions": "any caption of a list fits a sound",
     }
     words = {name: "fitted" if getattr(result.calibration, name) else "not fitted: one label only" for name in names}
     rows = [(what, words[name]) for name, what in names.items()]

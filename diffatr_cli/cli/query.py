@@ -34,11 +34,10 @@ from .corpus import (
 
 if TYPE_CHECKING:
     from ..core.sampling import Sampling
-    from ..corpus.search import CaptionHit, Found, Hit
+    from ..corpus.describe import Described
+    from ..corpus.search import Found, Hit
     from ..model import Retriever
     from ..types import Direction
-
-_COMPARED = "Scores compare the captions of this list with one another; where none fits, one of them still scores high."
 
 
 def query(
@@ -83,9 +82,9 @@ def query(
 
     The folder is indexed first, which takes its time once; afterwards only new and changed files are read. A match in percent
     is the probability that the file holds what was asked for. Where nothing seems to, or the model learnt no sound by that name,
-    it says so, and shows the nearest without a match. Runs without a calibration give scores that only rank. With --not, files
-    lose by how much they sound like that text, while the match shown is that of the wanted one. Scores of captions compare the
-    captions of the list with one another.
+    it says so, and shows the nearest without a match; so it does where none of the captions fits a sound. Runs without a
+    calibration give scores that only rank. With --not, files lose by how much they sound like that text, while the match shown is
+    that of the wanted one.
 
     Example: diffatr query "dog barking" --corpus ./clips
 
@@ -101,7 +100,8 @@ def query(
         for option, given in (("--not", unwanted is not None), ("--copy-to", copy_to is not None), ("--play", play)):
             if given:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
-        from ..corpus.search import best_captions, hear_sound
+        from ..corpus.describe import describe
+        from ..corpus.search import hear_sound
         from ..data.audio import load_audio
 
         choices = _captions_for(captions, audio)
@@ -109,7 +109,7 @@ def query(
         heard = load_audio(audio, rate=model.windowing.rate)
         settings = _sampling(model, steps, shortlist, seed, "a2t")
         vector, frames = hear_sound(model, heard)
-        described = best_captions(model, vector, choices, settings, frames=frames, top=top, min_score=min_score)
+        described = describe(model, vector, choices, settings, frames=frames, top=top, min_score=min_score)
         _print_captions(str(audio), model.name, described, min_score, as_json, as_csv)
         return
     if copy_to is not None and copy_to.resolve().is_relative_to(corpus.resolve()):
@@ -271,27 +271,35 @@ def _sampling(model: Retriever, steps: int | None, shortlist: int | None, seed: 
     return sampling_of(model, folder=True, steps=steps, shortlist=shortlist, seed=seed)
 
 
-def _print_captions(
-    name: str, model: str, hits: Sequence[CaptionHit], min_score: float | None, as_json: bool, as_csv: bool
-) -> None:
+def _print_captions(name: str, model: str, described: Described, min_score: float | None, as_json: bool, as_csv: bool) -> None:
+    """`present`, `verdict` and `remark` in the document are as in `found_document`, of the captions of the list."""
     from rich.text import Text
 
-    say(_COMPARED)
+    hits, remark = described.hits, described.remark
+    if remark:
+        say(f"{name}: {remark}")
     document = {
         "query": name,
         "model": model,
-        "note": _COMPARED,
+        "present": None if described.present is None else round(described.present, 6),
+        "verdict": described.verdict,
+        "remark": remark,
         "results": [{"rank": hit.rank, "caption": hit.caption, "score": round(hit.score, 6)} for hit in hits],
     }
     if as_csv:
         _print_csv([document], "caption", "score")
-    elif as_json or hits:
-        table = _hits_table(name, "score", "caption")
+    elif not as_json and not hits:
+        say(f"{name}: no caption scores {min_score:g} or more.")
+    elif described.certain:
+        table = _hits_table(name, "match" if described.calibrated else "score", "caption")
         for hit in hits:
-            table.add_row(str(hit.rank), f"{hit.score:.3f}", Text(hit.caption))
+            table.add_row(str(hit.rank), _score(hit.score, described.calibrated), Text(hit.caption))
         show(document, table, as_json=as_json)
     else:
-        say(f"{name}: no caption scores {min_score:g} or more.")
+        table = _hits_table(f"{name} (none of these captions fits; these are the nearest)", "caption")
+        for hit in hits:
+            table.add_row(str(hit.rank), Text(hit.caption), style="dim")
+        show(document, table, as_json=as_json)
 
 
 def found_document(name: str, model: str, found: Found, corpus: Path) -> dict[str, Any]:

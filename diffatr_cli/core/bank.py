@@ -8,7 +8,7 @@ B captions, Q queries, F size of a caption vector.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -18,6 +18,7 @@ import numpy as np
 FAMILIAR_SHARE = 0.9
 """Of the validation captions that the model should take for known, by their nearest training caption of other words."""
 
+_NEAR = 0.05  # by how much a cosine may lie below the best one and still count a third of it
 _AT_ONCE = 2**24  # entries of a matrix of cosines
 
 
@@ -29,6 +30,8 @@ class CaptionBank:
         texts: B different captions, normalised.
         vectors: (B, F) float32 unit vectors.
         familiar: the cosine to the nearest of them from which on a query names something learnt.
+        worth: (B,) the mean cosine of each, in the space shared with sounds, to the training clips that it describes; None
+            where it is not known.
 
     Raises:
         ValueError: other shapes.
@@ -37,10 +40,13 @@ class CaptionBank:
     texts: tuple[str, ...]
     vectors: np.ndarray
     familiar: float
+    worth: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.texts) or not self.texts:
             raise ValueError(f"{len(self.texts)} captions with vectors {self.vectors.shape}")
+        if self.worth is not None and self.worth.shape != (len(self.texts),):
+            raise ValueError(f"{len(self.texts)} captions with the worth of {self.worth.shape}")
 
     @cached_property
     def words(self) -> frozenset[str]:
@@ -59,32 +65,58 @@ class CaptionBank:
             but: a text for each query that does not count as its nearest.
         """
         best, rows = np.full(len(queries), -1.0), np.zeros(len(queries), int)
+        for some, cosine in self._cosines(queries, but):
+            rows[some], best[some] = cosine.argmax(1), cosine.max(1)
+        return best.clip(-1, 1), [self.texts[row] for row in rows.tolist()]  # products of unit vectors go over by a rounding
+
+    def expected(self, queries: np.ndarray, *, but: Sequence[str] | None = None) -> np.ndarray:
+        """The cosine that each query may expect of a sound that matches, (Q,): the worth of the captions near to it.
+
+        Some kinds of sound are recognised by high cosines and others by low ones; 0 where nothing is known of that. `but` is
+        that of `nearest`.
+        """
+        expected = np.zeros(len(queries))
+        if self.worth is not None:
+            for some, cosine in self._cosines(queries, but):
+                weights = np.exp((cosine - cosine.max(1, keepdims=True)) / _NEAR)
+                expected[some] = weights @ self.worth / weights.sum(1)
+        return expected
+
+    def _cosines(self, queries: np.ndarray, but: Sequence[str] | None) -> Iterator[tuple[slice, np.ndarray]]:
+        """The cosines of some queries at a time to all captions, and which queries these are."""
         step = max(1, _AT_ONCE // len(self.texts))
         for start in range(0, len(queries), step):
-            cosine = queries[start : start + step].astype(np.float32) @ self.vectors.T
-            for row, text in enumerate(but[start : start + step] if but else ()):
+            some = slice(start, start + step)
+            cosine = queries[some].astype(np.float32) @ self.vectors.T
+            for row, text in enumerate(but[some] if but else ()):
                 if (place := self.places.get(text)) is not None:
-                    cosine[row, place] = -1
-            rows[start : start + step] = cosine.argmax(1)
-            best[start : start + step] = cosine.max(1)
-        return best.clip(-1, 1), [self.texts[row] for row in rows.tolist()]  # products of unit vectors go over by a rounding
+                    cosine[row, place] = -2  # below any cosine
+            yield some, cosine
 
     def strangeness(self, best: np.ndarray) -> np.ndarray:
         """By how much the cosine of the nearest caption falls short of `familiar`; 0 for what names something learnt."""
         return np.maximum(0.0, self.familiar - best)
 
     @classmethod
-    def fit(cls, texts: Sequence[str], vectors: np.ndarray, held_out: Sequence[str], queries: np.ndarray) -> Self:
+    def fit(
+        cls,
+        texts: Sequence[str],
+        vectors: np.ndarray,
+        held_out: Sequence[str],
+        queries: np.ndarray,
+        worth: np.ndarray | None = None,
+    ) -> Self:
         """A bank whose `familiar` takes in `FAMILIAR_SHARE` of some captions that the model does know.
 
         Args:
             texts: different, normalised training captions, and `vectors` (B, F) theirs.
             held_out: validation captions, normalised; each is measured against captions of other words than its own.
             queries: (Q, F) their vectors.
+            worth: of the training captions, as kept.
         """
         bank = cls(tuple(texts), vectors, 0.0)
         best, _ = bank.nearest(queries, but=held_out)
-        return cls(bank.texts, vectors, float(np.quantile(best, 1 - FAMILIAR_SHARE)))
+        return cls(bank.texts, vectors, float(np.quantile(best, 1 - FAMILIAR_SHARE)), worth)
 
 
 def simple_captions(texts: Sequence[str]) -> list[str]:

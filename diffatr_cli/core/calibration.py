@@ -79,14 +79,18 @@ PRESENCE = (
     "concentration",
     "movement between draws",
     "strangeness of the query",
+    "expected cosine of a match",
 )
-"""The features of `presence_features`, in order; fits of before know the first five alone."""
+"""The features of `presence_features`, in order; fits of before know the first five or six alone."""
 
 BEFORE = 5
 
+SCORE = ("score", "logit of presence", "expected cosine of a match", "log of the query's words", "log of the candidates")
+"""The features of `score_features`, in order; fits of before, and those of two sounds, know the first alone."""
 
-def presence_features(cosine: np.ndarray, x0_hat: np.ndarray, strangeness: float = 0.0) -> np.ndarray:
-    """How sure the model is that any candidate matches, as six numbers.
+
+def presence_features(cosine: np.ndarray, x0_hat: np.ndarray, strangeness: float = 0.0, expected: float = 0.0) -> np.ndarray:
+    """How sure the model is that any candidate matches, as seven numbers.
 
     The concentration is the divergence from the uniform distribution, in nats; the movement is the mean total variation
     between a draw and the mean of all, 0 for a single draw.
@@ -95,13 +99,31 @@ def presence_features(cosine: np.ndarray, x0_hat: np.ndarray, strangeness: float
         cosine: (N,) of the query to each candidate.
         x0_hat: (S, N), one generated distribution a noise draw.
         strangeness: of the query (`bank.CaptionBank.strangeness`); 0 where nothing is known of it.
+        expected: cosine of the query to what matches it (`bank.CaptionBank.expected`); 0 where nothing is known of that.
     """
     mean = x0_hat.mean(0)
     mean = mean / max(float(mean.sum()), 1e-12)
     peak = max(float(mean.max()), 1e-12)
     concentration = np.log(len(mean)) + float(mean @ np.log(np.maximum(mean, 1e-12)))
     movement = 0.5 * float(np.abs(x0_hat - x0_hat.mean(0)).sum(1).mean())
-    return np.array([cosine.max(), mean @ cosine, np.log(peak), concentration, movement, strangeness])
+    return np.array([cosine.max(), mean @ cosine, np.log(peak), concentration, movement, strangeness, expected])
+
+
+def score_features(
+    scores: np.ndarray, present: float | None = None, expected: float = 0.0, words: int = 1, candidates: int = 1
+) -> np.ndarray:
+    """What the probability of a match is read from, (n,) scores -> (n, 5): all but the score are the same for all candidates
+    of a query, so that probabilities never contradict the order of scores.
+
+    Args:
+        present: the probability that any candidate matches; None where it was not fitted.
+        expected: as in `presence_features`.
+        words: of the query, where it is a text: a short label matches more than a sentence of several sounds.
+        candidates: how many there are to choose from.
+    """
+    sure = np.clip(1.0 if present is None else present, 1e-4, 1 - 1e-4)
+    of_query = np.log(sure / (1 - sure)), expected, np.log(max(1, words)), np.log(max(1, candidates))
+    return np.column_stack([scores, np.broadcast_to(of_query, (len(scores), len(of_query)))])
 
 
 SOFTNESS = 0.07
@@ -122,12 +144,14 @@ class Calibration:
     Of a model without diffusion the score is the cosine, and `distribution_of_cosines` stands for x0_hat.
 
     Attributes:
-        text_to_audio: P(clip matches the text | cosine + weight * x0_hat).
-        audio_to_text: P(text matches the clip | cosine + weight * x0_hat).
+        text_to_audio: P(clip matches the text | `score_features` of cosine + weight * x0_hat).
+        audio_to_text: P(text matches the clip | `score_features` of cosine + weight * x0_hat).
         audio_to_audio: P(both are the same kind of sound | cosine).
         presence: P(any candidate matches the text | `presence_features`).
         told_below: the probability of presence below which a search says that nothing matches.
         measured: what the judgement of presence reached on the validation split, each query judged by a fit on others.
+        captions: P(any text of a list matches the clip | `presence_features`); `captions_told_below` and `captions_measured`
+            as of presence.
     """
 
     text_to_audio: Logistic | None
@@ -136,12 +160,17 @@ class Calibration:
     presence: Logistic | None
     told_below: float = 0.5
     measured: Mapping[str, float] = field(default_factory=dict)
+    captions: Logistic | None = None
+    captions_told_below: float = 0.5
+    captions_measured: Mapping[str, float] = field(default_factory=dict)
 
     def present(self, features: np.ndarray) -> float | None:
-        """The probability that any candidate matches, from `presence_features`; None where it was not fitted."""
-        if self.presence is None:
-            return None
-        return float(self.presence(features[: len(self.presence.weights)]))
+        """The probability that any candidate matches a text, from `presence_features`; None where it was not fitted."""
+        return None if self.presence is None else float(of_known(self.presence, features))
+
+    def fits(self, features: np.ndarray) -> float | None:
+        """The probability that any text of a list matches a sound, as `present`."""
+        return None if self.captions is None else float(of_known(self.captions, features))
 
     def to_json(self) -> dict[str, Any]:
         """As a document of plain numbers."""
@@ -154,12 +183,16 @@ class Calibration:
         Raises:
             ValueError, TypeError, LookupError: it is no such document, or one of another number of features.
         """
-        fits = ("text_to_audio", "audio_to_text", "audio_to_audio", "presence")
-        values: dict[str, Any] = {**document}
-        for name in fits:
-            values[name] = document[name] and Logistic(tuple(document[name]["weights"]), document[name]["bias"])
-        read = cls(**values)
-        for name in fits:
-            if (fit := getattr(read, name)) and len(fit.weights) not in ((BEFORE, len(PRESENCE)) if name == "presence" else (1,)):
+        sizes = {"text_to_audio": (1, len(SCORE)), "audio_to_text": (1, len(SCORE)), "audio_to_audio": (1,)}
+        sizes |= dict.fromkeys(("presence", "captions"), tuple(range(BEFORE, len(PRESENCE) + 1)))
+        values: dict[str, Any] = {"captions": None, **document}
+        for name, known in sizes.items():
+            fit = values[name] = values[name] and Logistic(tuple(values[name]["weights"]), values[name]["bias"])
+            if fit and len(fit.weights) not in known:
                 raise ValueError(f"{name}: fitted on another number of features")
-        return read
+        return cls(**values)
+
+
+def of_known(fit: Logistic, features: np.ndarray) -> np.ndarray:
+    """A fit's probabilities by the features that it knows, which are the first of (..., f)."""
+    return fit(features[..., : len(fit.weights)])

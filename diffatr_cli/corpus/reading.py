@@ -65,6 +65,7 @@ class Reading:
         familiarity: the cosine of the query to the nearest training caption, in the caption encoder's space, and `nearest`, that
             caption; None of a model that kept none.
         strangeness: by how much that falls short of what names something learnt; 0 where it does not, or is not known.
+        expected: the cosine that a sound which matches may be expected to have to it; 0 where nothing is known of that.
         respelt: what was probably meant, where words are misspelt.
         foreign: it looks like another language than English.
         negation: what it negates.
@@ -74,6 +75,7 @@ class Reading:
     familiarity: float | None = None
     nearest: str | None = None
     strangeness: float = 0.0
+    expected: float = 0.0
     respelt: str | None = None
     foreign: bool = False
     negation: Negation | None = None
@@ -94,14 +96,15 @@ def read_queries(retriever: Retriever, texts: Sequence[str], pooled: np.ndarray 
     bank = retriever.bank
     if bank is None:
         return [Reading(text, negation=negation_of(text)) for text in texts]
-    found, nearest = bank.nearest(retriever.pool_text(texts) if pooled is None else pooled)
-    strange = bank.strangeness(found)
+    pooled = retriever.pool_text(texts) if pooled is None else pooled
+    found, nearest = bank.nearest(pooled)
+    told = found.tolist(), nearest, bank.strangeness(found).tolist(), bank.expected(pooled).tolist()
     readings = []
-    for text, cosine, caption, strangeness in zip(texts, found.tolist(), nearest, strange.tolist(), strict=True):
+    for text, cosine, caption, strangeness, expected in zip(texts, *told, strict=True):
         negation = None if cosine >= _SAME else negation_of(text, bank)
         respelt = _respelt(retriever, bank, text) if strangeness else None
         foreign = bool(strangeness) and respelt is None and _is_foreign(text, bank.words, retriever.words)
-        readings.append(Reading(text, cosine, caption, strangeness, respelt, foreign, negation))
+        readings.append(Reading(text, cosine, caption, strangeness, expected, respelt, foreign, negation))
     return readings
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ..core.calibration import distribution_of_cosines, presence_features
+from ..core.calibration import distribution_of_cosines, of_known, presence_features, score_features
 from ..core.ragged import Ragged
 from ..core.sight import States
+from ..core.text import normalise_caption
 from ..core.windows import best_windows, mean_direction, spans
 from ..errors import UsageError
 from ..model import sampling_of
@@ -90,15 +91,6 @@ class Found:
         return told + (" The model understands English alone." if reading.foreign else "")
 
 
-@dataclass(frozen=True)
-class CaptionHit:
-    """One caption that fits a sound. `score` compares it with the captions beside it (`best_captions`)."""
-
-    rank: int
-    caption: str
-    score: float
-
-
 def embed_sound(retriever: Retriever, waveform: np.ndarray) -> np.ndarray:
     """A sound as a query, (D,) unit vector: the direction of the mean over its windows. `waveform` is mono at the
     rate of the retriever's windowing, not empty."""
@@ -169,10 +161,10 @@ def search(
         Damaged: frames of the shortlist do not fit their checksums.
         ValueError: the model re-ranks by frames, and there are none, or no tokens.
     """
-    _check_top(top)
+    check_top(top)
     calibration = retriever.calibration
     probability = calibration and (calibration.text_to_audio if refine else calibration.audio_to_audio)
-    reranker = _ranking(retriever, "t2a") if refine else None
+    reranker = second_stage(retriever, "t2a") if refine else None
     sampling = sampling or sampling_of(retriever, folder=True)
     of_queries: Sequence[Reading | None] = readings or [None] * len(queries)
     if not len(recordings):
@@ -181,24 +173,30 @@ def search(
     penalty = np.zeros(len(recordings.vectors), np.float32)
     if unwanted is not None:
         penalty = np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))
-    tells = refine and calibration is not None and calibration.presence is not None and unwanted is None
-    depth = max(_depth(reranker, sampling, top), sampling.shortlist or 0 if tells else 0)
+    judges = refine and calibration is not None and calibration.presence is not None
+    deep = max(depth(reranker, sampling, top), sampling.shortlist or 0 if judges else 0)
     results = []
     for number, (query, of_window, reading) in enumerate(zip(queries, cosine.T, of_queries, strict=True)):
-        order, windows = best_windows(of_window - penalty, recordings.offsets, depth)
+        order, windows = best_windows(of_window - penalty, recordings.offsets, deep)
         scores, present = of_window[windows].astype(np.float64), None
         near = slice(sampling.shortlist)
         x0_hat = None
         if reranker and reranker.counts("t2a"):
             states = states_of(recordings, windows[near], tokens, number)
             x0_hat = sample_x0(retriever, "t2a", query, recordings.vectors[windows[near]], sampling, states=states)
-        if tells and calibration and not (reading and reading.negation):
+        expected = reading.expected if reading else 0.0
+        if judges and calibration:
+            strangeness = reading.strangeness if reading else 0.0
             spread = distribution_of_cosines(scores[near]) if x0_hat is None else x0_hat
-            present = calibration.present(presence_features(scores[near], spread, reading.strangeness if reading else 0.0))
+            present = calibration.present(presence_features(scores[near], spread, strangeness, expected))
         if reranker:
-            scores = _final(reranker, "t2a", scores, recordings.vectors[windows], x0_hat)
+            scores = final_scores(reranker, "t2a", scores, recordings.vectors[windows], x0_hat)
         ranked_by = scores - penalty[windows]
-        scores = probability(scores[:, None]) if probability else ranked_by
+        words = len(normalise_caption(reading.text).split()) if reading else 1
+        about = score_features(scores, present, expected, words, len(recordings.offsets) - 1)
+        scores = of_known(probability, about) if probability else ranked_by
+        if unwanted is not None or (reading and reading.negation):
+            present = None  # which tells of the query as it is written
         if probability and present is not None:
             scores = np.minimum(scores, present)
         hits: list[Hit] = []
@@ -237,77 +235,31 @@ def search_texts(
     return search(retriever, recordings, queries, sampling, **how)
 
 
-def best_captions(
-    retriever: Retriever,
-    sound: np.ndarray,
-    captions: Sequence[str],
-    sampling: Sampling | None = None,
-    *,
-    frames: Ragged | None = None,
-    top: int = 10,
-    min_score: float | None = None,
-) -> list[CaptionHit]:
-    """The captions that fit a sound best, best first; of equal score in the order given.
-
-    As `search`, with the audio-to-text denoiser over the shortlist. x0_hat shares out one probability among the captions
-    listed, whether any of them fits or not, so a score compares them with one another and says little of the best one's fit.
-
-    Args:
-        sound: (D,) unit vector.
-        captions: different texts.
-        frames: of the sound, for a model that re-ranks by frames (`hear_sound`).
-
-    Raises:
-        UsageError: as `search` and `embed_texts`.
-        ValueError: the model re-ranks by frames, and there are none.
-    """
-    _check_top(top)
-    sampling = sampling or sampling_of(retriever, folder=True)
-    if not captions:
-        return []
-    vectors = embed_texts(retriever, captions)
-    cosine = vectors @ sound.astype(np.float32)
-    reranker = _ranking(retriever, "a2t")
-    order = np.argsort(-cosine, kind="stable")[: _depth(reranker, sampling, len(captions))]
-    scores = cosine[order].astype(np.float64)
-    if reranker:
-        near, x0_hat = slice(sampling.shortlist), None
-        if reranker.counts("a2t"):
-            tokens = token_states(retriever, [captions[i] for i in order[near]])
-            states = None if tokens is None or frames is None else States(tokens, frames)
-            x0_hat = sample_x0(retriever, "a2t", sound, vectors[order[near]], sampling, states=states)
-        scores = _final(reranker, "a2t", scores, vectors[order], x0_hat)
-    ranked_by = scores
-    if retriever.calibration and retriever.calibration.audio_to_text:
-        scores = retriever.calibration.audio_to_text(scores[:, None])
-    best = [i for i in _first(ranked_by, order, top) if min_score is None or scores[i] >= min_score]
-    return [CaptionHit(rank, captions[order[i]], float(scores[i])) for rank, i in enumerate(best, 1)]
-
-
 def _files(recordings: Recordings, ranked_by: np.ndarray, order: np.ndarray, top: int) -> list[tuple[int, int]]:
     """The `top` best files, best first, of equal ones the earlier path, each with the place of its content in `order`."""
-    best = _first(ranked_by, order, top)
+    best = first(ranked_by, order, top)
     files = [(-float(ranked_by[i]), int(file), i) for i in best for file in recordings.files_of(order[i])]
     return [(file, i) for _, file, i in sorted(files)[:top]]
 
 
-def _first(ranked_by: np.ndarray, order: np.ndarray, top: int) -> list[int]:
+def first(ranked_by: np.ndarray, order: np.ndarray, top: int) -> list[int]:
     """The places of the `top` highest, highest first; of equal ones that of the smaller `order` comes first."""
     return sorted(range(len(order)), key=lambda i: (-ranked_by[i], order[i]))[:top]
 
 
-def _check_top(top: int) -> None:
+def check_top(top: int) -> None:
+    """Raises UsageError below 1."""
     if top < 1:
         raise UsageError(f"top must be at least 1, got {top}")
 
 
-def _ranking(retriever: Retriever, direction: Direction) -> Reranker | None:
+def second_stage(retriever: Retriever, direction: Direction) -> Reranker | None:
     """The model's second stage where it has a part in the ranking: validation may have found that the cosine ranks no worse."""
     reranker = retriever.reranker
     return reranker if reranker and (reranker.counts(direction) or direction in reranker.priors) else None
 
 
-def _depth(reranker: Reranker | None, sampling: Sampling, top: int) -> int:
+def depth(reranker: Reranker | None, sampling: Sampling, top: int) -> int:
     """How many candidates stage one hands on: those to re-rank, and, where their scores compare with cosines, those to show."""
     if reranker is None or sampling.shortlist is None:
         return top
@@ -336,7 +288,7 @@ def states_of(recordings: Recordings, rows: np.ndarray, tokens: Ragged | None, n
     return States(tokens.take(np.array([number])), recordings.frames(rows))
 
 
-def _final(
+def final_scores(
     reranker: Reranker, direction: Direction, cosine: np.ndarray, candidates: np.ndarray, x0_hat: np.ndarray | None
 ) -> np.ndarray:
     """The scores of N candidates (N, D) by their cosines (N,), and by x0_hat (S, n) of the first n, where it was sampled."""

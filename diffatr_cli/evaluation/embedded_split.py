@@ -29,6 +29,9 @@ from ..runs import encoders_of
 from ..types import SAMPLE_RATE, Direction
 
 CLIPS_AT_ONCE = 64  # whose audio is in memory together
+JOINED = 12  # clips of a long recording made of them
+JOINED_CLIPS = 600  # of a split, at most
+JOINED_QUIET = SAMPLE_RATE // 2, 3 * SAMPLE_RATE  # fewest and most samples of quiet between them
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,28 @@ def embed_windows(model: SplitEncoders, dataset: Dataset, split: str, progress: 
         model, dataset, dataset.split(split), note, progress, lambda wave: [wave[a:b] for a, b in spans(len(wave), windowing)]
     )
     return EmbeddedWindows(model.embed_pooled_audio(torch.cat(parts)), np.cumsum([0, *map(len, parts)]))
+
+
+def embed_joined(model: Retriever, dataset: Dataset, split: str, seed: int) -> tuple[EmbeddedWindows, list[np.ndarray]] | None:
+    """Long recordings made of a split's clips, one after another with quiet between them, and which clips each holds.
+
+    A window of a long recording holds the end of one sound and the beginning of another, which no clip does. None where a data
+    set holds vectors in the place of audio, or fewer clips than two recordings take.
+    """
+    clips, windowing = dataset.split(split), model.windowing
+    if dataset.given(split) is not None or len(clips) < 2 * JOINED:
+        return None
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(clips))[:JOINED_CLIPS]
+    recordings = [order[start : start + JOINED] for start in range(0, len(order) - JOINED + 1, JOINED)]
+    parts = []
+    for members in recordings:
+        pieces = []
+        for clip in members:
+            pieces += [read_piece(dataset.root / clips[clip].path), np.zeros(rng.integers(*JOINED_QUIET), np.float32)]
+        wave = resample(np.concatenate(pieces), SAMPLE_RATE, to=windowing.rate)
+        parts.append(model.embed_audio([wave[a:b] for a, b in spans(len(wave), windowing)]))
+    return EmbeddedWindows(np.concatenate(parts), np.cumsum([0, *map(len, parts)])), recordings
 
 
 def _cached(path: Path, source: dict[str, str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

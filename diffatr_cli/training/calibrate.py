@@ -12,7 +12,7 @@ from ..calibrations import save_calibration
 from ..core.calibration import Calibration
 from ..data.manifest import load_dataset
 from ..errors import DiffATRError
-from ..evaluation.embedded_split import Captions, check_fit, embed_windows
+from ..evaluation.embedded_split import Captions, check_fit, embed_joined, embed_windows
 from ..evaluation.states import states_of_windows
 from ..model import Retriever
 from ..progress import Progress, silent
@@ -65,8 +65,9 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="diffatr-", ignore_cleanup_errors=True) as folder:
         states = states_of_windows(model, dataset, split, windows, Path(folder), progress) if model.sees_frames else None
         progress(0, 1, "fitting")
-        fitted = fit_calibration(windows, text, captions, model.reranker, seed, states, novelty)
-    if not any((fitted.text_to_audio, fitted.audio_to_text, fitted.audio_to_audio, fitted.presence)):
+        joined = None if model.sees_frames else embed_joined(model, dataset, split, seed)
+        fitted = fit_calibration(windows, text, captions, model.reranker, seed, states, novelty, joined)
+    if not any((fitted.text_to_audio, fitted.audio_to_text, fitted.audio_to_audio, fitted.presence, fitted.captions)):
         raise DiffATRError(
             f"{dataset.root}: nothing can be fitted on its {split} split of {len(windows.offsets) - 1} clips: every clip matches "
             "every caption, or none does. Name a set with more and other clips."

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..data.manifest import Dataset
-from ..evaluation.embedded_split import Captions, cached_split, cached_windows
+from ..evaluation.embedded_split import Captions, cached_split, cached_windows, embed_joined
 from ..evaluation.states import cached_states_of_windows
 from ..model import load_retriever
 from ..phase_two import save_bank
@@ -18,6 +18,7 @@ from ..runs import Encoders
 from .fit_calibration import fit_calibration
 from .learnt_captions import learn_captions
 from .phase_folder import PhaseFolder
+from .views import load_views, views_place
 
 
 def calibrate_phase(
@@ -49,13 +50,16 @@ def calibrate_phase(
     states = None
     if retriever.sees_frames:
         states = cached_states_of_windows(retriever, first.run, dataset, "val", windows, progress)
+    learnt, same = Captions.of(dataset.split("train")), recipe.data.same_captions
+    views = load_views(*views_place(first, retriever, dataset, recipe.diffusion.views), learnt, same)
+    audio = cached_split(retriever, first.run, dataset, "train", same, progress).audio[None] if views is None else views.audio
     if is_first():
         novelty = None
         if retriever.given_sizes is None:
-            learnt = [caption for clip in dataset.split("train") for caption in clip.captions]
-            bank, novelty = learn_captions(retriever, learnt, captions.texts)
+            bank, novelty = learn_captions(retriever, learnt, audio.numpy(), captions.texts)
             save_bank(folder.path, bank, retriever.model_id)
-        fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed, states, novelty)
+        joined = None if retriever.sees_frames else embed_joined(retriever, dataset, "val", seed)
+        fitted = fit_calibration(windows, split.text.numpy(), captions, retriever.reranker, seed, states, novelty, joined)
         facts |= {"calibration": fitted.to_json()}
     folder.keep_best(tensors, facts)
     progress(1, 1, "calibrating scores")

@@ -1,6 +1,6 @@
 """The captions that a run learnt from, and how they tell what it knows from what it does not: beside phase two's calibration.
 
-m captions of the validation split, U names, D embedding size.
+m captions of the validation split, U names, B captions of the bank, n training clips, D embedding size.
 """
 
 from __future__ import annotations
@@ -14,35 +14,60 @@ import numpy as np
 from ..core.bank import CaptionBank, simple_captions
 from ..core.ragged import Ragged
 from ..core.text import normalise_caption
+from ..evaluation.embedded_split import Captions
 from ..model import Retriever
 from .sound_names import SOUND_NAMES
 
+_AT_ONCE = 2**15  # pairs of a caption and a clip
 _ARTICLES = {"a", "an", "the"}
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """How strange texts are to a bank (`CaptionBank.strangeness`).
+    """How strange texts are to a bank (`CaptionBank.strangeness`), and the cosine that each may expect (`CaptionBank.expected`).
 
     Attributes:
         of_captions: (m,) of validation captions, each beside captions of other words than its own, as people will ask.
-        of_names: (U,) of names that no training caption holds, and `names` (U, D), their unit vectors in the shared space.
+        expected: (m,) of the captions, likewise.
+        of_names: (U,) of names that no training caption holds, `expected_of_names` (U,), and `names` (U, D), their unit vectors
+            in the shared space.
         tokens: the token states of those names, for a model that re-ranks by frames.
     """
 
     of_captions: np.ndarray
+    expected: np.ndarray
     of_names: np.ndarray
+    expected_of_names: np.ndarray
     names: np.ndarray
     tokens: Ragged | None = None
 
 
-def learn_captions(model: Retriever, training: Sequence[str], validation: Sequence[str]) -> tuple[CaptionBank, Novelty]:
-    """The bank of some training captions, and how strange the validation captions and names that it does not hold are to it."""
-    texts = simple_captions([text for caption in training if (text := normalise_caption(caption))])
+def learn_captions(
+    model: Retriever, training: Captions, audio: np.ndarray | None, validation: Sequence[str]
+) -> tuple[CaptionBank, Novelty]:
+    """The bank of some training captions, and how strange the validation captions and names that it does not hold are to it.
+
+    Args:
+        audio: (V, n, D) unit vectors of the training clips under V augmentations; None where they are not at hand.
+    """
+    said = [normalise_caption(caption) for caption in training.texts]
+    texts = simple_captions([text for text in said if text])
     held_out, pooled = [normalise_caption(caption) for caption in validation], model.pool_text(validation)
-    kept = model.pool_text(texts).astype(np.float16).astype(np.float32)  # as they are kept, so that all later fits see the same
-    bank = CaptionBank.fit(texts, kept, held_out, pooled)
+    shared, own = model.embed_and_pool_text(texts)
+    kept = own.astype(np.float16).astype(np.float32)  # as they are kept, so that all later fits see the same
+    worth = None if audio is None else _worth(texts, shared, said, training.clip_index, audio)
+    bank = CaptionBank.fit(texts, kept, held_out, pooled, worth)
     return bank, _novelty(model, bank, held_out, pooled)
+
+
+def _worth(texts: Sequence[str], shared: np.ndarray, said: Sequence[str], clips: np.ndarray, audio: np.ndarray) -> np.ndarray:
+    """The mean cosine of each text (B, D) to the clips (V, n, D) of which it is said, (B,) float32."""
+    number, mean = {text: row for row, text in enumerate(texts)}, audio.mean(0)
+    pairs = np.array([(number[text], clip) for text, clip in zip(said, clips.tolist(), strict=True) if text in number])
+    some = [pairs[start : start + _AT_ONCE] for start in range(0, len(pairs), _AT_ONCE)]
+    cosine = np.concatenate([(shared[each[:, 0]] * mean[each[:, 1]]).sum(1) for each in some])
+    counts = np.bincount(pairs[:, 0], minlength=len(texts))
+    return np.asarray(np.bincount(pairs[:, 0], cosine, minlength=len(texts)) / counts, np.float32)
 
 
 def novelty_of(model: Retriever, bank: CaptionBank, validation: Sequence[str]) -> Novelty:
@@ -53,12 +78,13 @@ def novelty_of(model: Retriever, bank: CaptionBank, validation: Sequence[str]) -
 def _novelty(model: Retriever, bank: CaptionBank, held_out: Sequence[str], pooled: np.ndarray) -> Novelty:
     """The same of captions that are normalised, and their vectors in the caption encoder's space."""
     of_captions = bank.strangeness(bank.nearest(pooled, but=held_out)[0])
+    expected, nothing = bank.expected(pooled, but=held_out), np.zeros(0)
     names = names_not_held(SOUND_NAMES, bank.texts)
     if not names:
-        return Novelty(of_captions, np.zeros(0), np.zeros((0, model.dim), np.float32))
+        return Novelty(of_captions, expected, nothing, nothing, np.zeros((0, model.dim), np.float32))
     vectors, own = model.embed_and_pool_text(names)
     tokens = Ragged.of(model.token_states(names)) if model.sees_frames else None
-    return Novelty(of_captions, bank.strangeness(bank.nearest(own)[0]), vectors, tokens)
+    return Novelty(of_captions, expected, bank.strangeness(bank.nearest(own)[0]), bank.expected(own), vectors, tokens)
 
 
 def names_not_held(names: Sequence[str], captions: Sequence[str]) -> list[str]:

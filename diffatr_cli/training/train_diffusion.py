@@ -61,7 +61,7 @@ from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from .folds import Batches, folded_batches
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .streams import torch_seed, torch_stream
-from .views import TrainingViews, augmented_frames, augmented_views, embed_views, load_towers, load_views, save_views
+from .views import TrainingViews, augmented_frames, augmented_views, embed_views, load_towers, load_views, save_views, views_place
 
 
 def train_diffusion(
@@ -236,8 +236,7 @@ def _training_views(
     The augmentation follows the encoders' seed: whoever stands on them sees the same views.
     """
     count, same = recipe.diffusion.views, recipe.data.same_captions
-    path = first.folder / f"embeddings-views{count}.safetensors"
-    source = {"encoders": retriever.model_id, "data": dataset.fingerprint}
+    path, source = views_place(first, retriever, dataset, count)
     captions = Captions.of(dataset.split("train"))
     frames = recipe.diffusion.conditioning != "none"
     if (cached := load_views(path, source, captions, same)) is not None and not frames:

@@ -19,13 +19,15 @@ from ..core.audio_encoder import AudioEncoder
 from ..core.ragged import half
 from ..core.sight import States
 from ..core.towers import TwoTowers
+from ..data.manifest import Dataset
 from ..encoders import ClipEncoder
 from ..evaluation.embedded_split import Captions
-from ..model import build_towers, fill_towers
+from ..model import Retriever, build_towers, fill_towers
 from ..phase_two import below
 from ..processes import count, from_first, is_first, rank, summed
 from ..progress import Progress, silent
 from ..recipe_schema import Recipe
+from ..runs import Encoders
 from .clips import Clips, LogMelCrops, PooledClips
 from .streams import numpy_stream, torch_seed
 
@@ -139,6 +141,12 @@ def embed_views(towers: TwoTowers, pooled: Tensor, device: torch.device) -> Tens
     """Pooled views (V, n, F) -> unit vectors (V, n, D) on the CPU. The head's dropout is a part of the augmentation."""
     towers.audio_head.train()
     return torch.stack([towers.embed_pooled_audio(view.to(device)).cpu() for view in pooled])
+
+
+def views_place(encoders: Encoders, model: Retriever, dataset: Dataset, count: int) -> tuple[Path, dict[str, str]]:
+    """Where so many views of a training split are kept, and what they are made from."""
+    path = encoders.folder / f"embeddings-views{count}.safetensors"
+    return path, {"encoders": model.model_id, "data": dataset.fingerprint}
 
 
 def load_views(path: Path, source: dict[str, str], captions: Captions, same_captions: str) -> TrainingViews | None:

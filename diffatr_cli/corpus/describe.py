@@ -1,0 +1,115 @@
+"""Captions for a sound: which of some texts fit it, and whether any does.
+
+N captions, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ..core.calibration import distribution_of_cosines, of_known, presence_features, score_features
+from ..core.ragged import Ragged
+from ..core.sight import States
+from ..model import sampling_of
+from .search import check_top, depth, embed_texts, final_scores, first, sample_x0, second_stage, token_states
+
+if TYPE_CHECKING:
+    from ..core.sampling import Sampling
+    from ..model import Retriever
+
+
+@dataclass(frozen=True)
+class CaptionHit:
+    """One caption for a sound. `score` is the probability that it fits, or, of a model without calibration, cosine + weight *
+    x0_hat, which only ranks."""
+
+    rank: int
+    caption: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Described:
+    """Captions for a sound.
+
+    Attributes:
+        hits: best first.
+        present: the probability that any of the captions fits, None if unknown.
+        calibrated: whether the hits' scores are probabilities.
+        verdict: `found`; `absent`, where `present` is below what the calibration states; None where nothing is judged.
+    """
+
+    hits: list[CaptionHit]
+    present: float | None
+    calibrated: bool = False
+    verdict: Literal["found", "absent"] | None = None
+
+    @property
+    def certain(self) -> bool:
+        """Whether the hits are given out as fitting; else they are the nearest there is, and their scores no promise."""
+        return self.verdict != "absent"
+
+    @property
+    def remark(self) -> str | None:
+        """What is to be said of the captions, for people; None where there is nothing to say."""
+        if not self.calibrated and self.hits:
+            return "scores compare the captions of this list with one another; where none fits, one of them still scores high."
+        return None if self.certain else "none of these captions fits."
+
+
+def describe(
+    retriever: Retriever,
+    sound: np.ndarray,
+    captions: Sequence[str],
+    sampling: Sampling | None = None,
+    *,
+    frames: Ragged | None = None,
+    top: int = 10,
+    min_score: float | None = None,
+) -> Described:
+    """The captions that fit a sound best, best first, of equal score in the order given; and whether any of them fits.
+
+    As `search`, with the audio-to-text denoiser over the shortlist. No caption is given a higher probability than that any fits.
+
+    Args:
+        sound: (D,) unit vector.
+        captions: different texts.
+        frames: of the sound, for a model that re-ranks by frames (`hear_sound`).
+
+    Raises:
+        UsageError: as `search` and `embed_texts`.
+        ValueError: the model re-ranks by frames, and there are none.
+    """
+    check_top(top)
+    calibration = retriever.calibration
+    probability = calibration and calibration.audio_to_text
+    sampling = sampling or sampling_of(retriever, folder=True)
+    if not captions:
+        return Described([], None, calibrated=bool(probability))
+    vectors = embed_texts(retriever, captions)
+    cosine = vectors @ sound.astype(np.float32)
+    reranker = second_stage(retriever, "a2t")
+    order = np.argsort(-cosine, kind="stable")[: depth(reranker, sampling, len(captions))]
+    scores, near, x0_hat = cosine[order].astype(np.float64), slice(sampling.shortlist), None
+    if reranker and reranker.counts("a2t"):
+        tokens = token_states(retriever, [captions[i] for i in order[near]])
+        states = None if tokens is None or frames is None else States(tokens, frames)
+        x0_hat = sample_x0(retriever, "a2t", sound, vectors[order[near]], sampling, states=states)
+    spread = distribution_of_cosines(scores[near]) if x0_hat is None else x0_hat
+    present = calibration.fits(presence_features(scores[near], spread)) if calibration else None
+    if reranker:
+        scores = final_scores(reranker, "a2t", scores, vectors[order], x0_hat)
+    best = first(scores, order, top)
+    if probability:
+        scores = of_known(probability, score_features(scores, present, candidates=len(captions)))
+        scores = scores if present is None else np.minimum(scores, present)
+    best = [i for i in best if min_score is None or scores[i] >= min_score]
+    hits = [CaptionHit(rank, captions[order[i]], float(scores[i])) for rank, i in enumerate(best, 1)]
+    verdict: Literal["found", "absent"] | None = None
+    if calibration and present is not None:
+        verdict = "found" if present >= calibration.captions_told_below else "absent"
+    return Described(hits, present, bool(probability), verdict)
