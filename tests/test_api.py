@@ -15,7 +15,7 @@ import diffatr_cli
 from diffatr_cli import Model, load_model
 from diffatr_cli.corpus.describe import describe
 from diffatr_cli.corpus.index import FolderIndex
-from diffatr_cli.corpus.search import embed_sound, embed_texts, search
+from diffatr_cli.corpus.search import embed_sound, search_texts
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import UsageError
 from diffatr_cli.model import load_retriever, sampling_of
@@ -67,7 +67,7 @@ def test_ranking_is_that_of_the_command(model: Model, trained: Path, sounds: lis
     index = FolderIndex(tmp_path)
     index.update(retriever)
     recordings, sampling = index.read(retriever.model_id), sampling_of(retriever, folder=True)
-    expected = search(retriever, recordings, embed_texts(retriever, ["a low tone"]), sampling, top=3)[0].hits
+    expected = search_texts(retriever, recordings, ["a low tone"], sampling, top=3)[0].hits
     found = model.search(tmp_path, "a low tone", top=3)
     assert [hit.path for hit in found] == [hit.path for hit in expected]
     ranked = model.rank("a low tone", sounds, top=3)

@@ -164,6 +164,11 @@ class Calibration:
     captions_told_below: float = 0.5
     captions_measured: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def reads_queries(self) -> bool:
+        """Whether it goes by the cosine that a text's matches should have (`bank.CaptionBank`), which has no neutral value."""
+        return self.presence is not None and len(self.presence.weights) == len(PRESENCE)
+
     def present(self, features: np.ndarray) -> float | None:
         """The probability that any candidate matches a text, from `presence_features`; None where it was not fitted."""
         return None if self.presence is None else float(of_known(self.presence, features))

@@ -152,7 +152,8 @@ def search(
         unwanted: (D,) unit vector of what the hits should not sound like.
         refine: the queries are texts: run stage two with the text-to-audio denoiser, if the model has it. For queries that
             are sounds there is none.
-        readings: of the queries, where they are texts (`read_queries`).
+        readings: of the queries, where they are texts (`read_queries`). Without them a calibration that goes by what is known of
+            a query is left aside, and scores are no probabilities.
         top: hits a query at most.
         min_score: leave out hits that score less.
 
@@ -163,6 +164,8 @@ def search(
     """
     check_top(top)
     calibration = retriever.calibration
+    if refine and readings is None and calibration is not None and calibration.reads_queries:
+        calibration = None
     probability = calibration and (calibration.text_to_audio if refine else calibration.audio_to_audio)
     reranker = second_stage(retriever, "t2a") if refine else None
     sampling = sampling or sampling_of(retriever, folder=True)
