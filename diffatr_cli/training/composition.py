@@ -140,7 +140,7 @@ def join_captions(captions: Sequence[str], mixture: Mixture, rng: np.random.Gene
         order, joiners = in_time, [str(rng.choice(AFTER)) for _ in joiners]
     elif meet and says_time:
         joiners[rng.integers(len(joiners))] = str(rng.choice(TOGETHER))
-    said = captions[order[0]]
+    said: str = captions[order[0]]
     for joiner, index in zip(joiners, order[1:], strict=True):
         said = said.rstrip(" .,;:!?") + joiner + _inside(captions[index].lstrip())
     return said
