@@ -67,15 +67,18 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
 
     phase = PhaseOne(recipe, 0, torch.device(device))
     train = TrainSplit(
-        LogMelCrops(logmels, frames), captions, torch.randn(clips, phase.towers.text_head[0].in_features), np.arange(clips)
+        LogMelCrops(logmels, frames, recipe.audio.hop),
+        captions,
+        torch.randn(clips, phase.towers.text_head[0].in_features),
+        np.arange(clips),
     )
     steps = len(epoch_batches(captions, recipe.pretrain, 0, 0))
 
     def epoch(until: int) -> None:
-        for step, rows, batch in overlapped_batches(train, recipe.pretrain, 0, steps, 0):
+        for step, batch, crops in overlapped_batches(train, recipe.pretrain, 0, steps, 0):
             if step == until:
                 break
-            phase.step(train, rows, batch, 1e-4, 0)
+            phase.step(train, batch, crops, 1e-4, 0)
 
     epoch(2)  # to warm up
     fast = seconds(lambda: epoch(steps), device)
@@ -84,22 +87,22 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
     plain_phase.towers.to(memory_format=torch.contiguous_format)
     front_end, without = (
         ConvolutionalLogMel(recipe.audio.hop).to(device),
-        TrainSplit(LogMelCrops(logmels, frames), captions, None, np.arange(clips)),
+        TrainSplit(LogMelCrops(logmels, frames, recipe.audio.hop), captions, None, np.arange(clips)),
     )
-    rows = epoch_batches(captions, recipe.pretrain, 0, 0)[0]
-    sound = waveforms(recipe, len(rows), device)
+    _, batch, _ = next(overlapped_batches(without, recipe.pretrain, 0, steps, 0))
+    sound = waveforms(recipe, len(batch.rows), device)
 
     def plain_step() -> None:
         with torch.no_grad():
-            batch = front_end(sound)
-        plain_phase.step(without, rows, batch, 1e-4, 0)
+            heard = front_end(sound)
+        plain_phase.step(without, batch, heard, 1e-4, 0)
 
     rounds = pick(size, 1, 2, 4)
     plain = median(plain_step, rounds, device) * steps
     what = f"phase one, {recipe.audio.encoder}, {clips} clips of {recipe.data.seconds:g} s"
     goal = "goal: about 20 s on two cores" if recipe.audio.encoder == "small" and device == "cpu" else ""
     return [
-        Row(what, fast, plain, goal=goal, remark=f"{steps} steps of {len(rows)}; plain: {rounds} steps, extrapolated"),
+        Row(what, fast, plain, goal=goal, remark=f"{steps} steps of {len(batch.rows)}; plain: {rounds} steps, extrapolated"),
     ]
 
 

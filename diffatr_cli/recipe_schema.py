@@ -135,6 +135,14 @@ class PretrainSection(Section):
         default=1, description="with items `clips`: captions drawn for each clip of a batch, all of them positives"
     )
     by_length: bool = Field(default=False, description="batches of clips of about one length, so that little is padded")
+    compose: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0,
+        description="share of the items that are composed: the clip and one to three others of the training split sound "
+        "together or one after another, and their captions are joined; drawn anew every epoch",
+    )
+    compose_levels: Annotated[float, Field(ge=0)] = Field(
+        default=20.0, description="dB, the range that the levels of what is composed are drawn from"
+    )
     optimizer: Literal["adam", "adamw"] = "adam"
     lr: Rate = Field(default=1e-4, description="(peak) learning rate")
     schedule: Literal["step", "onecycle", "constant"] = Field(
@@ -315,6 +323,24 @@ class Recipe(Section):
             raise ValueError(
                 "pretrain.head_steps: fits heads to frozen encoders under Eq. 8; set text.finetune=false and a model.strategy "
                 "other than gen and joint, or head_steps=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _composing_needs_an_encoder_that_learns(self) -> Self:
+        if self.pretrain.compose and (self.audio.encoder == "features" or self.audio.finetune is False):
+            raise ValueError(
+                "pretrain.compose: mixes recordings for an encoder that learns to hear them; with audio.encoder=features or "
+                "audio.finetune=false each recording is a vector that stays as it is. Set compose=0, or train an audio encoder"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _composing_needs_the_contrastive_loss(self) -> Self:
+        if self.pretrain.compose and self.model.strategy in ("gen", "joint"):
+            raise ValueError(
+                "pretrain.compose: a mixture and its parts are neither true nor false for each other, which Eq. 8 can leave out "
+                "and x_0 of Eq. 6 cannot; set model.strategy to gen-dis or dis, or compose=0"
             )
         return self
 

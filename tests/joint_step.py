@@ -10,7 +10,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,11 +21,11 @@ from diffatr_cli.data.manifest import load_dataset
 from diffatr_cli.progress import silent
 from diffatr_cli.recipe import load_recipe
 from diffatr_cli.recipe_schema import Recipe
-from diffatr_cli.training.batches import epoch_batches
+from diffatr_cli.training.batches import overlapped_batches
 from diffatr_cli.training.candidates import CandidateBatches
 from diffatr_cli.training.denoisers import DenoiserPair
 from diffatr_cli.training.pretrain import PhaseOne
-from diffatr_cli.training.streams import numpy_stream, torch_stream
+from diffatr_cli.training.streams import torch_stream
 from diffatr_cli.training.views import TrainingViews
 
 
@@ -38,11 +37,9 @@ def phase_one(recipe: Recipe, data: Path) -> tuple[nn.Module, torch.Tensor]:
         if isinstance(getattr(module, "config", None), BertConfig):
             module.config = replace(module.config, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     train = phase.read(dataset, silent)
-    rows = epoch_batches(train.captions, recipe.pretrain, 0, 0, train.clips.offsets)[0]
-    clips = np.unique(train.captions.clip_index[rows])
-    crops = train.clips.crop(clips, numpy_stream(0, "crop", 0), processes.share(len(clips)))
+    _, batch, crops = next(overlapped_batches(train, recipe.pretrain, 0, 1, 0))
     phase.train()
-    return phase, phase.loss(train, rows, crops, torch_stream(0, "diffusion", 0))
+    return phase, phase.loss(train, batch, crops, torch_stream(0, "diffusion", 0))
 
 
 def phase_two(recipe: Recipe) -> tuple[nn.Module, torch.Tensor]:

@@ -351,7 +351,7 @@ def test_frames_under_augmentation_are_those_that_the_views_pool() -> None:
     lengths = np.array([64] * 38 + [30, 50])
     offsets = np.cumsum([0, *lengths])
     values = np.random.default_rng(0).integers(-12000, 4000, (offsets[-1], 64)).astype(np.int16)
-    clips, device = LogMelCrops(LogMels(values, offsets), 48), torch.device("cpu")
+    clips, device = LogMelCrops(LogMels(values, offsets), 48, 640), torch.device("cpu")
     pooled = augmented_views(encoder, clips, 2, 5, False, device)
     found: dict[int, torch.Tensor] = {}
     for places, frames in augmented_frames(encoder, clips, 2, 5, False, device):

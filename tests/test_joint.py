@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from command_line import typed
@@ -25,6 +25,7 @@ from diffatr_cli.progress import silent
 from diffatr_cli.recipe_schema import Recipe
 from diffatr_cli.runs import BEST, RECORD, newest_run, recipe_of
 from diffatr_cli.training import pretrain as module
+from diffatr_cli.training.batches import Batch, TrainSplit, overlapped_batches
 from diffatr_cli.training.pretrain import PhaseOne, pretrain
 from diffatr_cli.training.train_diffusion import train_diffusion
 
@@ -42,19 +43,18 @@ def joint(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretrain("j", workshop.recipe(JOINT), data=workshop.data, runs=runs, device="cpu").folder.parent
 
 
-def batch(workshop: Workshop, *overrides: str) -> tuple[PhaseOne, object, np.ndarray, object]:
+def batch(workshop: Workshop, *overrides: str) -> tuple[PhaseOne, TrainSplit, Batch, Any]:
     phase = PhaseOne(workshop.recipe(*overrides), 0, torch.device("cpu"))
     train = phase.read(load_dataset(workshop.data, "tones"), silent)
-    rows = np.arange(0, 32, 3)
-    clips = np.unique(train.captions.clip_index[rows])
-    return phase, train, rows, train.clips.crop(clips, np.random.default_rng(0))
+    _, captions, crops = next(overlapped_batches(train, phase.section, 0, 1, 0))
+    return phase, train, captions, crops
 
 
 def test_the_loss_is_both_losses(workshop: Workshop) -> None:
     def loss(*overrides: str) -> float:
-        phase, train, rows, crops = batch(workshop, *overrides)
+        phase, train, captions, crops = batch(workshop, *overrides)
         torch.manual_seed(1)
-        return float(phase.eval().loss(train, rows, crops).detach())  # type: ignore[arg-type]
+        return float(phase.eval().loss(train, captions, crops).detach())
 
     generation, contrast = loss("model.strategy=gen"), loss("model.strategy=dis")
     assert loss(JOINT) == pytest.approx(contrast + generation, rel=1e-5)
@@ -63,9 +63,9 @@ def test_the_loss_is_both_losses(workshop: Workshop) -> None:
 
 def test_both_losses_reach_the_encoders_and_only_one_the_denoisers(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     def gradients() -> dict[str, torch.Tensor]:
-        phase, train, rows, crops = batch(workshop, JOINT)
+        phase, train, captions, crops = batch(workshop, JOINT)
         torch.manual_seed(1)
-        phase.eval().loss(train, rows, crops).backward()  # type: ignore[arg-type, no-untyped-call]
+        phase.eval().loss(train, captions, crops).backward()  # type: ignore[no-untyped-call]
         return {name: p.grad for name, p in phase.named_parameters() if p.grad is not None}
 
     both = gradients()
@@ -78,8 +78,8 @@ def test_both_losses_reach_the_encoders_and_only_one_the_denoisers(workshop: Wor
 
 
 def test_the_denoisers_have_phase_twos_rate(workshop: Workshop) -> None:
-    phase, train, rows, crops = batch(workshop, JOINT, "diffusion.lr=0.003", "diffusion.clip_norm=0.5")
-    phase.step(train, rows, crops, 0.005, 0)  # type: ignore[arg-type]
+    phase, train, captions, crops = batch(workshop, JOINT, "diffusion.lr=0.003", "diffusion.clip_norm=0.5")
+    phase.step(train, captions, crops, 0.005, 0)
     towers, denoisers = phase.optimizer.param_groups
     assert towers["lr"] == pytest.approx(0.005)
     assert denoisers["lr"] == pytest.approx(0.005 * 0.003 / 0.01)
@@ -145,11 +145,11 @@ def test_killed_it_resumes_to_the_same(workshop: Workshop, joint: Path, tmp_path
 def test_wrong_use_is_told(workshop: Workshop, joint: Path) -> None:
     options = {"data": workshop.data, "runs": joint.parents[1], "device": "cpu"}
     with pytest.raises(UsageError, match=r"model\.strategy: `joint` has no phase two"):
-        train_diffusion("j", workshop.recipe(JOINT), **options)  # type: ignore[arg-type]
+        train_diffusion("j", workshop.recipe(JOINT), **options)
     with pytest.raises(UsageError, match=r"model\.strategy: the run of pretrain is of `joint`"):
-        train_diffusion("k", workshop.recipe(), encoders=joint, **options)  # type: ignore[arg-type]
+        train_diffusion("k", workshop.recipe(), encoders=joint, **options)
     with pytest.raises(UsageError, match=r"another recipe \(diffusion\.steps\)"):
-        pretrain("j", workshop.recipe(JOINT, "diffusion.steps=7"), **options)  # type: ignore[arg-type]
+        pretrain("j", workshop.recipe(JOINT, "diffusion.steps=7"), **options)
     text = {"finetune": False}
     for sections in (
         {"pretrain": {"head_steps": 5}, "text": text},
@@ -163,7 +163,7 @@ def test_wrong_use_is_told(workshop: Workshop, joint: Path) -> None:
 
 def test_the_paper_has_no_such_row() -> None:
     for system in ("diff", "baseline"):
-        assert paper_result("audiocaps", "audiocaps", "resnet38", system, "t2a", strategy="joint") is None  # type: ignore[arg-type]
+        assert paper_result("audiocaps", "audiocaps", "resnet38", system, "t2a", strategy="joint") is None
     assert paper_result("audiocaps", "audiocaps", "resnet38", "diff", "t2a") is not None
 
 

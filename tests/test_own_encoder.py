@@ -70,6 +70,13 @@ def test_by_registering(workshop: Workshop, spectra: types.ModuleType, tmp_path:
     assert len(hits) == 3
 
 
+def test_it_learns_from_composed_recordings(workshop: Workshop, spectra: types.ModuleType, tmp_path: Path) -> None:
+    recipe = workshop.recipe(*CHANGES, "pretrain.compose=0.5", "data.seconds=2")
+    result = pretrain("composed", recipe, data=workshop.data, runs=tmp_path, seed=0, device="cpu")
+    losses = [json.loads(row)["loss"] for row in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0]
+
+
 def test_a_frozen_one_is_kept_whole_and_not_mixed_up(workshop: Workshop, spectra: types.ModuleType, tmp_path: Path) -> None:
     """Its weights come from code, perhaps at random as here: no name leads back to them, so that nothing may be left out."""
     frozen = workshop.recipe(*CHANGES, "audio.finetune=false")

@@ -53,7 +53,16 @@ def test_learns_and_keeps_a_record(workshop: Workshop, trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [(), ("text.finetune=true",), ("pretrain.items=clips", "pretrain.captions_per_clip=2"), ("model.strategy=gen",)]
+    "overrides",
+    [
+        (),
+        ("text.finetune=true",),
+        ("pretrain.items=clips", "pretrain.captions_per_clip=2"),
+        ("model.strategy=gen",),
+        ("pretrain.compose=0.5", "pretrain.items=clips", "pretrain.captions_per_clip=2", "pretrain.by_length=true"),
+        ("pretrain.compose=1.0", "data.seconds=3"),
+        ("pretrain.compose=0.5", "text.finetune=true"),
+    ],
 )
 def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     recipe = workshop.recipe("pretrain.epochs=2", "pretrain.checkpoint_minutes=1e-9", *overrides)
@@ -132,16 +141,15 @@ def test_batches_by_length_hold_clips_of_about_one_length() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.integers(10, 1000, 960)
     captions = Captions.of([Clip(str(i), "train", "", 1.0, ("x",)) for i in range(960)])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
     fields = {"items": "clips", "batch_size": 8}
-    plain = epoch_batches(captions, PretrainSection(**fields), 0, 0, offsets)
-    sorted_ = epoch_batches(captions, PretrainSection(by_length=True, **fields), 0, 0, offsets)
+    plain = epoch_batches(captions, PretrainSection(**fields), 0, 0, lengths)
+    sorted_ = epoch_batches(captions, PretrainSection(by_length=True, **fields), 0, 0, lengths)
     assert sorted(np.concatenate(sorted_)) == list(range(960))
     padding = [sum(lengths[b].max() * len(b) - lengths[b].sum() for b in batches) / lengths.sum() for batches in (plain, sorted_)]
     assert padding[1] < padding[0] / 3
     longest = [lengths[batch].max() for batch in sorted_]
     assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3  # short and long ones take turns
-    again = epoch_batches(captions, PretrainSection(by_length=True, **fields), 0, 0, offsets)
+    again = epoch_batches(captions, PretrainSection(by_length=True, **fields), 0, 0, lengths)
     assert all((a == b).all() for a, b in zip(sorted_, again, strict=True))
 
 
@@ -149,7 +157,7 @@ def test_short_batches_are_padded_to_their_longest_clip(workshop: Workshop, monk
     recipe = workshop.recipe("data.seconds=30")
     phase = PhaseOne(recipe, 0, torch.device("cpu"))
     train = phase.read(load_dataset(workshop.data, "tones"), silent)
-    assert train.clips.frames == 1501
+    assert train.clips.longest == 1501
     shapes = {logmels.shape[1] for _, _, logmels in overlapped_batches(train, recipe.pretrain, 0, 3, 0)}
     assert shapes == {64}  # of clips of up to 50 frames, where 30 s would be 1501
 

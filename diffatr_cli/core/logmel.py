@@ -21,10 +21,10 @@ FLOOR = 1e-10  # power below which the logarithm is cut: -100 dB
 SILENCE = 10 * float(np.log10(FLOOR))  # dB, what zero padding of the waveform gives
 
 
-def mel_filters() -> np.ndarray:
-    """Slaney-style triangular mel filters of unit area, as librosa's default, (WINDOW // 2 + 1, M) float64.
+def mel_corners() -> np.ndarray:
+    """Where each filter begins, peaks and ends, Hz: (M + 2,) float64; filter m has corners m, m + 1 and m + 2.
 
-    Source: Slaney's Auditory Toolbox (1998): linear below 1 kHz, logarithmic above, area-normalised.
+    Source: Slaney's Auditory Toolbox (1998): linear below 1 kHz, logarithmic above.
     """
     linear_step, knee = 200.0 / 3, 1000.0
     log_step = np.log(6.4) / 27
@@ -33,7 +33,14 @@ def mel_filters() -> np.ndarray:
         return hz / linear_step if hz < knee else knee / linear_step + np.log(hz / knee) / log_step
 
     mels = np.linspace(to_mel(F_MIN), to_mel(F_MAX), N_MELS + 2)
-    corners = np.where(mels < knee / linear_step, mels * linear_step, knee * np.exp(log_step * (mels - knee / linear_step)))
+    return np.asarray(
+        np.where(mels < knee / linear_step, mels * linear_step, knee * np.exp(log_step * (mels - knee / linear_step)))
+    )
+
+
+def mel_filters() -> np.ndarray:
+    """Triangular mel filters of unit area, as librosa's default, (WINDOW // 2 + 1, M) float64."""
+    corners = mel_corners()
     bins = np.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None]
     left, centre, right = corners[:-2], corners[1:-1], corners[2:]
     rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)

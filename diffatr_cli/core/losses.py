@@ -29,13 +29,15 @@ def nt_xent(audio: Tensor, text: Tensor, temperature: float, clip_ids: Tensor | 
     """Eq. 8: NT-Xent over a batch of pairs, -1/2 E[log p(a|t) + log p(t|a)]; it is Eq. 2 with the cosine of Eq. 7 inside Eq. 1.
 
     Two rows of the same clip hold captions of the same sound: each is left out of the other's denominators, in both
-    directions, since neither is a negative.
+    directions, since neither is a negative. So are a mixture of clips and each of its parts, or a mixture of some of them: what
+    the one caption names is heard in the other clip. Two mixtures that each have a part of their own are negatives.
 
     Args:
         audio: (B, D) embeddings, of any norm and precision.
         text: (B, D) embeddings; row i is a caption of audio row i.
         temperature: tau > 0.
-        clip_ids: (B,) integers, equal where rows come from the same clip; None takes all rows as different clips.
+        clip_ids: (B,) integers, equal where rows come from the same clip, or (B, P), of a row's clip all parts, at least one,
+            and -1 in the places that are left; None takes all rows as different clips.
 
     Returns:
         A scalar in nats, float32 or float64.
@@ -50,11 +52,18 @@ def nt_xent(audio: Tensor, text: Tensor, temperature: float, clip_ids: Tensor | 
     logits = cosine_similarity(text, audio) / temperature
     if clip_ids is not None:
         clip_ids = clip_ids.to(logits.device)
-        sibling = clip_ids[:, None] == clip_ids[None, :]
+        sibling = _one_in_the_other(clip_ids if clip_ids.ndim == 2 else clip_ids[:, None])
         sibling.fill_diagonal_(False)
         logits = logits.masked_fill(sibling, -torch.inf)
     pairs = torch.arange(len(logits), device=logits.device)
     return (functional.cross_entropy(logits, pairs) + functional.cross_entropy(logits.T, pairs)) / 2
+
+
+def _one_in_the_other(parts: Tensor) -> Tensor:
+    """(B, P) integers, -1 for none -> (B, B): whether all of one row's are among the other's."""
+    same = parts[:, None, :, None] == parts[None, :, None, :]  # (B, B, P, P)
+    within = (same.any(3) | (parts < 0).unsqueeze(1)).all(2)
+    return within | within.T
 
 
 def generation_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -35,6 +35,11 @@ FRAME_STEP = 32  # batches of short clips are padded to a multiple of so many fr
 Indices = Sequence[int] | NDArray[np.integer]
 
 
+def padded_frames(frames: int) -> int:
+    """How many frames a batch has whose longest clip has `frames`: a multiple of `FRAME_STEP`, so that few shapes occur."""
+    return -(-frames // FRAME_STEP) * FRAME_STEP
+
+
 class LogMels:
     """The log-mels of one split: `values` (all frames, M) int16, clip i in rows offsets[i]..offsets[i + 1]."""
 
@@ -59,10 +64,9 @@ class LogMels:
     def crop(self, indices: Indices, frames: int, rng: np.random.Generator) -> Tensor:
         """A random stretch of at most `frames` frames of each clip: (B, T, M) dB.
 
-        Shorter clips are padded with silence to the longest of them, rounded up to `FRAME_STEP`, so that few shapes occur.
+        Shorter clips are padded with silence to the longest of them (`padded_frames`).
         """
-        longest = -(-max(map(self.frames, indices)) // FRAME_STEP) * FRAME_STEP
-        frames = min(frames, longest)
+        frames = min(frames, padded_frames(max(map(self.frames, indices))))
         out = np.full((len(indices), frames, N_MELS), round(SILENCE * STEPS_PER_DB), np.int16)
         for row, index in enumerate(indices):
             length = self.frames(index)

@@ -1,4 +1,7 @@
-"""Phase one's batches: which captions and clips each holds, and cutting the clips while the one before trains."""
+"""Phase one's batches: which captions and clips each holds, and cutting and mixing the clips while the one before trains.
+
+n clips, m captions, I items of an epoch, B captions of a batch.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from ..evaluation.embedded_split import Captions
 from ..processes import share
 from ..recipe_schema import PretrainSection
 from .clips import Clips, some_clips
+from .composition import Composition, Mixture, compose_epoch, join_captions, place
 from .streams import numpy_stream
 
 
@@ -41,11 +45,33 @@ class TrainSplit:
         return TrainSplit(some_clips(self.clips, places), self.captions.only(places), vectors, self.positive_group[places])
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The captions of a batch, in the order of their clips, of all processes.
+
+    Attributes:
+        rows: (B,) which captions of the split they are, or are of the clip's own among those that were joined.
+        texts: B of them, as the caption encoder takes them.
+        composed: (B,) whether a text is joined, and so none of the split's.
+        clip_ids: as `core.losses.nt_xent` takes them, (B,), or (B, P) where items may be composed.
+    """
+
+    rows: np.ndarray
+    texts: list[str]
+    composed: np.ndarray
+    clip_ids: np.ndarray
+
+
 POOL = 12  # batches' worth of items that are sorted by length at a time: few enough to leave the order random
 
 
+def item_clips(captions: Captions, section: PretrainSection) -> np.ndarray:
+    """(I,) the clip of each item of an epoch: with items `pairs` an item is a caption, with `clips` a clip."""
+    return captions.clip_index if section.items == "pairs" else np.arange(len(captions.first) - 1)
+
+
 def epoch_batches(
-    captions: Captions, section: PretrainSection, seed: int, epoch: int, offsets: np.ndarray | None = None
+    captions: Captions, section: PretrainSection, seed: int, epoch: int, lengths: np.ndarray | None = None
 ) -> list[np.ndarray]:
     """An epoch's batches as caption indices, grouped by clip; the same for the same seed and epoch.
 
@@ -53,15 +79,14 @@ def epoch_batches(
     fewer where a clip has fewer. What does not fill a batch is left out of this epoch; every epoch has another order.
 
     Args:
-        offsets: (n + 1,) where each clip's frames begin, which `by_length` needs.
+        lengths: (I,) of what is heard of each item, which `by_length` needs.
     """
     rng = numpy_stream(seed, "order", epoch)
     pairs = section.items == "pairs"
-    items = len(captions.clip_index) if pairs else len(captions.first) - 1
+    items = len(item_clips(captions, section))
     order = rng.permutation(items)
     starts = np.arange(0, max(items - section.batch_size, 0) + 1, section.batch_size)
-    if section.by_length and offsets is not None:
-        lengths = np.diff(offsets)[captions.clip_index if pairs else slice(None)]
+    if section.by_length and lengths is not None:
         size = POOL * section.batch_size
         pools = [order[start : start + size] for start in range(0, items, size)]
         order = np.concatenate([pool[np.argsort(lengths[pool], kind="stable")] for pool in pools])
@@ -78,26 +103,55 @@ def epoch_batches(
 
 def overlapped_batches(
     train: TrainSplit, section: PretrainSection, seed: int, steps_per_epoch: int, start: int
-) -> Iterator[tuple[int, np.ndarray, Any]]:
-    """(step, caption indices, crops of this process's share of their clips) from a step on; the next batch is cut out while this
-    one trains."""
+) -> Iterator[tuple[int, Batch, Any]]:
+    """(step, captions, crops of this process's share of their clips) from a step on; the next batch is cut out while this one
+    trains."""
+    lengths, owner = np.diff(train.clips.offsets), item_clips(train.captions, section)
 
-    def cut(step: int, rows: np.ndarray) -> tuple[int, np.ndarray, Any]:
-        clips = np.unique(train.captions.clip_index[rows])
-        return step, rows, train.clips.crop(clips, numpy_stream(seed, "crop", step), share(len(clips)))
+    def cut(step: int, rows: np.ndarray, composition: Composition | None) -> tuple[int, Batch, Any]:
+        clips, first, position = np.unique(train.captions.clip_index[rows], return_index=True, return_inverse=True)
+        crop, part = numpy_stream(seed, "crop", step), share(len(clips))
+        if composition is None:
+            texts = [train.captions.texts[row] for row in rows]
+            batch = Batch(rows, texts, np.zeros(len(rows), bool), train.positive_group[clips[position]])
+            return step, batch, train.clips.crop(clips, crop, part)
+        rng = numpy_stream(seed, "mixture", step)
+        items = rows[first] if section.items == "pairs" else clips  # a clip is heard in one way, also by two captions of a batch
+        mixtures = [place(composition, item, section, rng, lengths, train.clips.longest) for item in items.tolist()]
+        batch = _composed(train, rows, [mixtures[index] for index in position], composition.parts[items][position], rng)
+        return step, batch, train.clips.mix(mixtures, crop, part)
 
-    def plan() -> Iterator[tuple[int, np.ndarray]]:
+    def plan() -> Iterator[tuple[int, np.ndarray, Composition | None]]:
         for epoch in range(start // steps_per_epoch, section.epochs):
-            for inside, rows in enumerate(epoch_batches(train.captions, section, seed, epoch, train.clips.offsets)):
+            composition = None
+            if section.compose:
+                rng = numpy_stream(seed, "composition", epoch)
+                composition = compose_epoch(section, rng, owner, lengths, train.clips.longest, train.positive_group)
+            heard = lengths[owner] if composition is None else composition.lengths
+            for inside, rows in enumerate(epoch_batches(train.captions, section, seed, epoch, heard)):
                 if epoch * steps_per_epoch + inside >= start:
-                    yield epoch * steps_per_epoch + inside, rows
+                    yield epoch * steps_per_epoch + inside, rows, composition
 
     with ThreadPoolExecutor(1) as pool:
         waiting = None
-        for step, rows in plan():
-            following = pool.submit(cut, step, rows)
+        for step, rows, composition in plan():
+            following = pool.submit(cut, step, rows, composition)
             if waiting is not None:
                 yield waiting.result()
             waiting = following
         if waiting is not None:
             yield waiting.result()
+
+
+def _composed(train: TrainSplit, rows: np.ndarray, mixtures: list[Mixture], parts: np.ndarray, rng: np.random.Generator) -> Batch:
+    """The captions of a batch, each joined with one of each other recording that is heard with its clip.
+
+    Args:
+        mixtures: that each row's clip is heard in.
+        parts: (B, P) their clips, -1 for none.
+    """
+    captions, texts = train.captions, []
+    for row, mixture in zip(rows.tolist(), mixtures, strict=True):
+        others = [int(rng.integers(captions.first[clip], captions.first[clip + 1])) for clip in mixture.clips[1:]]
+        texts.append(join_captions([captions.texts[caption] for caption in (row, *others)], mixture, rng))
+    return Batch(rows, texts, (parts >= 0).sum(1) > 1, np.where(parts < 0, -1, train.positive_group[parts]))

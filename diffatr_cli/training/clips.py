@@ -6,6 +6,7 @@ n clips, B clips of a batch, M mels, F features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.audio_encoder import AudioEncoder
-from ..data.logmels import LogMels, cached_logmels
+from ..core.logmel import N_MELS, SILENCE
+from ..core.mixing import mix_logmels, mix_waveforms
+from ..data.logmels import STEPS_PER_DB, LogMels, cached_logmels, padded_frames
 from ..data.manifest import Dataset, read_piece
 from ..data.resample import resample
 from ..encoders import ClipEncoder
@@ -23,6 +26,7 @@ from ..processes import first_alone
 from ..progress import Progress
 from ..recipe_schema import AudioSection
 from ..types import SAMPLE_RATE
+from .composition import Mixture
 
 Indices = Sequence[int] | NDArray[np.integer]
 ALL = slice(None)
@@ -33,9 +37,11 @@ class Clips(Protocol):
 
     Attributes:
         offsets: (n + 1,) ascending; clip i is offsets[i + 1] - offsets[i] long, in whatever unit.
+        longest: of a crop, in that unit.
     """
 
     offsets: np.ndarray
+    longest: int
 
     def __len__(self) -> int: ...
 
@@ -43,18 +49,39 @@ class Clips(Protocol):
         """A random stretch of each of these clips, as the encoder's `pooled` takes them, or of a part of them, which does not
         depend on what the part is."""
 
+    def mix(self, mixtures: Sequence[Mixture], rng: np.random.Generator, part: slice = ALL) -> Any:
+        """The same of mixtures, of each of whose recordings a random stretch is taken, as long as the mixture says."""
+
 
 class LogMelCrops:
     """Crops of cached log-mels: (B, frames, M) dB, or fewer frames where all clips are shorter."""
 
-    def __init__(self, logmels: LogMels, frames: int) -> None:
-        self.logmels, self.frames, self.offsets = logmels, frames, logmels.offsets
+    def __init__(self, logmels: LogMels, frames: int, hop: int) -> None:
+        self.logmels, self.longest, self.offsets, self._hop = logmels, frames, logmels.offsets, hop
 
     def __len__(self) -> int:
         return len(self.logmels)
 
     def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Tensor:
-        return self.logmels.crop(indices, self.frames, rng)[part]
+        return self.logmels.crop(indices, self.longest, rng)[part]
+
+    def mix(self, mixtures: Sequence[Mixture], rng: np.random.Generator, part: slice = ALL) -> Tensor:
+        frames = min(self.longest, padded_frames(max(mixture.length for mixture in mixtures)))
+        cuts = [self._cuts(mixture, rng) for mixture in mixtures]
+        out = np.full((len(cuts[part]), frames, N_MELS), SILENCE, np.float32)
+        for row, mixture, slices in zip(out, mixtures[part], cuts[part], strict=True):
+            heard = [np.divide(self.logmels.values[each], STEPS_PER_DB, dtype=np.float32) for each in slices]
+            row[: mixture.length] = (
+                heard[0] if len(heard) == 1 else mix_logmels(heard, mixture.decibels, mixture.starts, mixture.length, self._hop)
+            )
+        return torch.from_numpy(out)
+
+    def _cuts(self, mixture: Mixture, rng: np.random.Generator) -> list[slice]:
+        """Which of all frames are taken of each recording."""
+        return [
+            slice(start := int(self.offsets[clip]) + int(rng.integers(0, self.logmels.frames(clip) - length + 1)), start + length)
+            for clip, length in zip(mixture.clips, mixture.lengths, strict=True)
+        ]
 
 
 class WaveformCrops:
@@ -66,27 +93,41 @@ class WaveformCrops:
 
     def __init__(self, dataset: Dataset, split: str, encoder: ClipEncoder, seconds: float) -> None:
         self._root, self._clips, self._encoder = dataset.root, dataset.split(split), encoder
-        self._samples = int(min(seconds, encoder.longest or seconds) * SAMPLE_RATE)
+        self.longest = int(min(seconds, encoder.longest or seconds) * SAMPLE_RATE)
         self.offsets = np.concatenate([[0], np.cumsum([round(clip.seconds * SAMPLE_RATE) for clip in self._clips])])
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Any:
-        lengths = [int(self.offsets[index + 1] - self.offsets[index]) for index in indices]
-        starts = [int(rng.integers(0, max(length - self._samples, 0) + 1)) for length in lengths]
+        starts = [self._start(index, rng) for index in indices]
+        return self._inputs([self._piece(index, start) for index, start in zip(indices[part], starts[part], strict=True)])
+
+    def mix(self, mixtures: Sequence[Mixture], rng: np.random.Generator, part: slice = ALL) -> Any:
+        starts = [[self._start(clip, rng) for clip in mixture.clips] for mixture in mixtures]
         waves = []
-        for index, start in zip(indices[part], starts[part], strict=True):
-            piece = read_piece(self._root / self._clips[index].path, start, self._samples)
-            waves.append(resample(piece, SAMPLE_RATE, to=self._encoder.rate))
-        return self._encoder.inputs(waves)
+        for mixture, begins in zip(mixtures[part], starts[part], strict=True):
+            heard = [self._piece(clip, start) for clip, start in zip(mixture.clips, begins, strict=True)]
+            alone = len(heard) == 1
+            waves.append(heard[0] if alone else mix_waveforms(heard, mixture.decibels, mixture.starts, mixture.length))
+        return self._inputs(waves)
+
+    def _start(self, index: int, rng: np.random.Generator) -> int:
+        """Where clip `index` is cut, in samples."""
+        return int(rng.integers(0, max(int(self.offsets[index + 1] - self.offsets[index]) - self.longest, 0) + 1))
+
+    def _piece(self, index: int, start: int) -> NDArray[np.float32]:
+        return read_piece(self._root / self._clips[index].path, start, self.longest)
+
+    def _inputs(self, waves: Sequence[NDArray[np.float32]]) -> Any:
+        return self._encoder.inputs([resample(wave, SAMPLE_RATE, to=self._encoder.rate) for wave in waves])
 
 
 class PooledClips:
     """Pooled vectors (n, F) that training does not change: of a frozen encoder, or of a model run elsewhere."""
 
     def __init__(self, vectors: Tensor) -> None:
-        self.vectors = vectors
+        self.vectors, self.longest = vectors, 1
         self.offsets = np.arange(len(vectors) + 1)
 
     def __len__(self) -> int:
@@ -95,12 +136,15 @@ class PooledClips:
     def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Tensor:
         return self.vectors[torch.as_tensor(np.asarray(indices)[part])]
 
+    def mix(self, mixtures: Sequence[Mixture], rng: np.random.Generator, part: slice = ALL) -> Tensor:
+        raise TypeError("vectors of recordings do not tell what the recordings sound like together")
+
 
 class SomeClips:
     """Some clips of a source, by their places in it."""
 
     def __init__(self, clips: Clips, places: NDArray[np.integer]) -> None:
-        self._clips, self._places = clips, places
+        self._clips, self._places, self.longest = clips, places, clips.longest
         self.offsets = np.concatenate([[0], np.cumsum(np.diff(clips.offsets)[places])])
 
     def __len__(self) -> int:
@@ -108,6 +152,10 @@ class SomeClips:
 
     def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Any:
         return self._clips.crop(self._places[np.asarray(indices)], rng, part)
+
+    def mix(self, mixtures: Sequence[Mixture], rng: np.random.Generator, part: slice = ALL) -> Any:
+        placed = [replace(each, clips=tuple(self._places[list(each.clips)].tolist())) for each in mixtures]
+        return self._clips.mix(placed, rng, part)
 
 
 def some_clips(clips: Clips, places: NDArray[np.integer]) -> Clips:
@@ -131,5 +179,5 @@ def training_clips(
     if isinstance(encoder, AudioEncoder):
         frames = int(seconds * SAMPLE_RATE) // section.hop + 1
         logmels = first_alone(lambda: cached_logmels(dataset, "train", section.hop, progress))
-        return LogMelCrops(logmels, frames)
+        return LogMelCrops(logmels, frames, section.hop)
     return WaveformCrops(dataset, "train", encoder, seconds)

@@ -49,7 +49,7 @@ from ..progress import Progress, silent
 from ..recipe_schema import PretrainSection, Recipe
 from ..runs import FIRST_PHASE, SECOND_PHASE, borrowed_encoders, run_folder
 from ..types import DIRECTIONS
-from .batches import TrainSplit, epoch_batches, overlapped_batches
+from .batches import Batch, TrainSplit, epoch_batches, overlapped_batches
 from .clips import PooledClips, training_clips
 from .denoisers import DenoiserPair
 from .joint import keep_as_two_phases, validate_joint
@@ -182,9 +182,9 @@ def _train(
         folder.save(phase.kept(), phase.optimizer, {"step": 0, "best": best, "loss": 0.0})
         return best
     saved = time.monotonic()
-    for step, rows, clips in overlapped_batches(train, section, seed, steps_per_epoch, state["step"]):
+    for step, batch, clips in overlapped_batches(train, section, seed, steps_per_epoch, state["step"]):
         torch.manual_seed(torch_seed(seed, "augmentation", step, *([process_rank()] if count() > 1 else [])))
-        loss_sum += phase.step(train, rows, clips, learning_rate(section, step, steps_per_epoch), step)
+        loss_sum += phase.step(train, batch, clips, learning_rate(section, step, steps_per_epoch), step)
         epoch, inside = divmod(step + 1, steps_per_epoch)
         progress(
             step + 1,
@@ -263,14 +263,14 @@ class PhaseOne(nn.Module):
         """The caption encoder, which phase one always has."""
         return self.towers.text
 
-    def step(self, train: TrainSplit, rows: np.ndarray, crops: Any, lr: float, number: int) -> float:
-        """One optimizer step on captions `rows` and the crops of this process's share of their clips; its loss.
+    def step(self, train: TrainSplit, batch: Batch, crops: Any, lr: float, number: int) -> float:
+        """One optimizer step on a batch's captions and the crops of this process's share of their clips; its loss.
 
         The loss, and so the negatives, are of the captions and clips of all processes. `number` is of the step.
         """
         self.train()
         # Several processes must draw the same noise, while each has dropout of its own.
-        loss = self.loss(train, rows, crops, torch_stream(self.seed, "diffusion", number) if count() > 1 else None)
+        loss = self.loss(train, batch, crops, torch_stream(self.seed, "diffusion", number) if count() > 1 else None)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         mean_gradients(self.trained)
@@ -280,22 +280,22 @@ class PhaseOne(nn.Module):
         self.optimizer.step()
         return float(summed(loss.detach())) / count()
 
-    def loss(self, train: TrainSplit, rows: np.ndarray, crops: Any, generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, train: TrainSplit, batch: Batch, crops: Any, generator: torch.Generator | None = None) -> Tensor:
         """Eq. 8 of a batch, with strategy `gen` Eq. 6, with `joint` both. Its mean over all processes is the loss.
 
         Arguments as of `step`.
 
         `generator`, equal in all of them, is of the noise of Eq. 6.
         """
-        clips, position = np.unique(train.captions.clip_index[rows], return_inverse=True)
+        clips, position = np.unique(train.captions.clip_index[batch.rows], return_inverse=True)
         own = share(len(clips))
-        mine = (own.start <= position) & (position < own.stop)  # rows are in the order of their clips
+        mine = np.flatnonzero((own.start <= position) & (position < own.stop))  # rows are in the order of their clips
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             embed = self.towers.embed_pooled_audio if isinstance(train.clips, PooledClips) else self.towers.embed_clips
             audio = embed(crops.to(self.device))
-            text = gathered(self._embed_captions(train, rows[mine]))
+            text = gathered(self._embed_captions(train, batch, mine))
         audio = gathered(audio[torch.from_numpy(position[mine] - own.start)])
-        clip_ids = torch.from_numpy(train.positive_group[clips[position]])
+        clip_ids = torch.from_numpy(batch.clip_ids)
         if self.denoisers is None:
             return nt_xent(audio, text, self.temperature, clip_ids)
         generation = self.denoisers.loss_of_pairs(audio, text, clip_ids, generator)
@@ -316,12 +316,19 @@ class PhaseOne(nn.Module):
         heads.load_state_dict(fitted)
         return loss
 
-    def _embed_captions(self, train: TrainSplit, rows: np.ndarray) -> Tensor:
-        """Unit vectors of captions, from the BERT or from its cached vectors."""
-        if train.vectors is not None:
-            return self.towers.embed_pooled_text(train.vectors[torch.from_numpy(rows)].to(self.device))
-        ids, mask = self.text.tokenise([train.captions.texts[i] for i in rows])
-        return self.towers.embed_tokens(ids.to(self.device), mask.to(self.device))
+    def _embed_captions(self, train: TrainSplit, batch: Batch, mine: np.ndarray) -> Tensor:
+        """Unit vectors of the captions at these places of a batch, from the BERT or from its cached vectors.
+
+        A frozen BERT embeds what was joined here and now: hardly any of it comes a second time.
+        """
+        if train.vectors is None:
+            ids, mask = self.text.tokenise([batch.texts[place] for place in mine])
+            return self.towers.embed_tokens(ids.to(self.device), mask.to(self.device))
+        pooled = train.vectors[torch.from_numpy(batch.rows[mine])]
+        joined = np.flatnonzero(batch.composed[mine])
+        if len(joined):
+            pooled[torch.from_numpy(joined)] = self.text.encode([batch.texts[mine[place]] for place in joined])
+        return self.towers.embed_pooled_text(pooled.to(self.device))
 
     @torch.no_grad()
     def validate(self, dataset: Dataset) -> dict[str, Any]:

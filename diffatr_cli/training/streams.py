@@ -14,6 +14,8 @@ import torch
 Stream = Literal[
     "weights",  # the first weights of what is trained
     "order",  # (epoch): which items a batch of phase one holds
+    "composition",  # (epoch): which items are composed, and of which recordings
+    "mixture",  # (step): levels, places and words of what is composed
     "crop",  # (step): where clips are cut
     "augmentation",  # (step): dropout and SpecAugment
     "view crop",  # (view): where clips are cut for a view
