@@ -132,7 +132,8 @@ class PretrainSection(Section):
         default="pairs", description="an epoch visits every (clip, caption) pair, or every clip with random captions"
     )
     captions_per_clip: Positive = Field(
-        default=1, description="with items `clips`: captions drawn for each clip of a batch, all of them positives"
+        default=1,
+        description="with items `clips`: captions drawn for each clip of a batch, all of them positives; one for a composed clip",
     )
     by_length: bool = Field(default=False, description="batches of clips of about one length, so that little is padded")
     compose: Annotated[float, Field(ge=0, le=1)] = Field(

@@ -165,6 +165,23 @@ class TestComposition:
         assert gaps.std() == pytest.approx(20 / math.sqrt(6), abs=0.5)  # of the difference of two even draws
         assert np.abs(gaps).max() <= 20
 
+    def test_batches_by_length_have_their_share_and_little_padding(self) -> None:
+        section, n = PretrainSection(compose=0.5, by_length=True, batch_size=40, items="clips"), 2000
+        rng = np.random.default_rng(0)
+        lengths, captions = (
+            rng.choice([10, 20, 40, 100], n),
+            Captions.of([Clip(str(i), "train", "", 1.0, ("x",)) for i in range(n)]),
+        )
+        found = compose_epoch(section, rng, np.arange(n), lengths, 100, np.arange(n))
+        batches = epoch_batches(captions, section, 0, 0, found.order)
+        shares = [found.composed[batch].mean() for batch in batches]
+        assert np.mean(shares) == pytest.approx(0.5, abs=0.03)
+        assert np.std(shares) < 0.12
+        heard = [found.lengths[batch] for batch in batches]
+        random = [found.lengths[part] for part in np.split(rng.permutation(n), len(batches))]
+        padding, at_random = (sum(each.max() * len(each) - each.sum() for each in group) for group in (heard, random))
+        assert padding < at_random * 0.7
+
     def test_every_epoch_is_drawn_anew(self) -> None:
         section, n = PretrainSection(compose=1.0), 200
         epochs = [
@@ -264,8 +281,12 @@ def test_what_a_batch_takes_for_negatives(items: str, same: str) -> None:
     audio = torch.from_numpy(rng.normal(size=(40, 4)))
     composed = 0
     for step, batch, crops in overlapped_batches(train, section, 0, steps, 0):
-        clips = np.unique(train.captions.clip_index[batch.rows])
+        clips, captions_of = np.unique(train.captions.clip_index[batch.rows], return_counts=True)
         assert len(crops) == len(clips)
+        if items == "clips":  # one joined caption, or as many as there are and may be
+            there = np.minimum(np.diff(train.captions.first)[clips], 2)
+            joined = np.array([batch.composed[train.captions.clip_index[batch.rows] == clip].all() for clip in clips])
+            assert (captions_of == np.where(joined, 1, there)).all()
         named = [re.findall(r"<.*?>", text) for text in batch.texts]
         if same == "positives":  # a caption tells its group
             parts = [{next(iter(group_of[name])) for name in names} for names in named]
@@ -326,9 +347,6 @@ def test_each_batch_depends_on_the_seed_and_the_step_alone(by_length: bool) -> N
     assert not any(
         same_batch(one, other) for one, other in zip(whole, overlapped_batches(train, section, 5, steps, 0), strict=True)
     )
-    if by_length:  # by the length of the mixture
-        padding = sum(float((crops[:, :, 0] == -100).float().mean()) for _, _, crops in whole) / len(whole)
-        assert padding < 0.5
 
 
 def test_nothing_composed_is_as_if_there_were_no_composing() -> None:

@@ -79,7 +79,7 @@ def epoch_batches(
     fewer where a clip has fewer. What does not fill a batch is left out of this epoch; every epoch has another order.
 
     Args:
-        lengths: (I,) of what is heard of each item, which `by_length` needs.
+        lengths: (I,) of each item, or what orders them likewise, which `by_length` needs.
     """
     rng = numpy_stream(seed, "order", epoch)
     pairs = section.items == "pairs"
@@ -118,6 +118,10 @@ def overlapped_batches(
         rng = numpy_stream(seed, "mixture", step)
         items = rows[first] if section.items == "pairs" else clips  # a clip is heard in one way, also by two captions of a batch
         mixtures = [place(composition, item, section, rng, lengths, train.clips.longest) for item in items.tolist()]
+        if section.items == "clips":  # one joined caption each: a frozen encoder takes long for new ones
+            kept = ~composition.composed[items][position]
+            kept[first] = True
+            rows, position = rows[kept], position[kept]
         batch = _composed(train, rows, [mixtures[index] for index in position], composition.parts[items][position], rng)
         return step, batch, train.clips.mix(mixtures, crop, part)
 
@@ -127,7 +131,7 @@ def overlapped_batches(
             if section.compose:
                 rng = numpy_stream(seed, "composition", epoch)
                 composition = compose_epoch(section, rng, owner, lengths, train.clips.longest, train.positive_group)
-            heard = lengths[owner] if composition is None else composition.lengths
+            heard = lengths[owner] if composition is None else composition.order
             for inside, rows in enumerate(epoch_batches(train.captions, section, seed, epoch, heard)):
                 if epoch * steps_per_epoch + inside >= start:
                     yield epoch * steps_per_epoch + inside, rows, composition

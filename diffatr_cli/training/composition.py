@@ -35,11 +35,19 @@ class Composition:
         parts: (I, P) clips, the item's own first, -1 for none.
         in_turn: (I,) whether the recordings sound one after another.
         lengths: (I,) of the whole.
+        order: (I,) where an item's length stands among those of the composed items, or of the others, from 0 to 1. Composed
+            items are the longer ones: of batches sorted by length some would have hardly another item, sorted by this none.
     """
 
     parts: NDArray[np.int64]
     in_turn: NDArray[np.bool_]
     lengths: NDArray[np.int64]
+    order: NDArray[np.float64]
+
+    @property
+    def composed(self) -> NDArray[np.bool_]:
+        """(I,) whether an item is composed."""
+        return np.asarray((self.parts[:, 1:] >= 0).any(1))
 
 
 @dataclass(frozen=True)
@@ -91,9 +99,15 @@ def compose_epoch(
             parts[open_[fits], place] = drawn[fits]
     cut = np.where(parts < 0, 0, np.minimum(lengths[parts], longest))
     total, least = cut.sum(1), cut.max(1)
-    in_turn = ((parts >= 0).sum(1) > 1) & (total <= longest) & (rng.random(items) < IN_TURN)
+    several = np.asarray((parts[:, 1:] >= 0).any(1))
+    in_turn = several & (total <= longest) & (rng.random(items) < IN_TURN)
     room = np.minimum(total, longest) - least
-    return Composition(parts, in_turn, np.where(in_turn, total, least + rng.integers(0, room + 1)))
+    whole = np.where(in_turn, total, least + rng.integers(0, room + 1))
+    order, by_length = np.empty(items), np.lexsort((rng.random(items), whole))
+    for alike in (several, ~several):
+        places = by_length[alike[by_length]]
+        order[places] = (np.arange(len(places)) + 0.5) / max(1, len(places))
+    return Composition(parts, in_turn, whole, order)
 
 
 def place(
