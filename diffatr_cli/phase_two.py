@@ -116,6 +116,11 @@ def facts_of(priors: Mapping[Direction, Prior]) -> dict[Direction, dict[str, flo
     return {direction: {"beta": prior.beta, "weight": prior.weight} for direction, prior in priors.items()}
 
 
+def fusion_facts(best: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What they hold of how x0_hat joins the cosine: of each direction's best epoch its `weight` and `shape`."""
+    return {f"fusion_{name}s": {direction: best[direction][name] for direction in DIRECTIONS} for name in ("weight", "shape")}
+
+
 def save_bank(folder: Path, bank: CaptionBank, encoders: str) -> None:
     """Keep the captions that a model learnt from, in half precision. `encoders`: the id of what their vectors are of."""
     facts = {"encoders": encoders, "texts": list(bank.texts), "familiar": bank.familiar}

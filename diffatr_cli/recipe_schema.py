@@ -14,6 +14,9 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 
+TRAINS_DENOISERS = ("gen", "joint")
+"""The strategies whose denoisers are trained in phase one, together with the encoders."""
+
 
 class Section(BaseModel):
     """Base of all sections: unknown fields are errors, values are not coerced, instances do not change.
@@ -320,7 +323,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _heads_need_frozen_captions(self) -> Self:
-        if self.pretrain.head_steps and (self.text.finetune or self.model.strategy in ("gen", "joint")):
+        if self.pretrain.head_steps and (self.text.finetune or self.model.strategy in TRAINS_DENOISERS):
             raise ValueError(
                 "pretrain.head_steps: fits heads to frozen encoders under Eq. 8; set text.finetune=false and a model.strategy "
                 "other than gen and joint, or head_steps=0"
@@ -338,7 +341,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _composing_needs_the_contrastive_loss(self) -> Self:
-        if self.pretrain.compose and self.model.strategy in ("gen", "joint"):
+        if self.pretrain.compose and self.model.strategy in TRAINS_DENOISERS:
             raise ValueError(
                 "pretrain.compose: a mixture and its parts are neither true nor false for each other, which Eq. 8 can leave out "
                 "and x_0 of Eq. 6 cannot; set model.strategy to gen-dis or dis, or compose=0"
@@ -347,12 +350,12 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _conditioning_needs_frozen_encoders(self) -> Self:
-        if self.diffusion.conditioning != "none" and self.model.strategy in ("gen", "joint"):
+        if self.diffusion.conditioning != "none" and self.model.strategy in TRAINS_DENOISERS:
             raise ValueError(
                 "diffusion.conditioning: frames are those of encoders that phase one has trained; set model.strategy=gen-dis, or "
                 "diffusion.conditioning=none"
             )
-        if self.diffusion.folds and self.model.strategy in ("gen", "joint"):
+        if self.diffusion.folds and self.model.strategy in TRAINS_DENOISERS:
             raise ValueError(
                 "diffusion.folds: folds are embedded by encoders that phase one has trained; set model.strategy=gen-dis, or "
                 "diffusion.folds=0"

@@ -338,3 +338,15 @@ class Reranker:
     def final_score(self, direction: Direction, cosine: Tensor, x0_hat: Tensor) -> Tensor:
         """What candidates are ranked by, from their cosines, less `offsets`, and x0_hat of one shape."""
         return fuse(cosine, x0_hat, self.fusion_weights.get(direction), self.fusion_shapes.get(direction, "sum"))
+
+    def shortlist_scores(self, direction: Direction, base: np.ndarray, x0_hat: np.ndarray | None) -> np.ndarray:
+        """What N candidates are ranked by, (N,), the first of which were sampled over.
+
+        Args:
+            base: their cosines less `offsets`, (N,) float64.
+            x0_hat: (n,) of the first n; None where it has no part in the ranking.
+        """
+        if x0_hat is None:
+            return base
+        near = torch.from_numpy(base[: len(x0_hat)]), torch.from_numpy(x0_hat.astype(np.float64))
+        return np.concatenate([self.final_score(direction, *near).numpy(), base[len(x0_hat) :]])

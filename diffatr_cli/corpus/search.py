@@ -195,9 +195,11 @@ def search(
         if reranker:
             scores = final_scores(reranker, "t2a", scores, recordings.vectors[windows], x0_hat)
         ranked_by = scores - penalty[windows]
-        words = len(normalise_caption(reading.text).split()) if reading else 1
-        about = score_features(scores, present, expected, words, len(recordings.offsets) - 1)
-        scores = of_known(probability, about) if probability else ranked_by
+        if probability:
+            words = len(normalise_caption(reading.text).split()) if reading else 1
+            scores = of_known(probability, score_features(scores, present, expected, words, len(recordings.offsets) - 1))
+        else:
+            scores = ranked_by
         if unwanted is not None or (reading and reading.negation):
             present = None  # which tells of the query as it is written
         if probability and present is not None:
@@ -295,11 +297,8 @@ def final_scores(
     reranker: Reranker, direction: Direction, cosine: np.ndarray, candidates: np.ndarray, x0_hat: np.ndarray | None
 ) -> np.ndarray:
     """The scores of N candidates (N, D) by their cosines (N,), and by x0_hat (S, n) of the first n, where it was sampled."""
-    scores = torch.from_numpy(cosine) - reranker.offsets(direction, torch.from_numpy(candidates)).double()
-    if x0_hat is not None:
-        near = slice(x0_hat.shape[1])
-        scores[near] = reranker.final_score(direction, scores[near], torch.from_numpy(x0_hat.mean(0).astype(np.float64)))
-    return np.asarray(scores.numpy())
+    base = cosine - reranker.offsets(direction, torch.from_numpy(candidates)).double().numpy()
+    return reranker.shortlist_scores(direction, base, None if x0_hat is None else x0_hat.mean(0))
 
 
 def embed_texts(retriever: Retriever, texts: Sequence[str]) -> np.ndarray:

@@ -47,9 +47,13 @@ class Captions:
     @classmethod
     def of(cls, clips: Sequence[Clip]) -> Captions:
         """The captions of these clips in their order."""
-        counts = [len(clip.captions) for clip in clips]
+        return cls._counted([caption for clip in clips for caption in clip.captions], [len(clip.captions) for clip in clips])
+
+    @classmethod
+    def _counted(cls, texts: list[str], counts: Sequence[int] | np.ndarray) -> Captions:
+        """Captions of clips in their order, of each as many as `counts` (n,) says."""
         first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
-        return cls([caption for clip in clips for caption in clip.captions], np.repeat(np.arange(len(clips)), counts), first)
+        return cls(texts, np.repeat(np.arange(len(counts)), counts), first)
 
     def rows_of(self, clips: Sequence[int] | np.ndarray) -> np.ndarray:
         """The places of all captions of some clips, clip by clip."""
@@ -57,9 +61,7 @@ class Captions:
 
     def only(self, clips: Sequence[int] | np.ndarray) -> Captions:
         """The captions of some clips, in the order given, as those of a split of these clips alone."""
-        counts = np.diff(self.first)[np.asarray(clips, int)]
-        first = np.concatenate([[0], np.cumsum(counts)]).astype(int)
-        return Captions([self.texts[row] for row in self.rows_of(clips)], np.repeat(np.arange(len(counts)), counts), first)
+        return Captions._counted([self.texts[row] for row in self.rows_of(clips)], np.diff(self.first)[np.asarray(clips, int)])
 
     def positive_groups(self, same_captions: str) -> np.ndarray:
         """(n,) a number for each clip, equal for clips that are not negatives of one another.

@@ -62,6 +62,30 @@ def rank(
     return {system: accumulator.result() for system, accumulator in ranked.items()}
 
 
+def rank_corrected(
+    queries: Tensor,
+    candidates: Tensor,
+    relevant: Sequence[np.ndarray],
+    system: System,
+    correct: Callable[[Tensor], Tensor],
+    *,
+    measure: Measure | None = None,
+    on_scores: OnScores | None = None,
+) -> MetricAccumulator:
+    """What each query got of a system whose scores follow from the cosines of a block of queries: `correct` makes them.
+
+    The other arguments are those of `rank_queries`.
+    """
+    found = MetricAccumulator(measure)
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
+        scores = correct(cosine_similarity(queries[rows], candidates))
+        found.update(scores, relevant[rows])
+        if on_scores is not None:
+            on_scores(system, rows, scores)
+    return found
+
+
 def rank_queries(
     queries: Tensor,
     candidates: Tensor,

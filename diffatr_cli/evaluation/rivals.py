@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..core.losses import cosine_similarity
 from ..core.metrics import Measure, MetricAccumulator
 from ..core.querybank import querybank_offsets
 from ..core.sampling import Sampling
@@ -20,7 +19,7 @@ from ..model import Retriever
 from ..progress import Progress, silent
 from ..types import DIRECTIONS, Direction, System
 from .embedded_split import EmbeddedSplit, cached_split, recall_sum
-from .ranking import QUERIES_AT_ONCE, OnScores, rank_queries
+from .ranking import OnScores, rank_corrected, rank_queries
 from .walk import ranks_by_cosine
 
 BETAS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
@@ -64,15 +63,8 @@ class Querybank:
     ) -> MetricAccumulator:
         """What each query gets by the normalised cosine; the arguments are those of `ranking.rank_queries`."""
         offsets = querybank_offsets(candidates, self.queries[direction], self.betas[direction])
-        found = MetricAccumulator(measure)
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
-            cosine = cosine_similarity(queries[rows], candidates)
-            scores = cosine - offsets.to(cosine)
-            found.update(scores, relevant[rows])
-            if on_scores is not None:
-                on_scores("qbnorm", rows, scores)
-        return found
+        shown: dict[str, Any] = {"measure": measure, "on_scores": on_scores}
+        return rank_corrected(queries, candidates, relevant, "qbnorm", lambda cosine: cosine - offsets.to(cosine), **shown)
 
 
 def querybank_of(

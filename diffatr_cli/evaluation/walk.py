@@ -25,7 +25,7 @@ from ..types import DIRECTIONS, Direction
 from .choose_fusion import Fusion, choose_weight
 from .earning import fusion_task
 from .embedded_split import EmbeddedSplit, cached_split
-from .ranking import QUERIES_AT_ONCE, OnScores
+from .ranking import OnScores, rank_corrected
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,15 @@ class Walk:
 
         Where validation gave it none, there is nothing to walk for.
         """
-        fusion, found = self.fusions[direction], MetricAccumulator(measure)
+        fusion = self.fusions[direction]
         neighbours = neighbours_of(candidates) if fusion.weight else None
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            rows = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
-            scores = cosine_similarity(queries[rows], candidates)
-            if neighbours is not None:
-                scores = fuse(scores, walk_scores(scores, neighbours, self.temperature), fusion.weight, fusion.shape)
-            found.update(scores, relevant[rows])
-            if on_scores is not None:
-                on_scores("walk", rows, scores)
-        return found
+
+        def walked(cosine: Tensor) -> Tensor:
+            if neighbours is None:
+                return cosine
+            return fuse(cosine, walk_scores(cosine, neighbours, self.temperature), fusion.weight, fusion.shape)
+
+        return rank_corrected(queries, candidates, relevant, "walk", walked, measure=measure, on_scores=on_scores)
 
 
 def walk_of(model: Retriever, run: Path, dataset: Dataset, recipe: Recipe, progress: Progress = silent) -> Walk:

@@ -19,7 +19,7 @@ from ..evaluation.embedded_split import Captions
 from ..processes import share
 from ..recipe_schema import PretrainSection
 from .clips import Clips, some_clips
-from .composition import Composition, Mixture, compose_epoch, join_captions, place
+from .composition import Composition, Mixture, compose_epoch, is_composed, join_captions, place
 from .streams import numpy_stream
 
 
@@ -158,4 +158,4 @@ def _composed(train: TrainSplit, rows: np.ndarray, mixtures: list[Mixture], part
     for row, mixture in zip(rows.tolist(), mixtures, strict=True):
         others = [int(rng.integers(captions.first[clip], captions.first[clip + 1])) for clip in mixture.clips[1:]]
         texts.append(join_captions([captions.texts[caption] for caption in (row, *others)], mixture, rng))
-    return Batch(rows, texts, (parts >= 0).sum(1) > 1, np.where(parts < 0, -1, train.positive_group[parts]))
+    return Batch(rows, texts, is_composed(parts), np.where(parts < 0, -1, train.positive_group[parts]))

@@ -50,12 +50,13 @@ def calibrate_phase(
     states = None
     if retriever.sees_frames:
         states = cached_states_of_windows(retriever, first.run, dataset, "val", windows, progress)
-    learnt, same = Captions.of(dataset.split("train")), recipe.data.same_captions
-    views = load_views(*views_place(first, retriever, dataset, recipe.diffusion.views), learnt, same)
-    audio = cached_split(retriever, first.run, dataset, "train", same, progress).audio[None] if views is None else views.audio
+    learnt, same, audio = Captions.of(dataset.split("train")), recipe.data.same_captions, None
+    if retriever.given_sizes is None:  # else there are no captions to learn
+        views = load_views(*views_place(first, retriever, dataset, recipe.diffusion.views), learnt, same)
+        audio = cached_split(retriever, first.run, dataset, "train", same, progress).audio[None] if views is None else views.audio
     if is_first():
         novelty = None
-        if retriever.given_sizes is None:
+        if audio is not None:
             bank, novelty = learn_captions(retriever, learnt, audio.numpy(), captions.texts)
             save_bank(folder.path, bank, retriever.model_id)
         joined = None if retriever.sees_frames else embed_joined(retriever, dataset, "val", seed)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.losses import cosine_similarity
 from ..core.metrics import MetricAccumulator
-from ..core.querybank import Prior
+from ..core.querybank import Prior, querybank_offsets
 from ..evaluation.earning import MEASURE, FusionTask, earned
 from ..evaluation.embedded_split import EmbeddedSplit
 from ..types import Direction
@@ -34,7 +34,7 @@ class ChosenPrior(NamedTuple):
 
 def bank_of(train: EmbeddedSplit, direction: Direction, size: int, seed: int) -> Tensor:
     """(B, D) the bank of a direction, at most `size` queries drawn from a training split, as half precision keeps them."""
-    queries = train.task(direction)[0]
+    queries = train.text if direction == "t2a" else train.audio
     drawn = np.sort(numpy_stream(seed, "query bank").permutation(len(queries))[:size])
     return queries[drawn].half().float()
 
@@ -43,10 +43,11 @@ def choose_prior(split: EmbeddedSplit, direction: Direction, task: FusionTask, b
     """The weight and beta of a bank (B, D) that a validation split earns (`earned`): the smallest weight of those as good."""
     queries, candidates, _ = split.task(direction)
     cosine = cosine_similarity(queries[task.rows], candidates)
+    offsets = {beta: querybank_offsets(candidates, bank, beta) for beta in BETAS}
 
     def precision(weight: float, beta: float) -> np.ndarray:
         accumulator = MetricAccumulator(MEASURE)
-        accumulator.update(cosine - Prior(bank, beta, weight).offsets(candidates), task.relevant)
+        accumulator.update(cosine - (weight * offsets[beta]).to(cosine), task.relevant)
         return accumulator.queries()[MEASURE.ap_name]
 
     options = [(0.0, BETAS[0]), *product(WEIGHTS, BETAS)]

@@ -47,7 +47,7 @@ class Composition:
     @property
     def composed(self) -> NDArray[np.bool_]:
         """(I,) whether an item is composed."""
-        return np.asarray((self.parts[:, 1:] >= 0).any(1))
+        return is_composed(self.parts)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,11 @@ class Mixture:
     starts: tuple[int, ...]
     decibels: tuple[float, ...]
     length: int
+
+
+def is_composed(parts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(I,) whether any recording is heard beside an item's own: `Composition.parts`, (I, P)."""
+    return np.asarray((parts[:, 1:] >= 0).any(1))
 
 
 def compose_epoch(
@@ -99,7 +104,7 @@ def compose_epoch(
             parts[open_[fits], place] = drawn[fits]
     cut = np.where(parts < 0, 0, np.minimum(lengths[parts], longest))
     total, least = cut.sum(1), cut.max(1)
-    several = np.asarray((parts[:, 1:] >= 0).any(1))
+    several = is_composed(parts)
     in_turn = several & (total <= longest) & (rng.random(items) < IN_TURN)
     room = np.minimum(total, longest) - least
     whole = np.where(in_turn, total, least + rng.integers(0, room + 1))

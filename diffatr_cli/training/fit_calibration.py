@@ -117,18 +117,20 @@ def fit_calibration(
     heard = np.sort(rng.permutation(len(sounds))[:QUERIES])
     near, everything = slice(sampling.shortlist), np.arange(len(sounds))
 
+    def sampled_by(direction: Direction) -> Reranker | None:
+        """The model's diffusion where a search samples."""
+        return reranker if reranker and reranker.counts(direction) else None
+
     def draws(direction: Direction, query: np.ndarray, candidates: np.ndarray, met: States | None) -> np.ndarray:
-        if reranker is None or not reranker.counts(direction):  # then a search does not sample either
+        sampled = sampled_by(direction)
+        if sampled is None:
             return distribution_of_cosines(candidates @ query)
         vectors = torch.from_numpy(query), torch.from_numpy(candidates)
-        return reranker.draws(direction, *vectors, sampling, states=met).double().cpu().numpy()
+        return sampled.draws(direction, *vectors, sampling, states=met).double().cpu().numpy()
 
     def final(direction: Direction, scores: np.ndarray, x0_hat: np.ndarray) -> np.ndarray:
-        if reranker is None or not reranker.counts(direction):
-            return scores
-        near = len(x0_hat)
-        of_near = reranker.final_score(direction, torch.from_numpy(scores[:near]), torch.from_numpy(x0_hat))
-        return np.concatenate([of_near.numpy(), scores[near:]])
+        sampled = sampled_by(direction)
+        return scores if sampled is None else sampled.shortlist_scores(direction, scores, x0_hat)
 
     def of_text(
         query: np.ndarray, shelf: Shelf, recordings: np.ndarray, about: tuple[float, float], tokens: Ragged | None

@@ -39,7 +39,7 @@ from .clips import some_clips, training_clips
 from .phase_folder import PhaseFolder
 from .pretrain import pretrain_fold
 from .streams import numpy_stream
-from .views import TrainingViews, augmented_views, embed_views, load_towers, load_views, save_views
+from .views import TrainingViews, augmented_views, embed_views, load_towers, load_views, save_views, views_place
 
 
 class Batches(Protocol):
@@ -203,8 +203,8 @@ def _views_of(
 
     `text`: (m, D) all captions of the training split by these encoders.
     """
-    path = encoders.folder / f"embeddings-views{count}.safetensors"
-    source = {"encoders": model.model_id, "data": dataset.fingerprint, "fold": str(fold)}
+    path, source = views_place(encoders, model, dataset, count)
+    source["fold"] = str(fold)
     whole, same = Captions.of(dataset.split("train")), recipe.data.same_captions
     captions = whole.only(fold.inside)
     if (cached := load_views(path, source, captions, same)) is not None:

@@ -21,7 +21,7 @@ from ..evaluation.choose_fusion import choose_fusion
 from ..evaluation.earning import fusion_task
 from ..evaluation.embedded_split import EmbeddedSplit, recall_sum
 from ..evaluation.ranking import rank
-from ..phase_two import below
+from ..phase_two import below, fusion_facts
 from ..processes import from_first
 from ..progress import Progress
 from ..recipe_schema import EvaluationSection, Recipe
@@ -82,15 +82,11 @@ def keep_as_two_phases(
     with open_phase(run, "diffusion", recipe, sections, seed, command, f"{dataset.fingerprint} {checkpoint}") as folder:
         if not from_first((folder.path / BEST).is_file()):
             tensors, facts = load_weights(first.folder / BEST)
-            row = facts["best"]
+            best = _by_direction(facts["best"])
             folder.record_start(device, "bf16" if wants_bf16(recipe.diffusion.precision, device) else "fp32", 0)
-            folder.keep_best(below("denoisers.", tensors), {"best": _by_direction(row), "encoders": checkpoint} | _fusion(row))
+            folder.keep_best(below("denoisers.", tensors), {"best": best, "encoders": checkpoint} | fusion_facts(best))
         calibrate_phase(run, first, recipe, dataset, seed, device, folder, progress)
 
 
 def _by_direction(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {d: {"epoch": row["epoch"]} | {key: row[f"{d}_{key}"] for key in ("weight", "shape", "worth")} for d in DIRECTIONS}
-
-
-def _fusion(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {f"fusion_{name}s": {d: row[f"{d}_{name}"] for d in DIRECTIONS} for name in ("weight", "shape")}

@@ -46,7 +46,7 @@ from ..processes import (
     rank as process_rank,
 )
 from ..progress import Progress, silent
-from ..recipe_schema import PretrainSection, Recipe
+from ..recipe_schema import TRAINS_DENOISERS, PretrainSection, Recipe
 from ..runs import FIRST_PHASE, SECOND_PHASE, borrowed_encoders, run_folder
 from ..types import DIRECTIONS
 from .batches import Batch, TrainSplit, epoch_batches, overlapped_batches
@@ -57,9 +57,6 @@ from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_comman
 from .refit_heads import PooledViews, refit_heads
 from .streams import torch_seed, torch_stream
 from .views import augmented_views
-
-TRAINS_DENOISERS = ("gen", "joint")
-"""The strategies whose denoisers are trained together with the encoders."""
 
 
 def pretrain(

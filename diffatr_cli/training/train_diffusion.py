@@ -35,7 +35,7 @@ from ..evaluation.states import (
     cached_tokens,
 )
 from ..model import Retriever, load_encoders
-from ..phase_two import facts_of, tensors_of
+from ..phase_two import facts_of, fusion_facts, tensors_of
 from ..processes import from_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
@@ -216,8 +216,8 @@ def _train(
                 best[direction] = {"epoch": epoch + 1} | {k: v for k, v in asdict(fusion).items() if k != "metrics"}
                 kept |= {name: tensor.detach().clone() for name, tensor in pair.kept(direction).items()}
         log.append(row)
-        fusions = {f"fusion_{name}s": {d: best[d][name] for d in DIRECTIONS} for name in ("weight", "shape")}
-        folder.keep_best(kept | tensors_of(priors), {"best": best, "encoders": encoders, "priors": facts_of(priors)} | fusions)
+        facts = {"best": best, "encoders": encoders, "priors": facts_of(priors)} | fusion_facts(best)
+        folder.keep_best(kept | tensors_of(priors), facts)
         folder.save(pair.state_dict(), optimizer, {"epoch": epoch + 1, "best": best})
     return best
 
