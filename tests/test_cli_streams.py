@@ -181,7 +181,8 @@ def test_head_of_results(found: list[str | Path], kind: list[str]) -> None:
     assert process.stderr is not None
     err = process.stderr.read()
     assert process.wait(60) == 141
-    assert [line for line in err.splitlines() if not line.startswith(("files: ", "This model has no calibration"))] == []
+    said = ("files: ", "a low tone: ", "a high tone: ")  # what a few steps of training think of them is no matter here
+    assert [line for line in err.splitlines() if not line.startswith(said)] == []
 
 
 def test_talk_that_nobody_reads_ends_no_work(tmp_path: Path) -> None:
