@@ -164,6 +164,15 @@ def command(root: Path, *what: str) -> list[str]:
     return ["reproduce", *what, *tiny_fields(root), "--data", "scenes", "--seeds", "0,1", *where]
 
 
+@pytest.mark.parametrize("source", ["audiocaps", "clotho"])
+def test_tables_of_one_source_need_its_runs_alone(world: Path, source: str) -> None:
+    planned = typed([*command(world, "all", "levers"), "--source", source, "--dry-run", "--json"])
+    assert planned.code == 0, planned.err
+    names = {step["run"] for step in json.loads(planned.out)}
+    assert names
+    assert all(name.startswith(f"scenes-{source}") for name in names - {"scenes-audiocaps"})  # of which Figure 3 is
+
+
 def test_ablations_may_have_fewer_seeds(world: Path) -> None:
     planned = typed([*command(world, "1", "5"), "--ablation-seeds", "1", "--dry-run", "--json"])
     assert planned.code == 0, planned.err
@@ -181,6 +190,9 @@ def test_tables_are_trained_and_filled(world: Path) -> None:
     steps = json.loads(planned.out)
     assert all(step["done"] == 0 and step["seconds_left"] is None for step in steps)
     assert not (world / "runs").exists()
+    nothing = typed([*command(world, "6"), "--trained"])
+    assert (nothing.code, nothing.out) == (1, "")
+    assert "no row is trained" in nothing.err
     done = typed([*command(world, "3", "5", "6"), "--ablation-seeds", "1,0", "--json"])
     assert done.code == 0, done.err
     tables = {table["table"]: table for table in json.loads(done.out)}
@@ -212,6 +224,14 @@ def test_tables_are_trained_and_filled(world: Path) -> None:
     record = json.loads((world / "runs" / "scenes-audiocaps-steps10" / "seed-1" / "diffusion" / "run.json").read_text())
     assert record["encoders"]["run"].endswith("scenes-audiocaps/seed-1")
     assert not (world / "runs" / "scenes-audiocaps-steps10" / "seed-1" / "pretrain").exists()
+    # With --trained, the rows that are there are the same, and the others are left out and stay untrained.
+    looked = typed([*command(world, "6", "levers"), "--source", "audiocaps", "--trained", "--json"])
+    assert looked.code == 0, looked.err
+    chain, *levers = json.loads(looked.out)
+    assert chain == tables["6"]
+    assert [[row["label"] for row in table["rows"]] for table in levers] == [["cosine", "cosine, QB-Norm", "cosine, walk"]] * 2
+    assert "rows are not trained yet" in looked.err
+    assert not list((world / "runs").glob("*-flat"))
 
 
 @pytest.mark.slow
@@ -330,6 +350,7 @@ def test_time_left_is_what_epochs_took(world: Path) -> None:
         (["1", "--json", "--csv"], "exclude each other"),
         (["1", "pretrain.epoch=2"], "pretrain.epoch"),
         (["1", "--seeds", "a"], "--seeds"),
+        (["1", "--source", "scenes"], "--source"),
     ],
 )
 def test_wrong_use(arguments: list[str], words: str, tmp_path: Path) -> None:

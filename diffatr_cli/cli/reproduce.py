@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .. import launched
-from ..errors import UsageError
+from ..errors import DiffATRError, UsageError
 from .console import Device, Json, Runs, joined, progress_bar, say, show, show_text
 from .evaluate import parse_seeds
 
@@ -33,6 +34,12 @@ def reproduce(
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A quarter of the epochs and one seed: a look, not the recipe's figures.")
+    ] = False,
+    source: Annotated[
+        str | None, typer.Option("--source", metavar="NAME", help="audiocaps or clotho: only the tables that are learnt from it.")
+    ] = None,
+    trained: Annotated[
+        bool, typer.Option("--trained", help="Train nothing: the rows whose runs are there for all seeds.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is there and what would be trained, and stop.")] = False,
     figure_out: Annotated[
@@ -58,7 +65,7 @@ def reproduce(
 
     Example: diffatr reproduce all --data scenes --seeds 0,1 --markdown
     """
-    from ..reproduce.plan import ABLATIONS, STUDIES, TABLES, figure, needed, plan
+    from ..reproduce.plan import ABLATIONS, SOURCES, STUDIES, TABLES, figure, needed, plan
     from ..reproduce.reproduce import reproduce as job
     from ..reproduce.reproduce import train_missing
     from ..reproduce.state import steps_of
@@ -67,6 +74,8 @@ def reproduce(
         raise UsageError("--json, --markdown, --latex and --csv exclude each other: stdout carries one of them.")
     if world not in ("paper", "scenes"):
         raise UsageError(f"--data: {world} is neither paper nor scenes.")
+    if source is not None and source not in SOURCES:
+        raise UsageError(f"--source: {source} is neither {' nor '.join(SOURCES)}.")
     overrides = [each for each in what if "=" in each]
     asked = [each for each in what if "=" not in each]
     drawn = "figure3" in asked or "all" in asked
@@ -79,13 +88,15 @@ def reproduce(
         raise UsageError(f"reproduce: no table is named. {there}")
     chosen = parse_seeds(seeds) or ((0,) if quick else (0, 1, 2))
     of_ablations = parse_seeds(ablation_seeds) or chosen
-    tables = plan(numbers, world, quick=quick, overrides=overrides)  # type: ignore[arg-type]
+    tables = plan(numbers, world, quick=quick, overrides=overrides, source=source)  # type: ignore[arg-type]
     shown = figure(world, quick=quick, overrides=overrides)  # type: ignore[arg-type]
     from ..report import reproduction as report
 
     def seeds_for(table: Table) -> tuple[int, ...]:
         return of_ablations if table.number in ABLATIONS else chosen
 
+    if trained:
+        tables = tuple(_there(table, seeds_for(table), runs) for table in tables)
     if dry_run:
         pairs = [(training, seed) for table in tables for training in table.trainings for seed in seeds_for(table)]
         pairs += [(shown, chosen[0])] if drawn else []
@@ -128,6 +139,18 @@ def reproduce(
         document: list[object] = [table.to_json() | {"quick": quick} for table in filled]
         document += [chain.to_json() | {"figure": str(figure_out), "quick": quick}] if chain else []
         show(document, *(report.terminal_table(table, quick) for table in filled), as_json=as_json)
+
+
+def _there(table: Table, seeds: Sequence[int], runs: Path) -> Table:
+    """The rows of a table that are trained, with a line that tells how many are not."""
+    from ..reproduce.state import trained_rows
+
+    found = trained_rows(table, seeds, runs)
+    if not found.rows:
+        raise DiffATRError(f"{table.title}: no row is trained for all of the seeds. Leave out --trained.")
+    if left := len(table.rows) - len(found.rows):
+        say(f"{table.title}: {left} of {len(table.rows)} rows are not trained yet")
+    return found
 
 
 def register(app: typer.Typer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +11,7 @@ from statistics import median
 
 from ..errors import DiffATRError
 from ..runs import LAST, RECORD, Phase, fold_folder, read_record, run_folder
-from .plan import Training
+from .plan import Table, Training
 
 _Kind = tuple[str | None, Phase, bool]
 """What epochs are measured of: a run's (None: any run's) phase, whole or without a fold."""
@@ -87,6 +87,16 @@ def steps_of(wanted: Iterable[tuple[Training, int]], runs: Path) -> list[Step]:
             if step.size is not None:
                 sizes.setdefault(kind, []).append(step.size)
     return [_estimated(step, measured, sizes) for step in steps]
+
+
+def trained_rows(table: Table, seeds: Sequence[int], runs: Path) -> Table:
+    """The table with the rows whose trainings are there for all seeds; there may be none."""
+
+    def there(training: Training) -> bool:
+        return all(step.finished for step in steps_of([(training, seed) for seed in seeds], runs))
+
+    found = {training for training in table.trainings if there(training)}
+    return replace(table, rows=tuple(row for row in table.rows if row.training in found))
 
 
 def seconds_an_epoch(folder: Path) -> float | None:
