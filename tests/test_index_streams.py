@@ -38,6 +38,8 @@ def test_the_windows_of_a_stream_are_those_of_the_whole(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(update, "_READ_AHEAD", 8 << 20)  # what may wait is bounded too
 
+    told: list[str] = []
+
     def peak(minutes: int) -> int:
         folder = tmp_path / str(minutes)
         folder.mkdir()
@@ -45,13 +47,14 @@ def test_memory_does_not_grow_with_length(tmp_path: Path, monkeypatch: pytest.Mo
             for _ in range(minutes):
                 out.write(np.random.default_rng(0).normal(0, 0.1, (8000 * 60, 2)))
         tracemalloc.start()
-        report = FolderIndex(folder).update(FakeRetriever(), workers=1)
+        report = FolderIndex(folder).update(FakeRetriever(), lambda done, total, note: told.append(note), workers=1)
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert report.windows == 12 * minutes - 1
         return used
 
     short, long = peak(8), peak(24)
+    assert told[-2] == "indexing, 21 min 25 s into a recording"  # every 64 windows of 10 s with a step of 5 s
     assert long < short + (20 << 20)  # 24 minutes take 184 MB as samples
 
 

@@ -90,12 +90,12 @@ def expected(root: Path, table: str, begin: int, rows: list[Row]) -> tuple[list[
         found = look(root, row.file)
         name, key = found or (posixpath.normpath(row.file.replace("\\", "/")),) * 2
         clip = clips.setdefault(key, Clip(name, found is not None, row.file, [], []))
-        if row.file != clip.written:
-            joined.append(f"{place}: {row.file} is the file {clip.name}")
         split = SPLITS[row.split]
         if split and clip.splits and split not in clip.splits:
             skipped.append((place, f"the file is already in {clip.splits[0]}"))
             continue
+        if row.file != clip.written:
+            joined.append(f"{place}: {row.file} is the file {clip.name}")
         clip.splits[:] = clip.splits or ([split] if split else [])
         new = [text for text in dict.fromkeys(captions) if text not in clip.captions]
         clip.captions.extend(new)

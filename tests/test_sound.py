@@ -101,6 +101,21 @@ def test_floats_on_the_scale_of_integers_are_scaled(tmp_path: Path, scale: float
     np.testing.assert_allclose(read_excerpt(path, 0, 1), samples[:32_000], rtol=1e-6)
 
 
+@pytest.mark.parametrize("value", [17.0, -30_000.0, 2e9])
+@pytest.mark.parametrize("count", [1, 20])
+def test_stray_samples_are_no_scale(tmp_path: Path, value: float, count: int) -> None:
+    """A few broken samples of a float file do not make the others a 32768th of what they are; they are clipped."""
+    good = 0.3 * sine(2, 32_000)
+    broken = good.copy()
+    broken[1000 : 1000 + 7 * count : 7] = value
+    path = write(tmp_path / "a.wav", broken, 32_000, subtype="FLOAT")
+    with open_sound(path) as sound:
+        samples = np.concatenate(list(sound.blocks()))
+    np.testing.assert_array_equal(samples, np.where(broken == np.float32(value), np.sign(value), broken).astype(np.float32))
+    assert sound.notes == [f"samples far beyond full scale were clipped, {count} of them"]
+    np.testing.assert_array_equal(read_excerpt(path, 0, 1), samples[:32_000])
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [(np.nan, "NaN or infinite samples"), (np.inf, "NaN or infinite samples"), (1e20, "samples beyond any scale")],
@@ -326,3 +341,13 @@ def test_a_recording_beside_the_zero_line_does_not_click(tmp_path: Path, resampl
     path = write(tmp_path / "a.wav", np.full(44_100, 0.3) + 0.01 * sine(1, 44_100), 44_100, subtype="FLOAT")
     samples = load_audio(path, resampler)  # type: ignore[arg-type]
     np.testing.assert_allclose(samples, 0.3 + 0.01 * sine(1, 32_000), atol=3e-3)
+
+
+def test_samples_of_a_kind_that_nothing_reads_are_not_called_truncated(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", sine(1, 32_000), 32_000)
+    data = bytearray(path.read_bytes())
+    data[32:36] = (8).to_bytes(2, "little") + (64).to_bytes(2, "little")  # bytes a frame, bits a sample: whole numbers of 64 bits
+    path.write_bytes(data)
+    with pytest.raises(AudioError) as caught:
+        blocks_of(path)
+    assert caught.value.reason.startswith("samples of a kind that cannot be read")

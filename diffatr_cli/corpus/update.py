@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import DiffATRError
-from ..progress import Progress
+from ..progress import Progress, duration
 from .examine import Content, Failure, Finding, examine, reader
 from .frames import FrameTable
 from .read_ahead import read_ahead
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _BATCH = 64  # windows embedded in one call
 _COMMIT_WINDOWS = 4096
 _COMMIT_SECONDS = 5.0  # a kill loses about so much work
+_LONG = 600  # seconds; within a longer recording too it is told how far it is
 _READ_AHEAD = 128 << 20  # bytes of windows that are decoded and wait at a time
 
 
@@ -116,8 +117,9 @@ class Update:
         )
         with contextlib.closing(read_ahead(makers, _weight, _READ_AHEAD, workers)) as findings:
             for done, (path, of_file) in enumerate(zip(todo, findings, strict=True)):
-                progress(done, len(todo), "indexing")
-                self._take(path, todo[path], of_file)
+                tell = partial(progress, done, len(todo))
+                tell("indexing")
+                self._take(path, todo[path], of_file, tell)
         self._commit()
         progress(len(todo), len(todo), "indexing")
         self._forget_gone()
@@ -154,8 +156,8 @@ class Update:
         row = self.known.get(path)
         return row.reason if row and (row.content, row.reader) == (content, self.reader) else ""
 
-    def _take(self, path: bytes, stamp: Stamp, findings: Iterator[Finding]) -> None:
-        """Take in one file."""
+    def _take(self, path: bytes, stamp: Stamp, findings: Iterator[Finding], tell: Callable[[str], None]) -> None:
+        """Take in one file; of a long one `tell` gets how far it is."""
         before = self.known.get(path)
         content, reason, missing, part, rate = "", "", "", _Part(), self.model.windowing.rate
         for finding in findings:
@@ -171,6 +173,8 @@ class Update:
                     self.waiting.append((part, finding))
                     if len(self.waiting) >= _BATCH:
                         self._embed_waiting()
+                        if finding.end > _LONG * rate:
+                            tell(f"indexing, {duration(finding.end / rate)} into a recording")
                 case Missing():
                     missing = self.missing_of[content] = _text(finding.what)
                 case Failure():

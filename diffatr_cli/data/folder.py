@@ -121,10 +121,10 @@ class _Clips:
             name = self._free(self._name(found.path) if found else plain)
             self._clips[key] = _Clip(name, found.path if found else None, split, row.names, row.captions)
             return None
-        if row.names != clip.written and not row.number:
-            self._joined.append(f"{row.place}: {row.names[0]} is the file {clip.name}")
         if split and clip.split and split != clip.split:
             return f"the file is already in {clip.split}"
+        if row.names != clip.written and not row.number:
+            self._joined.append(f"{row.place}: {row.names[0]} is the file {clip.name}")
         clip.split = clip.split or split
         if isinstance(clip.captions, tuple):
             clip.captions = dict.fromkeys(clip.captions)

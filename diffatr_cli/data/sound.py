@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,8 @@ MOST_SAMPLES = 1 << 20
 """Of a block."""
 
 _OFFSET = 0.01  # of full scale
-_OVERLOAD = 16.0  # floats as loud as that, 24 dB over full scale, are on the scale of integers
+_OVERLOAD = 16.0  # floats as loud as that, 24 dB over full scale, are on the scale of integers, or glitches
+_GLITCHES = 0.001  # share of the samples that are not zero; where no more are beyond full scale, the others are no integers
 _MOST_DAMAGED = 8
 """Recordings one behind the other that cannot be read; then what follows in the file is no sound, however it looks."""
 _SCALES = (2.0**15, 2.0**23, 2.0**31)
@@ -183,17 +184,15 @@ class Sound:
             part = replace(part, pieces=tuple(pieces))
         for by, decoder in self._openings(part, failures):
             try:
-                scale = np.float32(_float_scale(self.path, self._mark, number, by) if decoder.floats else 1)
+                floats = _floats(self.path, self._mark, number, by) if decoder.floats else _FULL_SCALE
                 if start and part.run is None:
                     decoder.seek(start)
                 blocks = decoder.blocks()
                 block = next(blocks, None)
                 while block is not None:
-                    yield Block(block.samples if scale == 1 else block.samples / scale, block.rate, block.start + offset)
+                    yield Block(floats.brought_to_scale(block.samples), block.rate, block.start + offset)
                     block = next(blocks, None)
-                if scale != 1:
-                    self.notes.append(f"its samples are on the scale of integers, and were divided by {scale:.0f}")
-                self.notes += decoder.notes
+                self.notes += [*floats.notes, *decoder.notes]
                 self.partial = self.partial or decoder.partial
                 return
             except CannotDecode as failure:
@@ -244,20 +243,57 @@ def _open(path: Path, part: Part, by: By) -> Decoder:
         raise
 
 
+@dataclass(frozen=True)
+class _Floats:
+    """What is to be done with samples that are floats.
+
+    Attributes:
+        scale: what they are to be divided by.
+        glitches: how many are far beyond full scale where the others are not: no sound is so loud. They are clipped.
+    """
+
+    scale: float = 1.0
+    glitches: int = 0
+
+    def brought_to_scale(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(frames, channels) at the scale of +-1."""
+        if self.glitches:
+            return np.where(np.abs(samples) > _OVERLOAD, np.sign(samples), samples)
+        return samples if self.scale == 1 else samples / np.float32(self.scale)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was put right."""
+        if self.glitches:
+            return [f"samples far beyond full scale were clipped, {self.glitches} of them"]
+        return [] if self.scale == 1 else [f"its samples are on the scale of integers, and were divided by {self.scale:.0f}"]
+
+
+_FULL_SCALE = _Floats()
+
+
 @lru_cache(maxsize=256)
-def _float_scale(path: Path, mark: Mark, number: int, by: By) -> float:
-    """What the floats of a part are to be divided by. It takes a look at all of them: a quiet beginning proves nothing."""
+def _floats(path: Path, mark: Mark, number: int, by: By) -> _Floats:
+    """Of a part. It takes a look at all of its samples: a quiet beginning proves nothing, and a peak alone neither."""
     decoder = _open(path, parts_of(path, mark)[number], by)
+    peak, (heard, over, far) = 0.0, (0, 0, 0)
     try:
-        peak = max((float(np.abs(block.samples).max()) for block in decoder.blocks()), default=0.0)
+        for block in decoder.blocks():
+            size = np.abs(block.samples)
+            highest = float(size.max())
+            peak = max(peak, highest) if not np.isnan(highest) else highest  # NaN stays: max would drop it
+            heard += int(np.count_nonzero(size))
+            if not highest <= 1:
+                over += int(np.count_nonzero(size > 1))
+                far += int(np.count_nonzero(size > _OVERLOAD))
     finally:
         decoder.close()
     if peak <= _OVERLOAD or not np.isfinite(peak):  # which is refused where it is decoded
-        return 1.0
+        return _FULL_SCALE
     scale = next((scale for scale in _SCALES if peak <= scale * 1.001), None)
     if scale is None:
         raise AudioError(path, "samples beyond any scale")
-    return scale
+    return _Floats(glitches=far) if over <= _GLITCHES * heard else _Floats(scale)
 
 
 class _Mono:

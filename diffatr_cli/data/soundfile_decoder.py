@@ -116,4 +116,6 @@ class SoundFileDecoder:
 
 def _damaged(error: soundfile.LibsndfileError) -> str:
     said = error.error_string.strip(" .\n")
+    if "unimplemented" in said:
+        return "samples of a kind that cannot be read"
     return f"truncated or damaged ({said})" if said else "truncated or damaged"
