@@ -14,6 +14,7 @@ import torch
 from command_line import DIFFATR
 from conftest import Workshop
 
+from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.metrics import retrieval_metrics
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.scoring import query_noise
@@ -31,6 +32,17 @@ from diffatr_cli.types import DIRECTIONS, Direction
 
 def follow(workshop: Workshop, **options: Any) -> TrajectoryResult:
     return trajectory("tones", "tones2", data=workshop.data, runs=workshop.runs, device="cpu", **options)
+
+
+@torch.no_grad()
+def share_of_x(
+    denoiser: AttentionDenoiser, x: torch.Tensor, level: int, queries: torch.Tensor, candidates: torch.Tensor
+) -> float:
+    """By the printed attention: the mean over the queries of x_k's part of the variances over the candidates."""
+    embedding, scale = denoiser.level(torch.tensor([level - 1])), denoiser.input_scale
+    q, keys = denoiser.w_q(scale * queries + embedding), denoiser.w_k(scale * candidates + embedding)
+    of_x, of_logits = (each.var(1, correction=0) for each in (x, denoiser.attention_scale * q @ keys.T))
+    return float((of_x / (of_x + of_logits)).mean())
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -61,9 +73,8 @@ def test_every_level_is_that_of_the_plain_loop(
         assert np.allclose(result.x0_hat[i], x0_hat[row, order], atol=1e-4)
         at = result.measures[i]
         assert at.level == level
-        true = np.zeros(tuple(x.shape), bool)
-        for q, each in enumerate(relevant):
-            true[q, each] = True
+        share = share_of_x(denoiser, x, level, queries.double(), candidates.double())
+        assert at.share_of_x == pytest.approx(100 * share, rel=1e-3)
         assert at.p_true == pytest.approx((x0_hat.numpy() * true).sum(1).mean(), abs=1e-5)
         logs = np.log(np.maximum(x0_hat.numpy(), 1e-300))
         assert at.entropy == pytest.approx(-(x0_hat.numpy() * logs).sum(1).mean(), abs=1e-4)

@@ -41,6 +41,7 @@ class LevelMeasures:
 
     Attributes:
         level: k, from K, where x_k is noise, to 1.
+        share_of_x: of the attention's variance over the candidates, Q K^T and x_k apart, what x_k has, percent.
         p_true: probability that x0_hat, the denoiser's answer to x_k, gives the true candidates, from 0 to 1.
         entropy: of x0_hat, nats; log N says that it prefers nothing.
         r1_x: R@1 of ranking by x_k itself, percent.
@@ -49,6 +50,7 @@ class LevelMeasures:
     """
 
     level: int
+    share_of_x: float
     p_true: float
     entropy: float
     r1_x: float
@@ -290,20 +292,51 @@ def measure_levels(
         for i, each in enumerate(relevant[block]):
             true[i, each] = True
 
-        def measure(level: int, x: Tensor, x0_hat: Tensor, cosine: Tensor = cosine, true: Tensor = true) -> None:
+        of_block = sight and sight.of(block)
+        listed, seen = _seen(queries[block], prepared, sampling, of_block)
+
+        def measure(
+            level: int,
+            x: Tensor,
+            x0_hat: Tensor,
+            block: slice = block,
+            cosine: Tensor = cosine,
+            true: Tensor = true,
+            listed: Tensor | None = listed,
+            seen: Tensor = seen,
+        ) -> None:
             x, x0_hat = x.to(cosine), x0_hat.to(cosine)
+            share = 100 * _share_of_x(queries[block], seen, prepared, level, x if listed is None else x.gather(1, listed.cpu()))
             final = reranker.final_score(direction, cosine - offsets, x0_hat)
             entropy = torch.special.entr(x0_hat).sum(1)
-            found = [(x0_hat * true).sum(1), entropy, *(100 * _first_is_true(each, true) for each in (x, x0_hat, final))]
+            found = [share, (x0_hat * true).sum(1), entropy, *(100 * _first_is_true(each, true) for each in (x, x0_hat, final))]
             totals = np.array([column.double().sum().item() for column in found])
             sums[level] = sums.get(level, 0) + totals
 
         by_cosine += 100 * _first_is_true(cosine, true).double().sum().item()
-        of_block = sight and sight.of(block)
         _sample(queries[block], prepared, reranker, sampling, range(block.start, block.stop), measure, of_block)
         progress(block.stop, len(queries), f"every level, {direction}")
     measures = [LevelMeasures(level + 1, *(total / len(queries)).tolist()) for level, total in sums.items()]
     return measures, by_cosine / len(queries)
+
+
+def _seen(queries: Tensor, prepared: PreparedCandidates, sampling: Sampling, sight: Sight | None) -> tuple[Tensor | None, Tensor]:
+    """The candidates that queries are sampled over: (N, D) of all, or with `sight` the places (Q, S) and vectors (Q, S, D) of
+    each query's shortlist, as it sees them."""
+    (candidates,) = prepared.candidates
+    if sight is None:
+        return None, candidates
+    listed = shortlisted(queries.to(candidates), candidates, sampling.shortlist)
+    return listed, sight(slice(None), listed, candidates[listed])[0]
+
+
+def _share_of_x(queries: Tensor, seen: Tensor, prepared: PreparedCandidates, level: int, x: Tensor) -> Tensor:
+    """(Q,) of the variance over the candidates of Q K^T and of x_k, which the attention adds up, the part that x_k has."""
+    factors = prepared.factors
+    attended = factors.attend(queries.to(seen) + factors.embed_level(torch.full((1,), level, device=seen.device)))
+    logits = (attended @ seen.T if seen.ndim == 2 else (seen @ attended[:, :, None]).squeeze(2)).to(x)
+    of_x = x.var(1, correction=0)
+    return of_x / (of_x + logits.var(1, correction=0)).clamp_min(1e-30)
 
 
 def _first_is_true(scores: Tensor, true: Tensor) -> Tensor:

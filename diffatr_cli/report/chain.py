@@ -5,7 +5,15 @@ from __future__ import annotations
 from ..evaluation.trajectory import TrajectoryResult
 from .trajectory_figure import chosen
 
-LEVEL_COLUMNS = ("k", "p(true)", "entropy, nats", "R@1 of x_k", "R@1 of x0_hat", "R@1 of the final score")
+LEVEL_COLUMNS = (
+    "k",
+    "share of x_k, %",
+    "p(true)",
+    "entropy, nats",
+    "R@1 of x_k",
+    "R@1 of x0_hat",
+    "R@1 of the final score",
+)
 SHOWN = 11  # levels
 
 
@@ -15,7 +23,7 @@ def level_rows(result: TrajectoryResult) -> list[tuple[str, ...]]:
     for place in chosen(result.levels, SHOWN):
         at = result.measures[place]
         recalls = (f"{recall:.1f}" for recall in (at.r1_x, at.r1_x0_hat, at.r1_final))
-        rows.append((str(at.level), f"{at.p_true:.3f}", f"{at.entropy:.3f}", *recalls))
+        rows.append((str(at.level), f"{at.share_of_x:.1f}", f"{at.p_true:.3f}", f"{at.entropy:.3f}", *recalls))
     return rows
 
 
