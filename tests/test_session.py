@@ -10,7 +10,7 @@ from fake_retriever import FakeRetriever, write_tone
 from serving import client_of, make_session, until
 
 from diffatr_cli.corpus.index import FolderIndex, IndexReport
-from diffatr_cli.corpus.session import PriorityLock
+from diffatr_cli.corpus.priority_lock import PriorityLock
 from diffatr_cli.errors import DiffATRError
 
 pytest_plugins = ["serving_fixtures"]
@@ -86,7 +86,7 @@ def test_who_waits_and_is_interrupted_leaves_the_lock_to_the_others(monkeypatch)
         taken = contextlib.ExitStack()
         taken.enter_context(lock.take())
         with monkeypatch.context() as patched:
-            patched.setattr("diffatr_cli.corpus.session.threading.Lock", lambda come=come: Interrupted(come))
+            patched.setattr("diffatr_cli.corpus.priority_lock.threading.Lock", lambda come=come: Interrupted(come))
             with pytest.raises(KeyboardInterrupt):
                 lock._wait(False)
         assert lock.waiting == 0
