@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import index, report, startup
+from benchmarks import index, report, service, startup
 from benchmarks.common import Row, Skip
 
 # That of kills runs a command again and again until it has been killed at every stage; of long recordings one is enough.
-SLOW = {("index", "kills"), ("index", "unchanged"), ("startup", "fresh processes")}
+SLOW = {("index", "kills"), ("index", "unchanged"), ("startup", "fresh processes"), ("service", "load")}
 SLOW |= {*(("long", name) for name in ("flac", "mp3", "opus", "wav"))}
 CASES = [
     pytest.param(topic, name, marks=pytest.mark.slow if (topic, name) in SLOW else ())
@@ -25,10 +25,11 @@ CASES = [
 
 @pytest.mark.parametrize(("topic", "name"), CASES)
 def test_every_benchmark_runs(topic, name, monkeypatch, request):
-    if topic in ("startup", "index", "long"):
+    if topic in ("startup", "index", "long", "service"):
         run, python = request.getfixturevalue("trained"), startup.python
         monkeypatch.setattr(startup, "make_run", lambda folder: run)
-        monkeypatch.setattr(index, "a_run", lambda folder: run)
+        for module in (index, service):
+            monkeypatch.setattr(module, "a_run", lambda folder: run)
         # Importing other people's packages in fresh processes takes seconds and shows nothing about this one.
         monkeypatch.setattr(startup, "python", lambda *a: "" if str(a[1]).startswith(("import", "from")) else python(*a))
     outcome = runner.run_case(topic, name, "tiny")

@@ -9,6 +9,7 @@ from fastapi.testclient import TestClient
 from serving import refusal
 from typer.testing import CliRunner
 
+from diffatr_cli.cli import answering
 from diffatr_cli.cli import serve as command
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.web import server
@@ -30,10 +31,10 @@ def other():
 def started(own, monkeypatch):
     """What the command line builds and opens, without serving."""
     seen = {"opened": []}
-    monkeypatch.setattr(command, "load_model", lambda *_: FakeRetriever(phase_two=True))
+    monkeypatch.setattr(answering, "load_model", lambda *_: FakeRetriever(phase_two=True))
     monkeypatch.setattr("webbrowser.open", seen["opened"].append)
 
-    def run(app, listener):
+    def run(app, listener, refused):
         seen["client"] = TestClient(app, base_url="http://localhost")
         listener.close()
         raise KeyboardInterrupt
@@ -47,13 +48,12 @@ def started(own, monkeypatch):
     return call
 
 
-def test_the_command_prints_the_address_and_ends_clean(started):
+def test_the_command_prints_the_address_and_ends_after_ctrl_c(started):
     seen = started("--port", "0")
     result = seen["result"]
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 130, result.output
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/\n", result.stdout)
     assert "Ctrl-C" in result.stderr
-    assert "stopped" in result.stderr
     assert seen["opened"] == []  # stdout is no terminal
     assert seen["client"].get("/").status_code == 200
     refusal(seen["client"].get("/", headers={"Host": "evil.example"}), 403, "own name")
@@ -73,7 +73,7 @@ def test_beyond_this_machine_a_key_is_needed(started):
 
 
 def test_wrong_use_is_told_before_any_work(started, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(answering, "load_model", lambda *_: pytest.fail("the model was loaded"))
     find = command.importlib.util.find_spec
     with monkeypatch.context() as patched:
         patched.setattr(command.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
@@ -85,6 +85,31 @@ def test_wrong_use_is_told_before_any_work(started, monkeypatch, tmp_path):
     with listen("127.0.0.1", 0) as taken:
         error = started("--port", str(taken.getsockname()[1]))["result"].exception
         assert isinstance(error, DiffATRError)
+
+
+def test_a_key_of_ones_own_stands_in_no_log(started, tmp_path):
+    key = "0123456789abcdef.~-_"
+    (tmp_path / "key").write_text(f"{key}\n")
+    seen = started("--key-file", str(tmp_path / "key"), "--port", "0", "--open")
+    result, client = seen["result"], seen["client"]
+    assert key not in result.output
+    assert seen["opened"] == [f"{result.stdout.strip()}?token={key}"]
+    refusal(client.get("/"), 401, "needs its key")  # on this machine too
+    refusal(client.get(f"/?token={key}", headers={"Host": "evil.example"}), 403, "own name")
+    assert client.get(f"/?token={key}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "content", [b"short", b"", b"a key with spaces in it", b"0123456789abcdef\nmore", "schlüsselschlüssel".encode()]
+)
+def test_what_is_no_key_is_told_and_not_shown(started, tmp_path, content):
+    (tmp_path / "key").write_bytes(content)
+    error = started("--key-file", str(tmp_path / "key"))["result"].exception
+    assert isinstance(error, UsageError)
+    assert "16 to 200 letters" in str(error)
+    error = started("--key-file", str(tmp_path / "nowhere"))["result"].exception
+    assert isinstance(error, DiffATRError)
+    assert "nowhere" in str(error)
 
 
 def test_ports():

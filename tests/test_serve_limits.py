@@ -21,7 +21,9 @@ from diffatr_cli.web.connection import Limits
 
 pytest_plugins = ["serving_fixtures"]
 
-SHORT = Limits(head_bytes=8 << 10, head_seconds=0.8, body_seconds=0.8, body_rate=1000, idle_seconds=1, linger_seconds=0.3)
+SHORT = Limits(
+    head_bytes=8 << 10, head_seconds=0.8, body_seconds=0.8, body_rate=1000, idle_seconds=1, linger_seconds=0.3, stop_seconds=0.3
+)
 FEW = Limits(connections=4, linger_seconds=0.3)
 HEAD = b"GET /api/state HTTP/1.1\r\nHost: localhost\r\n"
 POST = b"POST /api/sound HTTP/1.1\r\nHost: localhost\r\n"

@@ -1,13 +1,16 @@
 """A folder that is searched while its index keeps up with it."""
 
+import contextlib
 import threading
+import time
 from contextlib import contextmanager
 
+import pytest
 from fake_retriever import FakeRetriever, write_tone
 from serving import client_of, make_session, until
 
 from diffatr_cli.corpus.index import FolderIndex, IndexReport
-from diffatr_cli.corpus.session import PriorityLock
+from diffatr_cli.corpus.priority_lock import PriorityLock
 from diffatr_cli.errors import DiffATRError
 
 pytest_plugins = ["serving_fixtures"]
@@ -28,10 +31,72 @@ def test_patience():
             threads.append(threading.Thread(target=work, args=(name, patient)))
             threads[-1].start()
             started.wait()
-        until(lambda: lock._waiting == 1)
+        until(lambda: lock.waiting == 1)
     for thread in threads:
         thread.join()
     assert order == ["search", "indexing"]
+
+
+def test_the_lock_is_taken_in_the_order_of_asking_by_one_at_a_time():
+    lock, order, inside, most, threads = PriorityLock(), [], 0, 0, []
+
+    def work(name, patient):
+        nonlocal inside, most
+        with lock.take(patient=patient):
+            inside += 1
+            most = max(most, inside)
+            order.append(name)
+            time.sleep(0.001)
+            inside -= 1
+
+    with lock.take():
+        for name in range(20):
+            patient = name % 3 == 0
+            threads.append(threading.Thread(target=work, args=(name, patient)))
+            threads[-1].start()
+            until(lambda name=name: sum(map(len, lock._turns.values())) == name + 1)
+    for thread in threads:
+        thread.join()
+    assert order == [*(n for n in range(20) if n % 3), *range(0, 20, 3)]
+    assert most == 1
+    with lock.take(patient=True):  # it is free again
+        pass
+
+
+def test_who_waits_and_is_interrupted_leaves_the_lock_to_the_others(monkeypatch):
+    lock = PriorityLock()
+
+    class Interrupted:
+        """A turn that a signal interrupts, before it has come or just after."""
+
+        def __init__(self, come):
+            self.come, self.calls = come, 0
+
+        def acquire(self):
+            self.calls += 1
+            if self.calls == 2:
+                if self.come:
+                    lock._hand_on()
+                raise KeyboardInterrupt
+
+        def release(self):
+            pass
+
+    for come in (False, True):
+        taken = contextlib.ExitStack()
+        taken.enter_context(lock.take())
+        with monkeypatch.context() as patched:
+            patched.setattr("diffatr_cli.corpus.priority_lock.threading.Lock", lambda come=come: Interrupted(come))
+            with pytest.raises(KeyboardInterrupt):
+                lock._wait(False)
+        assert lock.waiting == 0
+        if come:  # it had been handed on, and was handed on again
+            assert not lock._taken
+            taken.pop_all()
+        else:
+            taken.close()
+        with lock.take():
+            pass
 
 
 def test_searches_go_on_while_the_folder_is_indexed(own, tmp_path, monkeypatch):
@@ -57,7 +122,7 @@ def test_searches_go_on_while_the_folder_is_indexed(own, tmp_path, monkeypatch):
     answers = []
     asking = threading.Thread(target=lambda: answers.append(client.get("/api/search", params={"q": "900 Hz"}).json()))
     asking.start()
-    until(lambda: own._lock._waiting == 1)
+    until(lambda: own._lock.waiting == 1)
     own.start()  # one update at a time
     assert own.update() is None
     go.set()

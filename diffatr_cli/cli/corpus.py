@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import UsageError
+from ..errors import DiffATRError, UsageError
 from .console import progress_bar, say
 
 if TYPE_CHECKING:
@@ -108,6 +108,14 @@ def tell_update(report: IndexReport) -> None:
         text += ": " + "; ".join(f"{each.path} ({each.reason})" for each in told[:3])
         text += " ..." if len(told) > 3 else ""
     say(text)
+
+
+def report_update(outcome: IndexReport | DiffATRError) -> None:
+    """What came of an update that nobody waits for, in one line."""
+    if isinstance(outcome, DiffATRError):
+        say(f"diffatr: {outcome}")
+    else:
+        tell_update(outcome)
 
 
 def clock_span(hit: Hit) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import traceback
 from typing import Annotated, Any
 
@@ -69,6 +70,7 @@ demo.register(app)
 
 # What typer raises for wrong use; not all of its versions have a name for it.
 _WrongUse: Any = typer.BadParameter.__base__
+_INDEXING = "index"  # the name of the thread of `corpus.session`
 _BY_SIGPIPE = 141  # what shells show for a program that ends because nobody reads what it writes
 
 
@@ -91,6 +93,8 @@ def main() -> None:
         if (line := signals.farewell()) and _tells("signal"):
             say(line, for_all=False)
     signals.finished(code)
+    if any(thread.name == _INDEXING for thread in threading.enumerate()):  # `serve` was ended in the midst of a long file
+        signals.end_at_once(code)
     sys.exit(code)
 
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import signal
+import socket
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..errors import DiffATRError, UsageError
+from ..files import reason
 from . import signals
-from .console import Device, Seed, progress_bar, say, show_line
-from .corpus import Corpus, IndexFolder, Model, NewestOf, Run, Shortlist, Steps, Weight, load_model, open_folder, tell_update
+from .answering import Settings, answering
+from .console import Device, Seed, say, show_line
+from .corpus import Corpus, IndexFolder, Model, NewestOf, Run, Shortlist, Steps, Weight, open_folder
 
-if TYPE_CHECKING:
-    from ..corpus.index import IndexReport
+_WORKER = f"{__package__}.serve_worker"
+_UNWINDING = 6.0  # seconds that a worker may take to end, once all is answered: an update ends after the file that it is at
 
 
 def serve(
@@ -39,6 +48,24 @@ def serve(
     runs: NewestOf = None,
     model_name: Model = None,
     index_folder: IndexFolder = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            "--workers",
+            min=1,
+            metavar="N",
+            help="Processes that answer, each with the model; they share one copy of the index. The bounds on connections and "
+            "uploads hold for each.",
+        ),
+    ] = 1,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--key-file",
+            metavar="FILE",
+            help="Holds the key, in place of a new one at each start. It is asked for on this machine too then.",
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -51,42 +78,58 @@ def serve(
     """
     if any(importlib.util.find_spec(name) is None for name in ("fastapi", "uvicorn")):
         raise UsageError("serve needs the extra `serve`: pip install 'diffatr[serve]'")
+    if workers > 1 and os.name == "nt":
+        raise UsageError("--workers: several processes cannot share a port on Windows. Leave it out.")
     import ipaddress
     import secrets
     import webbrowser
 
-    from ..corpus.session import SearchSession
-    from ..model import sampling_of
     from ..web import server
-    from ..web.app import make_app
 
-    folder = open_folder(corpus, index_folder)
+    open_folder(corpus, index_folder)  # or what is wrong with it would be told after the model is there
+    given = None if key_file is None else _read_key(key_file)
     listener = server.listen(host, port)
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    model = load_model(run, runs, model_name, device, weight)
-    sampling = sampling_of(model, folder=True, shortlist=shortlist, steps=steps, seed=seed)
-    session = SearchSession(model, folder, sampling, tell=say)
-    token = None if loopback else secrets.token_urlsafe(24)
-    hosts = frozenset((_bracketed(host).lower(), "localhost", "127.0.0.1", "[::1]")) if loopback else None
-    url = f"http://{_bracketed(_reachable(host))}:{number}/" + (f"?token={token}" if token else "")
-    app = make_app(session, hosts=hosts, token=token, refresh=lambda: session.start(told=_report), tell=say)
-    session.start(progress_bar, _report)
-    show_line(url)
-    say(f"{corpus}: open the address above in a browser. Ctrl-C ends this.")
-    if token:
-        say("Whoever has the whole address can search and hear this folder, and the connection is not encrypted.")
-    if _can_open() if open_browser is None else open_browser:
-        webbrowser.open(url)
+    token = given or (None if loopback else secrets.token_urlsafe(24))
+    hosts = [_bracketed(host).lower(), "localhost", "127.0.0.1", "[::1]"] if loopback else None
+    url = f"http://{_bracketed(_reachable(host))}:{number}/"
+    whole = f"{url}?token={token}" if token else url
+    settings = Settings(
+        corpus=str(corpus),
+        index_folder=_text(index_folder),
+        run=_text(run),
+        runs=_text(runs),
+        model_name=model_name,
+        device=device,
+        weight=weight,
+        steps=steps,
+        shortlist=shortlist,
+        seed=seed,
+        hosts=hosts,
+        token=token,
+        began=time.time(),
+        workers=workers,
+    )
+
+    def ready() -> None:
+        show_line(url if given else whole)  # a key that lasts stands in no log
+        say(f"{corpus}: open the address above in a browser. Ctrl-C ends this.")
+        if given:
+            say(f"Add ?token= to it, and what {key_file} holds.")
+        if token:
+            say("Whoever has the whole address can search and hear this folder, and the connection is not encrypted.")
+        if _can_open() if open_browser is None else open_browser:
+            webbrowser.open(whole)
+
+    serving = _serve_alone if workers == 1 else _serve_by_workers
     try:
         with signals.unwinding():
-            server.run(app, listener)
+            serving(settings, listener, ready)
     except KeyboardInterrupt:
-        if not signals.dealt_with():
+        if not signals.dealt_with(signal.SIGTERM):
             raise
         say("diffatr: stopped.")
-    finally:
-        session.stop()
 
 
 def register(app: typer.Typer) -> None:
@@ -94,11 +137,58 @@ def register(app: typer.Typer) -> None:
     app.command("serve")(serve)
 
 
-def _report(outcome: IndexReport | DiffATRError) -> None:
-    if isinstance(outcome, DiffATRError):
-        say(f"diffatr: {outcome}")
-    else:
-        tell_update(outcome)
+def _serve_alone(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve in this process until a signal."""
+    from ..web import server
+
+    with answering(settings) as (app, metrics):
+        ready()
+        try:
+            server.run(app, listener, metrics.refused)
+        finally:
+            signals.take_time()
+
+
+def _serve_by_workers(settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+    """Serve by processes of their own until a signal. They share the cores, and a folder."""
+    from ..corpus.board import Board
+    from ..web.metrics import FOLDER
+    from ..web.server import LIMITS
+    from ..web.workers import Workers
+
+    with tempfile.TemporaryDirectory(prefix="diffatr-", ignore_cleanup_errors=True) as place:
+        counts = Path(place, "counts")
+        counts.mkdir()
+        threads = max(1, (os.cpu_count() or 1) // settings.workers)
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), FOLDER: str(counts)}
+
+        def died(worker: int) -> None:
+            if worker == 0:
+                Board(Path(place)).forget_status()
+
+        told = asdict(settings) | {"place": place}
+        crew = Workers(_WORKER, settings.workers, listener, told, environment, say, died)
+        try:
+            crew.run(ready)
+        finally:
+            signals.take_time()
+            crew.stop(LIMITS.stop_seconds + _UNWINDING)
+
+
+def _read_key(file: Path) -> str:
+    try:
+        key = file.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise DiffATRError(f"{file}: {reason(error)}") from None
+    except UnicodeDecodeError:
+        key = ""
+    if not re.fullmatch(r"[\w.~-]{16,200}", key, re.ASCII):
+        raise UsageError(f"{file}: a key has 16 to 200 letters, digits and signs of -._~, and stands alone in its file.")
+    return key
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _bracketed(host: str) -> str:
@@ -107,8 +197,6 @@ def _bracketed(host: str) -> str:
 
 def _reachable(host: str) -> str:
     """A name for the address bar: where any address is listened on, this machine's."""
-    import socket
-
     return socket.gethostname() if host in ("0.0.0.0", "::", "") else host
 
 

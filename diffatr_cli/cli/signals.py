@@ -37,12 +37,14 @@ class _Arrival:
     Attributes:
         postponed: no exception could be raised for it yet.
         reminder: the next call of the handler is not another signal, but this one again.
+        patient: what it ends may take as long as it needs.
     """
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.postponed = False
         self.reminder = False
+        self.patient = False
 
 
 _arrival: _Arrival | None = None
@@ -77,13 +79,30 @@ def unwinding() -> Iterator[None]:
         _unwinding.pop()
 
 
-def dealt_with() -> bool:
-    """Whether a KeyboardInterrupt just caught was Ctrl-C, which then counts no more; otherwise it has to be raised again."""
+def dealt_with(number: int = signal.SIGINT) -> bool:
+    """Whether a KeyboardInterrupt just caught was this signal, which then counts no more; otherwise it has to be raised again.
+
+    One that no signal brought is Ctrl-C.
+    """
     global _arrival
-    if _arrival is not None and _arrival.number != signal.SIGINT:
+    if (signal.SIGINT if _arrival is None else _arrival.number) != number:
         return False
     _arrival = None
     return True
+
+
+def take_time() -> None:
+    """Let what a signal ends take as long as it needs from here on. A second signal still ends the process at once."""
+    if _arrival is not None:
+        _arrival.patient = True
+
+
+def end_at_once(code: int) -> NoReturn:
+    """End the process where threads may still be in native code, which crashes when Python is taken apart around it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def arrived() -> bool:
@@ -146,7 +165,7 @@ def _insist(arrival: _Arrival) -> None:
     """Remind the main thread of a signal that had to wait, and end the process when it takes too long."""
     deadline = time.monotonic() + GRACE
     while _arrival is arrival:
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline and not arrival.patient:
             _end()
         if arrival.postponed:
             arrival.reminder = True

@@ -110,10 +110,13 @@ class FolderIndex:
         path = self._snapshot_path(model_id, frames)
         snapshot = read_snapshot(path, self._mark_of_tables(model_id, frames))
         recordings = snapshot.recordings() if snapshot else self._read_tables(model_id, frames=frames)
-        if not frames:
-            return recordings
+        return self.with_frames(model_id, recordings) if frames else recordings
+
+    def with_frames(self, model_id: str, recordings: Recordings) -> Recordings:
+        """Recordings that have their `hashes`, with their frames, which are read where a search asks."""
         from .frames import StoredFrames
 
+        path = self._snapshot_path(model_id, frames=True)
         of_windows = StoredFrames(self._frame_table(model_id), path, recordings.hashes, recordings.offsets)
         return replace(recordings, frames=of_windows)
 

@@ -21,6 +21,7 @@ from ..errors import UsageError
 from ..model import sampling_of
 from .index import Recordings
 from .reading import Reading, read_queries
+from .stopwatch import stage
 
 if TYPE_CHECKING:
     from ..core.sampler import OnStep
@@ -91,6 +92,7 @@ class Found:
         return told + (" The model understands English alone." if reading.foreign else "")
 
 
+@stage("embed")
 def embed_sound(retriever: Retriever, waveform: np.ndarray) -> np.ndarray:
     """A sound as a query, (D,) unit vector: the direction of the mean over its windows. `waveform` is mono at the
     rate of the retriever's windowing, not empty."""
@@ -172,15 +174,17 @@ def search(
     of_queries: Sequence[Reading | None] = readings or [None] * len(queries)
     if not len(recordings):
         return [Found([], None, calibrated=bool(probability), reading=each) for each in of_queries]
-    cosine = recordings.vectors @ queries.T.astype(np.float32)  # (W, Q)
     penalty = np.zeros(len(recordings.vectors), np.float32)
-    if unwanted is not None:
-        penalty = np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))
+    with stage("cosine"):
+        cosine = recordings.vectors @ queries.T.astype(np.float32)  # (W, Q)
+        if unwanted is not None:
+            penalty = np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))
     judges = refine and calibration is not None and calibration.presence is not None
     deep = max(depth(reranker, sampling, top), sampling.shortlist or 0 if judges else 0)
     results = []
     for number, (query, of_window, reading) in enumerate(zip(queries, cosine.T, of_queries, strict=True)):
-        order, windows = best_windows(of_window - penalty, recordings.offsets, deep)
+        with stage("cosine"):
+            order, windows = best_windows(of_window - penalty, recordings.offsets, deep)
         scores, present = of_window[windows].astype(np.float64), None
         near = slice(sampling.shortlist)
         x0_hat = None
@@ -234,7 +238,8 @@ def search_texts(
         UsageError: as `search` and `embed_texts`.
     """
     check_texts(texts)
-    queries, pooled = retriever.embed_and_pool_text(texts)
+    with stage("embed"):
+        queries, pooled = retriever.embed_and_pool_text(texts)
     readings = read_queries(retriever, texts, pooled)
     how: dict[str, Any] = {"tokens": token_states(retriever, texts), "readings": readings, **options}
     return search(retriever, recordings, queries, sampling, **how)
@@ -271,6 +276,7 @@ def depth(reranker: Reranker | None, sampling: Sampling, top: int) -> int:
     return max(top, sampling.shortlist) if reranker.fuses else sampling.shortlist
 
 
+@stage("diffusion")
 def sample_x0(
     retriever: Retriever,
     direction: Direction,
@@ -301,6 +307,7 @@ def final_scores(
     return reranker.shortlist_scores(direction, base, None if x0_hat is None else x0_hat.mean(0))
 
 
+@stage("embed")
 def embed_texts(retriever: Retriever, texts: Sequence[str]) -> np.ndarray:
     """Texts as queries, (Q, D) unit vectors. Raises UsageError for a text without a letter or digit."""
     check_texts(texts)

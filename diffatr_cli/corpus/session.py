@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..data.audio import Samples
 from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .index import FolderIndex, IndexReport, Recordings
+from .priority_lock import PriorityLock
 from .search import Found, embed_sound, embed_texts, search, search_texts, token_states
 from .trajectory import Trajectory, trajectory
 
@@ -60,42 +61,30 @@ class IndexStatus(NamedTuple):
     problem: str | None
 
 
-class _IndexState(NamedTuple):
-    """One state of the index, only ever replaced as a whole, so that whoever reads it needs no lock."""
+class IndexState(NamedTuple):
+    """One state of the index, only ever replaced as a whole, so that whoever reads it needs no lock.
+
+    Attributes:
+        files: the number in `recordings` of the file that a key stands for.
+        outside: files that links lead to outside the folder, by path.
+        version: a hash of `recordings` but for frames.
+        since: when this version was first taken up, by `time.time`.
+    """
 
     recordings: Recordings
-    files: dict[str, int]  # the number in `recordings` of the file that a key stands for
-    outside: dict[str, str]  # files that links lead to outside the folder, by path
+    files: dict[str, int]
+    outside: dict[str, str]
+    version: str
+    since: float
+
+    @classmethod
+    def of(cls, recordings: Recordings, outside: dict[str, str], version: str, since: float) -> IndexState:
+        """The state of recordings, with the keys of its files."""
+        return cls(recordings, {key_of(path): number for number, path in enumerate(recordings.paths)}, outside, version, since)
 
 
 class _Stopped(Exception):
     """Ends an update between two files."""
-
-
-class PriorityLock:
-    """A priority lock: one holder at a time; those who take it patiently wait until nobody else waits."""
-
-    def __init__(self) -> None:
-        self._free = threading.Condition()
-        self._taken = False
-        self._waiting = 0
-
-    @contextlib.contextmanager
-    def take(self, *, patient: bool = False) -> Iterator[None]:
-        """Hold the lock while the block runs."""
-        with self._free:
-            self._waiting += not patient
-            try:
-                self._free.wait_for(lambda: not self._taken and not (patient and self._waiting))
-                self._taken = True
-            finally:
-                self._waiting -= not patient
-        try:
-            yield
-        finally:
-            with self._free:
-                self._taken = False
-                self._free.notify_all()
 
 
 class _YieldingModel:
@@ -145,7 +134,7 @@ class SearchSession:
         self._sampling = sampling
         self._lock = PriorityLock()
         self._root = os.path.realpath(folder.corpus)
-        self._state = _IndexState(Recordings.none(), {}, {})
+        self._state = nothing_yet()
         self._updating, self._starting = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -163,6 +152,12 @@ class SearchSession:
         """How the index stands now."""
         recordings = self._state.recordings
         return IndexStatus(len(recordings), len(recordings.spans), self._skipped, self._indexing, self._problem)
+
+    @property
+    def version(self) -> tuple[str, float]:
+        """Of the index as it is searched now: a hash of what it holds, and when that was taken up, by `time.time`."""
+        state = self._state
+        return state.version, state.since
 
     def by_text(self, text: str, top: int, unwanted: str | None = None) -> Found:
         """The best files for a text, that do not sound like another one. Raises UsageError for one without a letter or digit."""
@@ -265,7 +260,9 @@ class SearchSession:
         """
         with self._starting:
             if self._thread is not None and self._thread.is_alive():
-                return
+                if self._indexing is not None:
+                    return
+                self._thread.join()  # the update is over, and what came of it is being told
             first = self._thread is None
             self._indexing = (0, 0)  # now, or whoever asks for the state next would take it for done
             self._thread = threading.Thread(target=self._work, args=(first, watch, told), name="index", daemon=True)
@@ -328,7 +325,9 @@ class SearchSession:
         """Take up what the index holds. Links out of the folder are trusted only where an update has just seen every file."""
         recordings = self.folder.read(self.model.model_id, frames=self.model.sees_frames)
         outside = _outside(self._root, recordings.paths) if settled else {}
-        self._state = _IndexState(recordings, {key_of(path): number for number, path in enumerate(recordings.paths)}, outside)
+        version, before = _version(recordings), self._state
+        since = before.since if version == before.version else time.time()
+        self._state = IndexState.of(recordings, outside, version, since)
 
 
 def key_of(path: str) -> str:
@@ -336,13 +335,26 @@ def key_of(path: str) -> str:
     return hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
 
 
-def _file_of(state: _IndexState, key: str) -> int:
+def nothing_yet() -> IndexState:
+    """The state before anything was read."""
+    none = Recordings.none()
+    return IndexState.of(none, {}, _version(none), time.time())
+
+
+def _version(recordings: Recordings) -> str:
+    content = hashlib.blake2b(b"\0".join(map(os.fsencode, recordings.paths)), digest_size=8)
+    for array in (recordings.content, recordings.offsets, recordings.spans, recordings.vectors):
+        content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return content.hexdigest()
+
+
+def _file_of(state: IndexState, key: str) -> int:
     if (file := state.files.get(key)) is None:
         raise NotServed("There is no such clip in the index.", gone=True)
     return file
 
 
-def _seconds(state: _IndexState, file: int) -> float:
+def _seconds(state: IndexState, file: int) -> float:
     return float(state.recordings.spans[state.recordings.rows_of(file).stop - 1, 1])
 
 

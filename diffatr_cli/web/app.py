@@ -16,6 +16,8 @@ from .answers import found_response, json_response, media_type, trajectory_respo
 from .excerpts import Pictures, as_wav
 from .failures import answer_failures
 from .gate import Gate
+from .health import Place, health_response
+from .metrics import Measure, Metrics, make_metrics
 from .page import read_page
 from .ranges import send_bytes, send_file
 from .spectrogram import Theme, png
@@ -37,6 +39,8 @@ def make_app(
     token: str | None = None,
     upload: int = UPLOAD,
     refresh: Callable[[], None] | None = None,
+    place: Place | None = None,
+    metrics: Metrics | None = None,
     tell: Callable[[str], None] = logging.getLogger(__name__).error,
 ) -> FastAPI:
     """The page of a search session and all that it asks for.
@@ -47,16 +51,27 @@ def make_app(
         token: what a browser must bring, once in the address as `?token=`, then in the cookie that it gets for that.
         upload: bytes of a dropped file at most.
         refresh: begins to bring the index up to date; `session.start` if None.
+        place: which process of the service this is; the only one, begun now, if None.
+        metrics: what counts and times the answers; that of `make_metrics` if None.
         tell: gets a fault that nobody expected, line by line.
     """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page, policy = read_page()
-    pictures, uploads = Pictures(), Uploads(session, upload)
+    place, metrics = place or Place(), metrics or make_metrics()
+    pictures, uploads = Pictures(), Uploads(session, upload, metrics.timed)
     begin = session.start if refresh is None else refresh
 
     @app.get("/")
     def index() -> Response:
         return Response(page, media_type="text/html; charset=utf-8")
+
+    @app.get("/health")
+    def health(request: Request) -> Response:
+        return health_response(session, place, briefly=request.scope["diffatr.keyless"])
+
+    @app.get("/metrics")
+    def measured() -> Response:
+        return metrics.page(session, place.began)
 
     @app.get("/api/state")
     def state() -> Response:
@@ -72,12 +87,12 @@ def make_app(
     @app.get("/api/search")
     def by_text(q: _Text, top: _Top = TOP, unwanted: _Unwanted = None) -> Response:
         began = time.perf_counter()
-        return found_response(session, session.by_text(q, top, unwanted), began)
+        return found_response(session, metrics.timed(lambda: session.by_text(q, top, unwanted)), began)
 
     @app.get("/api/like/{key}")
     def like(key: str, start: _Second = 0.0, top: _Top = TOP) -> Response:
         began = time.perf_counter()
-        return found_response(session, session.like(key, start, top), began)
+        return found_response(session, metrics.timed(lambda: session.like(key, start, top)), began)
 
     @app.post("/api/sound")
     async def by_sound(request: Request, name: str = "sound", top: _Top = TOP) -> Response:
@@ -108,6 +123,7 @@ def make_app(
     def transcoded(key: str, request: Request, start: _Second, end: _Second) -> Response:
         return send_bytes(as_wav(session.clip(key), start, end), request.headers, "audio/wav")
 
-    answer_failures(app, tell)
-    app.add_middleware(Gate, hosts=hosts, token=token, policy=policy)  # the last added is the outermost
+    answer_failures(app, tell, metrics.failed)
+    app.add_middleware(Gate, hosts=hosts, token=token, policy=policy)
+    app.add_middleware(Measure, metrics=metrics)  # the last added is the outermost
     return app

@@ -10,6 +10,7 @@ import asyncio
 import http
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ class Limits:
         body_rate: bytes a second.
         idle_seconds: between an answer and the next request.
         linger_seconds: that a client has to read why it was turned away.
+        stop_seconds: that an answer has to come to its end once the server stops.
     """
 
     connections: int = 100
@@ -40,6 +42,7 @@ class Limits:
     body_rate: float = 32 << 10
     idle_seconds: int = 5
     linger_seconds: float = 1.0
+    stop_seconds: float = 5.0
 
 
 class LimitedConnection(H11Protocol):
@@ -48,6 +51,8 @@ class LimitedConnection(H11Protocol):
     limits: Limits
     turned_away: set[LimitedConnection]
     """Connections beyond the limit that are being told so."""
+    refused: Callable[[int], None]
+    """Called with the status of each refusal that no app has seen."""
 
     _refused = False
     _awaited: Literal["head", "body", "rest"] | None = None
@@ -95,14 +100,17 @@ class LimitedConnection(H11Protocol):
             self._refuse(400, "This is no HTTP request.")
 
     def shutdown(self) -> None:
-        """Called when the server stops. A request that is at work is told so: it may have long to go."""
+        """Called when the server stops. What is being answered may come to its end; what takes too long is told so."""
         if self._refused:
             self.transport.close()
-        elif self.cycle is not None and not self.cycle.response_complete:
+            return
+        self.loop.call_later(self.limits.stop_seconds, self._stop_waiting)
+        super().shutdown()
+
+    def _stop_waiting(self) -> None:
+        if not self._refused and not self.transport.is_closing():
             self._refuse(503, "The server is being stopped.")
             self.transport.close()
-        else:
-            super().shutdown()
 
     def _watch(self) -> None:
         """Start or stop the clock, according to what is to come now."""
@@ -154,6 +162,7 @@ class LimitedConnection(H11Protocol):
     def _refuse(self, status: int, sentence: str) -> None:
         """Answer with a sentence, whatever was asked, and end the connection."""
         self._refused = True
+        self.refused(status)
         self._stop_timer()
         self._unset_keepalive_if_required()
         if self.cycle is not None and not self.cycle.response_complete:
@@ -175,7 +184,7 @@ class LimitedConnection(H11Protocol):
         self.loop.call_later(self.limits.linger_seconds, self.transport.abort)
 
 
-def limited(limits: Limits) -> type[LimitedConnection]:
-    """The class of connections for one server."""
-    members: dict[str, Any] = {"limits": limits, "turned_away": set()}
+def limited(limits: Limits, refused: Callable[[int], None] = lambda status: None) -> type[LimitedConnection]:
+    """The class of connections for one server; `refused` as there."""
+    members: dict[str, Any] = {"limits": limits, "turned_away": set(), "refused": staticmethod(refused)}
     return type("Connection", (LimitedConnection,), members)

@@ -19,11 +19,14 @@ from .answers import json_response
 from .uploads import TooLarge
 
 
-def answer_failures(app: FastAPI, tell: Callable[[str], None]) -> None:
-    """Let an app answer every exception with a sentence; `tell` gets the lines for whoever runs the server."""
+def answer_failures(
+    app: FastAPI, tell: Callable[[str], None], failed: Callable[[BaseException], None] = lambda error: None
+) -> None:
+    """Let an app answer every exception with a sentence; `tell` gets the lines for whoever runs the server, and `failed` what
+    nobody expected."""
 
     @app.exception_handler(DiffATRError)
-    def failed(request: Request, error: DiffATRError) -> Response:
+    def told(request: Request, error: DiffATRError) -> Response:
         status = 400
         if isinstance(error, NotServed):
             status = 404 if error.gone else 403
@@ -43,7 +46,7 @@ def answer_failures(app: FastAPI, tell: Callable[[str], None]) -> None:
         text = "There is nothing at this address." if error.status_code == 404 else str(error.detail)
         return json_response({"error": text}, error.status_code)
 
-    app.add_middleware(CatchAll, tell=tell)
+    app.add_middleware(CatchAll, tell=tell, failed=failed)
 
 
 class CatchAll:
@@ -52,8 +55,8 @@ class CatchAll:
     Not only `Exception`: a library's call of `sys.exit`, or a panic in its native code, ends one request, not the server.
     """
 
-    def __init__(self, app: ASGIApp, tell: Callable[[str], None]) -> None:
-        self.app, self.tell = app, tell
+    def __init__(self, app: ASGIApp, tell: Callable[[str], None], failed: Callable[[BaseException], None]) -> None:
+        self.app, self.tell, self.failed = app, tell, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = False
@@ -70,6 +73,7 @@ class CatchAll:
         except GeneratorExit:
             raise
         except BaseException as error:
+            self.failed(error)
             if began:
                 self._report("broke off", scope, error)
                 raise  # the connection is closed, from which the client sees that the answer is not whole

@@ -49,7 +49,10 @@ class Gate:
         if refusal := self._stranger(request.headers):
             await json_response({"error": refusal}, 403)(scope, receive, guarded)
             return
-        if self.token is not None and not self._same(request.cookies.get(self.cookie)):
+        # Without the key it is told whether the service is well, and no more: whoever watches over it may have no key.
+        keyless = self.token is not None and not (self._same(request.cookies.get(self.cookie)) or self._has_key(request.headers))
+        scope["diffatr.keyless"] = keyless
+        if keyless and not (scope["path"] == "/health" and request.method == "GET"):
             if not (scope["path"] == "/" and request.method == "GET" and self._same(request.query_params.get("token"))):
                 text = "This page needs its key: open the whole address that `diffatr serve` printed."
                 await json_response({"error": text}, 401)(scope, receive, guarded)
@@ -60,6 +63,11 @@ class Gate:
 
     def _same(self, offered: str | None) -> bool:
         return hmac.compare_digest((offered or "").encode(), (self.token or "").encode())
+
+    def _has_key(self, headers: Headers) -> bool:
+        """Whether a program, which keeps no cookies, brought the key. No page can let a browser send this header elsewhere."""
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        return kind.lower() == "bearer" and self._same(key.strip())
 
     def _stranger(self, headers: Headers) -> str | None:
         """Why a request comes from another page than this one, or for another name than this server's."""

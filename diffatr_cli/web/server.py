@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -14,6 +16,7 @@ from .connection import Limits, limited
 PORT = 8765
 """Where the page is if nobody says otherwise and the place is free."""
 LIMITS = Limits()
+_BACKLOG = 128  # connections that wait to be taken
 
 
 def listen(host: str, port: int | None) -> socket.socket:
@@ -33,7 +36,7 @@ def listen(host: str, port: int | None) -> socket.socket:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind(place)
-            listener.listen(128)
+            listener.listen(_BACKLOG)
             return listener
         except OSError as error:
             listener.close()
@@ -43,23 +46,39 @@ def listen(host: str, port: int | None) -> socket.socket:
     )
 
 
-def make_server(app: ASGIApp, limits: Limits = LIMITS) -> uvicorn.Server:
-    """A server that holds clients to limits."""
+class _Server(uvicorn.Server):
+    """A server that shares its port fairly."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(_BACKLOG)
+
+
+def make_server(app: ASGIApp, limits: Limits = LIMITS, refused: Callable[[int], None] = lambda status: None) -> uvicorn.Server:
+    """A server that holds clients to limits.
+
+    Args:
+        refused: called with the status of each refusal that the app has not seen.
+    """
     config = uvicorn.Config(
         app,
-        http=limited(limits),
+        http=limited(limits, refused),
+        # asyncio takes as many connections at a time as may wait. Of several processes on one port the first to wake would
+        # take all of them; one at a time they take turns.
+        backlog=1,
         h11_max_incomplete_event_size=limits.head_bytes,
         timeout_keep_alive=limits.idle_seconds,
-        timeout_graceful_shutdown=1,
+        timeout_graceful_shutdown=math.ceil(limits.stop_seconds) + 1,
         log_level="critical",  # what strangers send is no news, and faults are told by the app
         access_log=False,
         server_header=False,
         lifespan="off",
         ws="none",
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
-def run(app: ASGIApp, listener: socket.socket) -> None:
-    """Serve until Ctrl-C, which comes out as KeyboardInterrupt once open answers are ended."""
-    make_server(app).run(sockets=[listener])
+def run(app: ASGIApp, listener: socket.socket, refused: Callable[[int], None] = lambda status: None) -> None:
+    """Serve until Ctrl-C or SIGTERM, which comes out as KeyboardInterrupt once what was asked is answered."""
+    make_server(app, LIMITS, refused).run(sockets=[listener])

@@ -54,11 +54,18 @@ class Uploads:
 
     Args:
         most: bytes of an upload at most.
+        timed: makes the search itself, once the sound was received and decoded.
         longest: seconds of it at most.
     """
 
-    def __init__(self, session: SearchSession, most: int = UPLOAD, longest: float = LONGEST) -> None:
-        self.session, self.most, self.longest = session, most, longest
+    def __init__(
+        self,
+        session: SearchSession,
+        most: int = UPLOAD,
+        timed: Callable[[Callable[[], Found]], Found] = lambda search: search(),
+        longest: float = LONGEST,
+    ) -> None:
+        self.session, self.most, self.timed, self.longest = session, most, timed, longest
         self._decoding = asyncio.Semaphore(_AT_ONCE)
 
     async def search(self, request: Request, name: str, top: int) -> tuple[Found, str | None]:
@@ -85,7 +92,7 @@ class Uploads:
         # A view of the session for this one question: the same index, lock and model, which stops where the check says so.
         asking = copy.copy(self.session)
         asking.model = _CheckedModel(self.session.model, check)  # type: ignore[assignment]
-        return asking.by_sound(upload.samples, top), upload.note
+        return self.timed(lambda: asking.by_sound(upload.samples, top)), upload.note
 
 
 class _CheckedModel:
