@@ -73,8 +73,11 @@ def test_every_level_is_that_of_the_plain_loop(
         assert np.allclose(result.x0_hat[i], x0_hat[row, order], atol=1e-4)
         at = result.measures[i]
         assert at.level == level
-        share = share_of_x(denoiser, x, level, queries.double(), candidates.double())
+        share = share_of_x(denoiser, level, x, queries.double(), candidates.double())
         assert at.share_of_x == pytest.approx(100 * share, rel=1e-3)
+        true = np.zeros(tuple(x.shape), bool)
+        for q, each in enumerate(relevant):
+            true[q, each] = True
         assert at.p_true == pytest.approx((x0_hat.numpy() * true).sum(1).mean(), abs=1e-5)
         logs = np.log(np.maximum(x0_hat.numpy(), 1e-300))
         assert at.entropy == pytest.approx(-(x0_hat.numpy() * logs).sum(1).mean(), abs=1e-4)
