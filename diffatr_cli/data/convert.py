@@ -19,9 +19,9 @@ from pathlib import Path
 
 from ..errors import DiffATRError
 from ..files import reason, replacing
+from ..interrupts import interrupts_wait
 from ..types import SAMPLE_RATE
 from . import audio
-from .interrupts import interrupts_wait
 from .write_wav import MOST_FRAMES, PcmCounter, stream_wav
 
 SHORTEST = 0.1
