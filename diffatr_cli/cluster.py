@@ -65,9 +65,9 @@ class _Row(NamedTuple):
 
 
 class _Workers(NamedTuple):
-    """How many there are, and what each has."""
+    """How many there are (`number`), and what each has."""
 
-    count: int
+    number: int
     device: str
     threads: int
 
@@ -217,7 +217,7 @@ class RayEngine:
             fn_constructor_args=(ray.put(work), notes, __version__),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(workers.count, len(batches)), max_tasks_in_flight_per_actor=2),
+            compute=ActorPoolStrategy(size=min(workers.number, len(batches)), max_tasks_in_flight_per_actor=2),
             num_cpus=workers.threads,
             num_gpus=1 if workers.device == "cuda" else 0,
         )
@@ -288,6 +288,7 @@ class RayEngine:
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # asks the network
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # or threads of a round that is given up start a Ray of their own
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # what else it says goes to stderr
 }
 _REMEDY = "The same command continues where this one stopped; `ray status` and the logs of the cluster tell more."

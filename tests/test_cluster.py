@@ -19,11 +19,13 @@ from fake_retriever import RATE, FakeRetriever, contents, tone, write_tone
 from test_cli_signals import LINE, nothing_is_left_of
 from test_engines import a_corpus, as_rows
 
+from diffatr_cli import cluster
+
+os.environ.update(cluster._ENVIRONMENT)  # before Ray is loaded
 ray = pytest.importorskip("ray")
 
 import soundfile  # noqa: E402
 
-from diffatr_cli import cluster  # noqa: E402
 from diffatr_cli.corpus.embedding import Elsewhere  # noqa: E402
 from diffatr_cli.corpus.index import FolderIndex  # noqa: E402
 from diffatr_cli.corpus.scan import Stamp  # noqa: E402
