@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from audio_files import bad_files
+from audio_files import bad_files, table
 from cluster_work import Count, loader
 from command_line import typed
 from fake_retriever import FakeRetriever, contents, write_tone
@@ -22,6 +22,8 @@ from test_imports import loaded_after
 from diffatr_cli import __version__, cluster
 from diffatr_cli.corpus.embedding import Elsewhere, EmbedFiles, _File
 from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.data.convert import Conversion, Converter
+from diffatr_cli.data.folder import prepare_folder
 from diffatr_cli.engines import InProcess, ItemLost, by_item
 from diffatr_cli.errors import DiffATRError, UsageError
 
@@ -266,6 +268,38 @@ def test_a_lost_item_is_a_reason_that_does_not_last(tmp_path):
     assert [(each.path, each.reason) for each in report.skipped] == [("a.wav", "cannot be decoded (it died twice)")]
     assert report.files == 1
     assert index.update(FakeRetriever(), elsewhere=Elsewhere(InProcess(), loader())).embedded == 1
+
+
+# --- clips that are converted elsewhere -------------------------------------------------------------------------------
+
+
+def a_table(folder):
+    """Good and bad recordings with captions; the folder."""
+    clips = a_corpus(folder / "clips")
+    (clips / "0/long.wav").write_bytes((clips / "0/4.wav").read_bytes())
+    paths = sorted(path for path in clips.rglob("*") if path.is_file() and path.suffix != ".json")
+    table(folder / "c.csv", "file,caption,split", [[str(path), "a sound", "train"] for path in paths])
+    return folder
+
+
+def test_a_data_set_is_the_same(tmp_path):
+    source = a_table(tmp_path / "source")
+    here = prepare_folder(tmp_path / "here", source, workers=1)
+    there = prepare_folder(tmp_path / "there", source, engine=InProcess())
+    assert there.to_json() | {"name": "", "root": ""} == here.to_json() | {"name": "", "root": ""}
+    assert here.converted > 5
+    assert here.skipped
+    for path in (tmp_path / "here").rglob("*.wav"):
+        assert (tmp_path / "there" / path.relative_to(tmp_path / "here")).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in (tmp_path / "there").iterdir()) == sorted(
+        path.name for path in (tmp_path / "here").iterdir()
+    )
+    assert prepare_folder(tmp_path / "there", source, engine=InProcess()).converted == 0
+
+
+def test_a_worker_tells_that_it_cannot_see_the_data_set(tmp_path):
+    with pytest.raises(UsageError, match="not to be seen there"):
+        Conversion(Converter(), tmp_path, ".seen").open()
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
