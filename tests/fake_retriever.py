@@ -131,7 +131,7 @@ if __name__ == "__main__":  # a process for the tests to kill: python fake_retri
             time.sleep(0.005)
             return super().embed_audio(waveforms)
 
-    update._COMMIT_SECONDS, update._BATCH = 0.0, 1
+    update._COMMIT_SECONDS, update.BATCH = 0.0, 1
     corpus, folder = map(Path, sys.argv[1:])
     folder_index = FolderIndex(corpus, folder)
     print("ready", flush=True)

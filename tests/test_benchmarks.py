@@ -14,7 +14,7 @@ from benchmarks import index, report, service, startup
 from benchmarks.common import Row, Skip
 
 # That of kills runs a command again and again until it has been killed at every stage; of long recordings one is enough.
-SLOW = {("index", "kills"), ("index", "unchanged"), ("startup", "fresh processes"), ("service", "load")}
+SLOW = {("index", "kills"), ("index", "unchanged"), ("startup", "fresh processes"), ("service", "load"), ("cluster", "workers")}
 SLOW |= {*(("long", name) for name in ("flac", "mp3", "opus", "wav"))}
 CASES = [
     pytest.param(topic, name, marks=pytest.mark.slow if (topic, name) in SLOW else ())
@@ -25,7 +25,7 @@ CASES = [
 
 @pytest.mark.parametrize(("topic", "name"), CASES)
 def test_every_benchmark_runs(topic, name, monkeypatch, request):
-    if topic in ("startup", "index", "long", "service"):
+    if topic in ("startup", "index", "long", "service", "cluster"):
         run, python = request.getfixturevalue("trained"), startup.python
         monkeypatch.setattr(startup, "make_run", lambda folder: run)
         for module in (index, service):

@@ -17,7 +17,19 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = {"torch", "transformers", "numba", "pyarrow", "lancedb", "resampy", "soxr", "soundfile", "scipy", "pandas", "numpy"}
 
 # What each room may import. Files at the top of the package are rooms of their own, lowest first.
-FOUNDATION = {"types", "errors", "printable", "files", "progress", "collection", "network", "launched", "__init__"}
+FOUNDATION = {
+    "types",
+    "errors",
+    "printable",
+    "files",
+    "progress",
+    "collection",
+    "network",
+    "launched",
+    "interrupts",
+    "engines",
+    "__init__",
+}
 OTHERS = {"device", "processes", "pretrained", "encoders"}
 SHARED = FOUNDATION | OTHERS | {"recipe_schema", "recipe", "runs", "checkpoint", "phase_two", "model"}
 MODELS = SHARED | {"core", "calibrations", "two_tower"}
@@ -31,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "runs": FOUNDATION | {"recipe_schema", "recipe"},
     "checkpoint": FOUNDATION,
     "device": FOUNDATION,
+    "cluster": FOUNDATION,
     "processes": FOUNDATION,
     "pretrained": FOUNDATION | {"core"},
     "encoders": FOUNDATION | {"core", "recipe_schema", "device", "pretrained"},
@@ -46,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "web": FOUNDATION | {"core", "data", "corpus"},
     "report": FOUNDATION | {"evaluation", "reproduce"},
     "api": MODELS | {"data", "corpus"},
-    "cli": MODELS | {"models_there", "data", "evaluation", "training", "reproduce", "corpus", "web", "report"},
+    "cli": MODELS | {"cluster", "models_there", "data", "evaluation", "training", "reproduce", "corpus", "web", "report"},
     "__main__": {"cli", "errors"},
 }
 REEXPORTS = {

@@ -319,7 +319,7 @@ def test_kill_9(tmp_path):
 
 def test_a_second_update_is_refused_while_one_runs_and_reading_goes_on(corpus, monkeypatch):
     monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(module, "_BATCH", 1)
+    monkeypatch.setattr(module, "BATCH", 1)
     index, model, seen = FolderIndex(corpus), FakeRetriever(), []
     write_tone(corpus / "zero.wav", 123, 1)
     index.update(model)

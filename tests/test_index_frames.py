@@ -300,7 +300,7 @@ def test_frames_of_files_that_are_gone_stay_for_searches_that_run_and_go_later(c
 
 
 def test_a_file_that_fails_after_its_first_windows_leaves_no_frames(corpus, monkeypatch):
-    monkeypatch.setattr(update, "_BATCH", 1)
+    monkeypatch.setattr(update, "BATCH", 1)
     examine = update.examine
 
     def fails(path, *rest):
@@ -325,7 +325,7 @@ class _Killed(BaseException):
 
 
 def test_a_kill_between_any_two_writes_is_healed_by_the_next_update(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(update, "_BATCH", 2)
+    monkeypatch.setattr(update, "BATCH", 2)
     monkeypatch.setattr(update, "_COMMIT_WINDOWS", 3)
     writes = [(FrameTable, name) for name in ("add", "complete", "keep", "_write_anew")]
     writes += [(store.WindowTable, "add"), (store.FileTable, "put")]

@@ -36,7 +36,7 @@ def test_the_windows_of_a_stream_are_those_of_the_whole(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update, "_READ_AHEAD", 8 << 20)  # what may wait is bounded too
+    monkeypatch.setattr(update, "READ_AHEAD", 8 << 20)  # what may wait is bounded too
 
     told: list[str] = []
 

@@ -17,9 +17,9 @@ import pytest
 from audio_files import sine, table, write
 
 from diffatr_cli.data.convert import Converter, convert_all
-from diffatr_cli.data.interrupts import interrupts_wait
 from diffatr_cli.data.manifest import MANIFEST
 from diffatr_cli.errors import INTERRUPTED
+from diffatr_cli.interrupts import interrupts_wait
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="lists processes under /proc")
 

@@ -12,8 +12,10 @@ from ..errors import DiffATRError, UsageError
 from .console import progress_bar, say
 
 if TYPE_CHECKING:
+    from ..corpus.embedding import Elsewhere
     from ..corpus.index import FolderIndex, IndexReport
     from ..corpus.search import Hit
+    from ..engines import Engine
     from ..model import Retriever
 
 Corpus = Annotated[Path, typer.Option("--corpus", metavar="DIR", help="Folder of recordings to search, with all below it.")]
@@ -85,9 +87,27 @@ def load_model(run: Path | None, runs: Path | None, model: str | None, device: s
     return loaded
 
 
-def update_index(folder: FolderIndex, model: Retriever) -> IndexReport:
+def load_elsewhere(engine: Engine, run: Path | None, runs: Path | None, model: str | None) -> tuple[Retriever, Elsewhere]:
+    """The model, for this process, which embeds nothing, and how the workers of an engine get theirs."""
+    from functools import partial
+
+    from ..corpus.embedding import Elsewhere
+    from ..runs import newest_run
+    from ..two_tower import load_any
+
+    if runs is not None and run is None and model is None:
+        run, runs = newest_run(runs), None
+    here = load_model(run, runs, model, "cpu")
+    # A folder goes to the workers by its whole path: they work in other folders.
+    name = run.absolute() if run is not None else str(Path(model).absolute()) if model and Path(model).is_dir() else model
+    return here, Elsewhere(engine, partial(load_any, name))
+
+
+def update_index(
+    folder: FolderIndex, model: Retriever, workers: int | None = None, elsewhere: Elsewhere | None = None
+) -> IndexReport:
     with progress_bar() as progress:
-        return folder.update(model, progress, wait=say, tell=say)
+        return folder.update(model, progress, workers, wait=say, tell=say, elsewhere=elsewhere)
 
 
 def tell_update(report: IndexReport) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import DiffATRError, UsageError
 from .console import Data, Json, Seed, progress_bar, say, show
+from .engine import Address, Engine, EngineName, engine_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +23,12 @@ app = typer.Typer(
 )
 
 Name = Annotated[str, typer.Option("--name", help="Keep the data set under this name.", metavar="NAME")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Processes at work; all cores by default.", min=1, metavar="N")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", help="Processes at work; all cores by default, with --engine ray those of the cluster.", min=1, metavar="N"
+    ),
+]
 Resampling = Annotated[
     Literal["soxr", "resampy"],
     typer.Option("--resampler", help="How sample rates become 32 kHz. Both lose less than 0.01 dB; resampy is slower."),
@@ -51,6 +57,8 @@ def clotho(
     resampler: Resampling = "soxr",
     partial: Cut = "skip",
     workers: Workers = None,
+    engine: Engine = EngineName.local,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Clotho v2.1: 5929 clips of 15 to 30 seconds with five captions each.
@@ -63,8 +71,10 @@ def clotho(
     from ..data.clotho import HOME, prepare_clotho
 
     root = _root(data, name)
-    with progress_bar() as progress:
-        report = prepare_clotho(root, source, resampler, workers, progress, base=(mirror or HOME).rstrip("/"), partial=partial)
+    with engine_of(engine, address, workers, "cpu") as there, progress_bar() as progress:
+        report = prepare_clotho(
+            root, source, resampler, workers, progress, base=(mirror or HOME).rstrip("/"), partial=partial, engine=there
+        )
     _finish(report, as_json)
 
 
@@ -79,6 +89,8 @@ def audiocaps(
     resampler: Resampling = "soxr",
     partial: Cut = "skip",
     workers: Workers = None,
+    engine: Engine = EngineName.local,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """AudioCaps: ten-second clips of videos; you bring the audio.
@@ -92,8 +104,8 @@ def audiocaps(
     from ..data.audiocaps import prepare_audiocaps
 
     root = _root(data, name)
-    with progress_bar() as progress:
-        report = prepare_audiocaps(root, source, audio, resampler, workers, progress, partial)
+    with engine_of(engine, address, workers, "cpu") as there, progress_bar() as progress:
+        report = prepare_audiocaps(root, source, audio, resampler, workers, progress, partial, there)
     _finish(report, as_json)
 
 
@@ -111,6 +123,8 @@ def folder(
     resampler: Resampling = "soxr",
     partial: Cut = "skip",
     workers: Workers = None,
+    engine: Engine = EngineName.local,
+    address: Address = None,
     as_json: Json = False,
 ) -> None:
     """Your own sounds: any folder with a table of files and captions: CSV (comma, semicolon or tab), JSON lines, or JSON.
@@ -124,8 +138,8 @@ def folder(
     from ..data.folder import prepare_folder
 
     root = _root(data, name or source.resolve().name)
-    with progress_bar() as progress:
-        report = prepare_folder(root, source, captions, resampler, workers, progress, partial)
+    with engine_of(engine, address, workers, "cpu") as there, progress_bar() as progress:
+        report = prepare_folder(root, source, captions, resampler, workers, progress, partial, there)
     _finish(report, as_json)
 
 

@@ -26,11 +26,13 @@ from .corpus import (
     Steps,
     Weight,
     clock_span,
+    load_elsewhere,
     load_model,
     open_folder,
     tell_update,
     update_index,
 )
+from .engine import Address, Engine, EngineName, engine_of
 
 if TYPE_CHECKING:
     from ..core.sampling import Sampling
@@ -182,19 +184,36 @@ def index(
     model_name: Model = None,
     index_folder: IndexFolder = None,
     device: Device = "auto",
+    engine: Engine = EngineName.local,
+    address: Address = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            metavar="N",
+            help="Threads that read; with --engine ray, workers that read and embed. One a core, or a GPU, if not given.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Index a folder of recordings, so that `query` answers at once; only new and changed files are read again.
+
+    With --engine ray many machines read and embed, and this one keeps the index; what is there is not embedded again.
 
     Example: diffatr index ./clips
     """
     from ..corpus.index import no_sounds
 
     folder = open_folder(corpus, index_folder)
-    model = load_model(run, runs, model_name, device)
-    if model_name is not None:
-        model.load_audio()  # what is wrong with a model of others is told before its folder is scanned
-    report = update_index(folder, model)
+    with engine_of(engine, address, workers, device) as engine_there:
+        if engine_there is None:
+            model, elsewhere = load_model(run, runs, model_name, device), None
+        else:
+            model, elsewhere = load_elsewhere(engine_there, run, runs, model_name)
+        if model_name is not None:
+            model.load_audio()  # what is wrong with a model of others is told before its folder is scanned
+        report = update_index(folder, model, workers, elsewhere)
     if not as_json:
         for each in report.skipped:
             say(f"skipped {each.path}: {each.reason}")

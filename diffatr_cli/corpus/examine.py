@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from .. import __version__
 from ..core.windows import Windowing
 from ..data.audio import AudioError
@@ -28,7 +30,17 @@ class Failure(NamedTuple):
     lasting: bool
 
 
-Finding = Content | Window | Missing | Failure
+class Vector(NamedTuple):
+    """A window that was embedded where it was read, from sample `start` to `end`: its vector (D,) float32, and its frames (T, F)
+    float16 where they are wanted."""
+
+    start: int
+    end: int
+    vector: np.ndarray
+    frames: np.ndarray | None
+
+
+Finding = Content | Window | Vector | Missing | Failure
 
 
 def reader() -> str:

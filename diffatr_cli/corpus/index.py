@@ -30,6 +30,7 @@ from .troubles import refused
 
 if TYPE_CHECKING:
     from ..model import Retriever
+    from .embedding import Elsewhere
     from .frames import FrameTable
 
 __all__ = ["CannotUpdate", "FolderIndex", "IndexReport", "Recordings", "Skipped", "no_sounds", "spans"]
@@ -68,6 +69,7 @@ class FolderIndex:
         workers: int | None = None,
         wait: Callable[[str], None] | None = None,
         tell: Callable[[str], None] = lambda text: None,
+        elsewhere: Elsewhere | None = None,
     ) -> IndexReport:
         """Bring the index up to date with the folder: embed new and changed files, forget those that are gone.
 
@@ -82,6 +84,7 @@ class FolderIndex:
             wait: for another process that is updating this index, until it is done or killed; then go on, which usually finds
                 everything done. Told once, with a sentence for the person, when the waiting begins. None does not wait.
             tell: told a sentence where recordings that were embedded are to be read again, for the frames that this model needs.
+            elsewhere: what reads and embeds in the place of this process, which commits.
 
         Raises:
             CannotUpdate: the index cannot be read or written, or without `wait`, another process is updating it. What was
@@ -96,7 +99,7 @@ class FolderIndex:
                 state = self._look()
                 if report := self._report_for(state, model):
                     return report
-            return self._update(state, model, progress, workers or os.cpu_count() or 1, tell)
+            return self._update(state, model, progress, workers or os.cpu_count() or 1, tell, elsewhere)
 
     def read(self, model_id: str, *, frames: bool = False) -> Recordings:
         """What is remembered for a model, as of the last commit; other processes may be updating meanwhile.
@@ -137,7 +140,13 @@ class FolderIndex:
         return snapshot.report if snapshot and snapshot.folder == state.mark else None
 
     def _update(
-        self, state: _State, model: Retriever, progress: Progress, workers: int, tell: Callable[[str], None]
+        self,
+        state: _State,
+        model: Retriever,
+        progress: Progress,
+        workers: int,
+        tell: Callable[[str], None],
+        elsewhere: Elsewhere | None,
     ) -> IndexReport:
         from .store import FileTable, WindowTable
         from .update import Update
@@ -156,11 +165,11 @@ class FolderIndex:
                 "each minute of sound."
             )
         try:
-            report = update.run(state.seen, progress, workers)
+            report = update.run(state.seen, progress, workers, elsewhere)
         except Damaged:  # in a place that shows only where the tables are changed
             repaired = update.report.repaired
             update = new_update(anew=True)
-            report = update.run(state.seen, progress, workers)
+            report = update.run(state.seen, progress, workers, elsewhere)
             report.repaired += repaired
         # Where something is to be tried again, no state of the folder makes the next update needless.
         mark = None if state.seen.unlisted or update.unsettled else state.mark

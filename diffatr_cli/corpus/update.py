@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import DiffATRError
 from ..progress import Progress, duration
-from .examine import Content, Failure, Finding, examine, reader
+from .embedding import BATCH, READ_AHEAD, Elsewhere, embed, weight
+from .examine import Content, Failure, Finding, Vector, examine, reader
 from .frames import FrameTable
 from .read_ahead import read_ahead
 from .report import IndexReport, Skipped
@@ -29,11 +29,9 @@ from .windows import Missing, Window
 if TYPE_CHECKING:
     from ..model import Retriever
 
-_BATCH = 64  # windows embedded in one call
 _COMMIT_WINDOWS = 4096
 _COMMIT_SECONDS = 5.0  # a kill loses about so much work
 _LONG = 600  # seconds; within a longer recording too it is told how far it is
-_READ_AHEAD = 128 << 20  # bytes of windows that are decoded and wait at a time
 
 
 class _Part:
@@ -94,12 +92,12 @@ class Update:
         self.rows: dict[bytes, FileRow] = {}  # what `files` is to hold in the end
         self.new_rows: dict[bytes, FileRow] = {}  # of those, what is to be committed next,
         self.parts: dict[str, _Part] = {}  # with the contents that go there as well,
-        self.waiting: list[tuple[_Part, Window]] = []  # and their windows that have no vectors yet
+        self.waiting: list[tuple[_Part, Window | Vector]] = []  # and their windows, or what came of these elsewhere
         self.uncommitted = 0  # windows of `parts`
         self.committed = time.monotonic()
 
-    def run(self, seen: Listing, progress: Progress, workers: int) -> IndexReport:
-        """Update the tables for what a scan found.
+    def run(self, seen: Listing, progress: Progress, workers: int, elsewhere: Elsewhere | None = None) -> IndexReport:
+        """Update the tables for what a scan found, with threads that read here, or `elsewhere`.
 
         Raises:
             CannotUpdate: the tables cannot be written. What was committed stays.
@@ -111,11 +109,17 @@ class Update:
         # What cannot be read is not remembered: it is told of once, when the folder is new.
         report.newly_skipped += len(seen.unlisted) + (0 if self.known else len(seen.unreadable))
         todo = self._compare(seen.files)
-        makers = (
-            partial(examine, self.corpus / os.fsdecode(path), todo[path], self.model.windowing, partial(self._is_settled, path))
-            for path in todo
-        )
-        with contextlib.closing(read_ahead(makers, _weight, _READ_AHEAD, workers)) as findings:
+        if elsewhere is None:
+            makers = (
+                partial(
+                    examine, self.corpus / os.fsdecode(path), todo[path], self.model.windowing, partial(self._is_settled, path)
+                )
+                for path in todo
+            )
+            ahead = read_ahead(makers, weight, READ_AHEAD, workers)
+        else:
+            ahead = elsewhere.findings(self.corpus, todo, self.model, self.embedded, self._unusable_content)
+        with contextlib.closing(ahead) as findings:
             for done, (path, of_file) in enumerate(zip(todo, findings, strict=True)):
                 tell = partial(progress, done, len(todo))
                 tell("indexing")
@@ -153,8 +157,12 @@ class Update:
         return content in self.embedded or bool(self._known_reason(path, content))
 
     def _known_reason(self, path: bytes, content: str) -> str:
+        return self.known[path].reason if content and content == self._unusable_content(path) else ""
+
+    def _unusable_content(self, path: bytes) -> str:
+        """The content of a file for which it is known why this reader cannot use it; empty where there is none."""
         row = self.known.get(path)
-        return row.reason if row and (row.content, row.reader) == (content, self.reader) else ""
+        return row.content if row and row.reason and row.reader == self.reader else ""
 
     def _take(self, path: bytes, stamp: Stamp, findings: Iterator[Finding], tell: Callable[[str], None]) -> None:
         """Take in one file; of a long one `tell` gets how far it is."""
@@ -168,10 +176,10 @@ class Update:
                     if reason or content in self.embedded:
                         missing = self.missing_of.get(content, "")
                         break
-                case Window():
+                case Window() | Vector():
                     part.spans.append((finding.start / rate, finding.end / rate))
                     self.waiting.append((part, finding))
-                    if len(self.waiting) >= _BATCH:
+                    if len(self.waiting) >= BATCH:
                         self._embed_waiting()
                         if finding.end > _LONG * rate:
                             tell(f"indexing, {duration(finding.end / rate)} into a recording")
@@ -208,27 +216,27 @@ class Update:
 
     def _embed_waiting(self) -> None:
         """Give all waiting windows their vectors."""
-        for first in range(0, len(self.waiting), _BATCH):
-            batch = self.waiting[first : first + _BATCH]
-            waveforms = [window.samples for _, window in batch]
-            if self.frames is None:
-                vectors = self.model.embed_audio(waveforms)
-            else:
-                vectors, frames = self.model.embed_with_frames(waveforms)
-            if not np.isfinite(vectors).all():
-                raise DiffATRError(
-                    f"{self.model.name}: its embeddings are not finite: its training diverged, or its weights are damaged. Use "
-                    "another --run or --model."
-                )
+        for first in range(0, len(self.waiting), BATCH):
+            batch = self.waiting[first : first + BATCH]
+            vectors, frames = self._vectors([window for _, window in batch])
             if self.frames is not None:
                 by_part: dict[int, tuple[_Part, list[np.ndarray]]] = {}
                 for (part, _), each in zip(batch, frames, strict=True):
-                    by_part.setdefault(id(part), (part, []))[1].append(each.numpy())
+                    if each is not None:
+                        by_part.setdefault(id(part), (part, []))[1].append(each)
                 for part, own in by_part.values():
                     self.frames.add(part.content, len(part.vectors), own)
             for (part, _), vector in zip(batch, vectors.astype(np.float16), strict=True):
                 part.vectors.append(vector)
         self.waiting.clear()
+
+    def _vectors(self, windows: Sequence[Window | Vector]) -> tuple[np.ndarray, Sequence[np.ndarray | None]]:
+        """The vectors (W, D) of windows, and their frames where they are wanted; in an update all come from the same place."""
+        here = [window.samples for window in windows if isinstance(window, Window)]
+        if here:
+            return embed(self.model, here, frames=self.frames is not None)
+        elsewhere = [window for window in windows if isinstance(window, Vector)]
+        return np.stack([each.vector for each in elsewhere]), [each.frames for each in elsewhere]
 
     def _commit(self) -> None:
         self._embed_waiting()
@@ -267,8 +275,3 @@ class Update:
 def _text(words: str) -> str:
     """What a table can hold of it: names of files, which are cited, need not be valid text."""
     return words.encode("utf-8", "replace").decode()
-
-
-def _weight(finding: Finding) -> int:
-    """Bytes of memory that its samples take."""
-    return finding.samples.nbytes if isinstance(finding, Window) else 0

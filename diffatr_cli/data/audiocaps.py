@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..engines import Engine
 from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .audio import Partial, Resampler
@@ -34,6 +35,7 @@ def prepare_audiocaps(
     workers: int | None = None,
     progress: Progress = silent,
     partial: Partial = "skip",
+    engine: Engine | None = None,
 ) -> Report:
     """Prepare AudioCaps from `source`, which holds {train,val,test}.csv or audiocaps_{train,val,test}.csv.
 
@@ -64,7 +66,9 @@ def prepare_audiocaps(
                 _read_split(table, split, sounds, plan)
         if plan.items and not any(item.source for item in plan.items):
             plan.notes.insert(0, none_found(f"the clip {plan.items[0].name}", sounds.paths[0].name if sounds.paths else None))
-        return prepare(out, "audiocaps", plan, earlier, None, OFFICIAL, resampler, workers, progress, partial=partial)
+        return prepare(
+            out, "audiocaps", plan, earlier, None, OFFICIAL, resampler, workers, progress, partial=partial, engine=engine
+        )
 
 
 def _caption_file(source: Path, split: str) -> Path | None:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..engines import Engine
 from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .audio import Partial, Resampler
@@ -45,6 +46,7 @@ def prepare_clotho(
     base: str = HOME,
     files: Mapping[str, tuple[str, int | None]] = FILES,
     partial: Partial = "skip",
+    engine: Engine | None = None,
 ) -> Report:
     """Prepare Clotho from `source`, or from the files at `base`, which are downloaded to `out`/download.
 
@@ -98,7 +100,9 @@ def prepare_clotho(
         if source is not None and plan.items and not any(item.source for item in plan.items):
             other = next((path.name for path in found if has_ending(path.name)), None)
             plan.notes.insert(0, none_found(plan.items[0].name, other))
-        report = prepare(out, "clotho", plan, earlier, None, OFFICIAL, resampler, workers, progress, partial=partial)
+        report = prepare(
+            out, "clotho", plan, earlier, None, OFFICIAL, resampler, workers, progress, partial=partial, engine=engine
+        )
     spare = [str(path) for path in (out / "download", out / "raw") if path.exists()]
     if report.clips and spare:
         report.notes.append(f"{' and '.join(spare)} can be deleted; the prepared clips do not need them")

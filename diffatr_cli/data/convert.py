@@ -11,17 +11,19 @@ import multiprocessing.process
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+import uuid
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DiffATRError
+from ..engines import Engine, ItemLost
+from ..errors import DiffATRError, UsageError
 from ..files import reason, replacing
+from ..interrupts import interrupts_wait
 from ..types import SAMPLE_RATE
 from . import audio
-from .interrupts import interrupts_wait
 from .write_wav import MOST_FRAMES, PcmCounter, stream_wav
 
 SHORTEST = 0.1
@@ -110,6 +112,54 @@ class Converter:
 
 class _Unfit(Exception):
     """A source that turned out, while it was written, not to be used."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The work of converting (source, target) pairs, for an engine: one piece a pair, its outcome.
+
+    Attributes:
+        root: below which the targets are; the workers have to see it under this same path.
+        mark: a file in it, by which a worker sees that it is the same folder.
+    """
+
+    converter: Converter
+    root: Path
+    mark: str
+    batch: int = 8
+
+    def open(self) -> Callable[[Sequence[tuple[str, Path]]], Iterator[tuple[int, Outcome]]]:
+        """As `engines.Work`. Raises UsageError where the folder is not there."""
+        if not (self.root / self.mark).is_file():
+            raise UsageError(
+                f"{self.root} is not to be seen there. The workers read the recordings and write the clips themselves: put both "
+                "where every machine of the cluster has them under the same paths, such as a network drive."
+            )
+        _keep_memory()
+        return self._outcomes
+
+    def _outcomes(self, pairs: Sequence[tuple[str, Path]]) -> Iterator[tuple[int, Outcome]]:
+        for place, (source, target) in enumerate(pairs):
+            yield place, _convert(self.converter, source, target)
+
+
+def convert_elsewhere(
+    engine: Engine, converter: Converter, work: Sequence[tuple[str, Path]], root: Path
+) -> Generator[tuple[int, Outcome]]:
+    """As `convert_all`, by the workers of an engine; all targets are below `root`."""
+    mark = f".seen-{uuid.uuid4().hex}"
+    pairs = [(source and os.path.abspath(source), target.absolute()) for source, target in work]
+    (root / mark).touch()
+    try:
+        with contextlib.closing(engine.map(Conversion(converter, root.absolute(), mark), pairs)) as lanes:
+            for index, lane in enumerate(lanes):
+                try:
+                    (outcome,) = lane
+                except ItemLost as lost:
+                    outcome = Outcome(skipped=f"cannot be decoded ({lost})")
+                yield index, outcome
+    finally:
+        (root / mark).unlink(missing_ok=True)
 
 
 def convert_all(

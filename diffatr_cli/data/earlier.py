@@ -17,8 +17,8 @@ import numpy as np
 
 from ..errors import DiffATRError
 from ..files import reason
+from ..interrupts import interrupts_wait
 from ..progress import Progress, silent
-from .interrupts import interrupts_wait
 from .manifest import MANIFEST, Record, read_manifest
 from .write_wav import stream_wav, wav_size
 

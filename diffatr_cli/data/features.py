@@ -16,10 +16,10 @@ import numpy as np
 
 from ..errors import UsageError
 from ..files import reason
+from ..interrupts import interrupts_wait
 from ..progress import Progress, silent
 from .caption_rows import FILE_COLUMNS, judged_captions, table_rows
 from .folder import SPLIT_NAMES, deal
-from .interrupts import interrupts_wait
 from .manifest import SPLITS, Record, write_manifest
 from .plan import Plan, Skip
 from .prepare import Report, claim, count_splits, leaks

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..collection import no_collection
+from ..engines import Engine
 from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..progress import Progress, silent
@@ -39,6 +40,7 @@ def prepare_folder(
     workers: int | None = None,
     progress: Progress = silent,
     partial: Partial = "skip",
+    engine: Engine | None = None,
 ) -> Report:
     """Prepare the sounds below `source` that a caption file names, relative to `source` or to the caption file.
 
@@ -57,7 +59,7 @@ def prepare_folder(
     with claim(out, "folder") as earlier:
         with no_collection():
             plan = _plan(table, _Clips(source, table.parent, out))
-        return prepare(out, "folder", plan, earlier, None, None, resampler, workers, progress, partial=partial)
+        return prepare(out, "folder", plan, earlier, None, None, resampler, workers, progress, None, partial, engine)
 
 
 def _plan(table: Path, clips: _Clips) -> Plan:

@@ -24,8 +24,8 @@ from ..core.level import levelled
 from ..core.logmel import N_MELS, SILENCE, LogMel
 from ..errors import DiffATRError
 from ..files import replacing
+from ..interrupts import interrupts_wait
 from ..progress import Progress, silent
-from .interrupts import interrupts_wait
 from .manifest import Clip, Dataset, read_piece
 
 STEPS_PER_DB = 200

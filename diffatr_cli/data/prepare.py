@@ -20,12 +20,13 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..collection import no_collection
+from ..engines import Engine
 from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..progress import Progress, silent
 from ..types import SAMPLE_RATE
 from . import audio
-from .convert import Converter, Outcome, Produce, convert_all
+from .convert import Converter, Outcome, Produce, convert_all, convert_elsewhere
 from .earlier import JOURNAL, Earlier, append
 from .listing import as_text
 from .manifest import SPLITS, Record, write_manifest
@@ -142,11 +143,13 @@ def prepare(
     progress: Progress = silent,
     info: Mapping[str, Any] | None = None,
     partial: audio.Partial = "skip",
+    engine: Engine | None = None,
 ) -> Report:
     """Convert every item of a plan that is not finished, write the manifest, and report. `earlier` comes with the claim.
 
     `produce` defaults to decoding and resampling the item's source file; `workers` to the number of cores; `partial` says what
-    becomes of recordings of which a part is missing. When not a single clip comes out, a manifest that is there is left alone.
+    becomes of recordings of which a part is missing; with an `engine` its workers convert. When not a single clip comes out, a
+    manifest that is there is left alone.
 
     Raises:
         DiffATRError: the disk is full, or a worker process died; finished clips stay and are not converted again.
@@ -163,7 +166,9 @@ def prepare(
     outcomes: dict[int, Outcome] = {}
     note = "converting" if produce is None else "generating"
     work = [(plan.items[index].source or "", root / records[index].path) for index in todo]
-    conversion = contextlib.closing(convert_all(Converter(produce, chosen, partial), work, workers))
+    converter = Converter(produce, chosen, partial)
+    converting = convert_all(converter, work, workers) if engine is None else convert_elsewhere(engine, converter, work, root)
+    conversion = contextlib.closing(converting)
     with _no_leftovers(root), (root / JOURNAL).open("a", encoding="utf-8") as journal, conversion as converted:
         progress(0, len(todo), note)
         for done, (number, outcome) in enumerate(converted, 1):

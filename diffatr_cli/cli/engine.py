@@ -1,0 +1,51 @@
+"""Where heavy work is done, as options of the commands that do it: here, or by workers of Ray."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from ..cluster import RayEngine
+
+
+class EngineName(StrEnum):
+    """What does the work."""
+
+    local = "local"
+    ray = "ray"
+
+
+Engine = Annotated[
+    EngineName,
+    typer.Option("--engine", help="What does the work: this machine, or workers of Ray (extra `cluster`), here or on a cluster."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="With --engine ray: a running cluster that this machine is part of, or auto; workers are started here if not given. "
+        "All its machines need the files under the same paths.",
+    ),
+]
+
+
+@contextlib.contextmanager
+def engine_of(name: EngineName, address: str | None, workers: int | None, device: str) -> Iterator[RayEngine | None]:
+    """The engine of a name; None for this process itself. Raises UsageError for what does not go together."""
+    if name is EngineName.local:
+        if address is not None:
+            raise UsageError("--address is for --engine ray alone.")
+        yield None
+        return
+    from ..cluster import RayEngine
+
+    with RayEngine(address, workers, device) as engine:
+        yield engine
