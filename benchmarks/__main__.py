@@ -18,7 +18,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-TOPICS = ("sampler", "metrics", "encoders", "training", "prepare", "startup", "index", "frames", "long", "clap", "gpu")
+TOPICS = (
+    "sampler",
+    "metrics",
+    "encoders",
+    "training",
+    "prepare",
+    "startup",
+    "index",
+    "frames",
+    "long",
+    "clap",
+    "approximate",
+    "gpu",
+)
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
 

@@ -17,6 +17,7 @@ from ..files import reason, replacing
 from . import signals
 from .console import Device, Json, Seed, say, show, show_csv
 from .corpus import (
+    Approximate,
     Corpus,
     IndexFolder,
     Model,
@@ -73,6 +74,7 @@ def query(
     runs: NewestOf = None,
     model_name: Model = None,
     index_folder: IndexFolder = None,
+    approximate: Approximate = None,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -120,7 +122,7 @@ def query(
     from ..corpus.search import embed_sound, embed_texts, search, search_texts
     from ..data.audio import load_audio, open_sound
 
-    folder = open_folder(corpus, index_folder)
+    folder = open_folder(corpus, index_folder, approximate)
     if audio is not None:
         open_sound(audio).close()  # what is wrong with it is told before the model, which takes seconds
     model = load_model(run, runs, model_name, device, weight)
@@ -181,6 +183,7 @@ def index(
     runs: NewestOf = None,
     model_name: Model = None,
     index_folder: IndexFolder = None,
+    approximate: Approximate = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -190,7 +193,7 @@ def index(
     """
     from ..corpus.index import no_sounds
 
-    folder = open_folder(corpus, index_folder)
+    folder = open_folder(corpus, index_folder, approximate)
     model = load_model(run, runs, model_name, device)
     if model_name is not None:
         model.load_audio()  # what is wrong with a model of others is told before its folder is scanned

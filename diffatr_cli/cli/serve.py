@@ -13,7 +13,20 @@ import typer
 from ..errors import DiffATRError, UsageError
 from . import signals
 from .console import Device, Seed, progress_bar, say, show_line
-from .corpus import Corpus, IndexFolder, Model, NewestOf, Run, Shortlist, Steps, Weight, load_model, open_folder, tell_update
+from .corpus import (
+    Approximate,
+    Corpus,
+    IndexFolder,
+    Model,
+    NewestOf,
+    Run,
+    Shortlist,
+    Steps,
+    Weight,
+    load_model,
+    open_folder,
+    tell_update,
+)
 
 if TYPE_CHECKING:
     from ..corpus.index import IndexReport
@@ -39,6 +52,7 @@ def serve(
     runs: NewestOf = None,
     model_name: Model = None,
     index_folder: IndexFolder = None,
+    approximate: Approximate = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -60,7 +74,7 @@ def serve(
     from ..web import server
     from ..web.app import make_app
 
-    folder = open_folder(corpus, index_folder)
+    folder = open_folder(corpus, index_folder, approximate)
     listener = server.listen(host, port)
     address, number = listener.getsockname()[:2]
     loopback = ipaddress.ip_address(address.partition("%")[0]).is_loopback

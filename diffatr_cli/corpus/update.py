@@ -18,12 +18,13 @@ import numpy as np
 
 from ..errors import DiffATRError
 from ..progress import Progress
+from .contents import ContentWindows
 from .examine import Content, Failure, Finding, examine, reader
 from .frames import FrameTable
 from .read_ahead import read_ahead
 from .report import IndexReport, Skipped
 from .scan import Listing, Stamp
-from .store import ContentWindows, FileRow, FileTable, WindowTable
+from .store import FileRow, FileTable, WindowTable
 from .windows import Missing, Window
 
 if TYPE_CHECKING:
