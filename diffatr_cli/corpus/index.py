@@ -66,7 +66,7 @@ class FolderIndex:
             )
         if folder is not None and (scheme := _SCHEME.match(folder.as_posix())) and not folder.exists():
             raise UsageError(
-                f"{folder}: an index is kept in a folder of this machine, or one that is mounted there, and {scheme[1]}: names none. "
+                f"{folder}: an index is kept in a folder of this machine, or one mounted there, and {scheme[1]}: names none. "
                 "Name a folder: --index DIR"
             )
         self.corpus, self.approximate = corpus, approximate
