@@ -31,6 +31,7 @@ TOPICS = (
     "clap",
     "service",
     "cluster",
+    "approximate",
     "gpu",
 )
 ROOT = Path(__file__).parents[1]

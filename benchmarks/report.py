@@ -18,6 +18,7 @@ TITLES = {
     "index": "Indexing",
     "clap": "A CLAP as it is",
     "long": "Long recordings",
+    "approximate": "A large corpus",
     "gpu": "On a GPU",
 }
 UNITS = ((1e-3, 1e-6, "us"), (1, 1e-3, "ms"), (300, 1, "s"), (7200, 60, "min"), (float("inf"), 3600, "h"))

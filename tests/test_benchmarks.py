@@ -14,7 +14,8 @@ from benchmarks import index, report, service, startup
 from benchmarks.common import Row, Skip
 
 # That of kills runs a command again and again until it has been killed at every stage; of long recordings one is enough.
-SLOW = {("index", "kills"), ("index", "unchanged"), ("startup", "fresh processes"), ("service", "load"), ("cluster", "workers")}
+SLOW = {("index", "kills"), ("index", "unchanged"), ("startup", "fresh processes")}
+SLOW |= {("service", "load"), ("cluster", "workers"), ("approximate", "search")}
 SLOW |= {*(("long", name) for name in ("flac", "mp3", "opus", "wav"))}
 CASES = [
     pytest.param(topic, name, marks=pytest.mark.slow if (topic, name) in SLOW else ())

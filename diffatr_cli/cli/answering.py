@@ -43,6 +43,7 @@ class Settings:
     seed: int
     hosts: list[str] | None
     token: str | None
+    approximate: bool | None
     began: float
     workers: int = 1
     worker: int = 0
@@ -72,7 +73,7 @@ def answering(settings: Settings) -> Iterator[Answering]:
     from ..web.health import Place
     from ..web.metrics import make_metrics
 
-    folder = open_folder(Path(settings.corpus), _path(settings.index_folder))
+    folder = open_folder(Path(settings.corpus), _path(settings.index_folder), settings.approximate)
     model = load_model(_path(settings.run), _path(settings.runs), settings.model_name, settings.device, settings.weight)
     sampling = sampling_of(model, folder=True, shortlist=settings.shortlist, steps=settings.steps, seed=settings.seed)
     metrics = make_metrics()

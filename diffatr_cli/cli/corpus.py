@@ -61,12 +61,20 @@ IndexFolder = Annotated[
         "--index", metavar="DIR", help="Where the index is kept; inside the folder of recordings (.diffatr) if not given."
     ),
 ]
+Approximate = Annotated[
+    bool | None,
+    typer.Option(
+        "--approximate/--exact",
+        help="Search by an approximate index, which leaves the vectors on the disk, or compare with each of them in memory; "
+        "approximate beyond 2,000,000 windows if not given.",
+    ),
+]
 
 
-def open_folder(corpus: Path, index_folder: Path | None) -> FolderIndex:
+def open_folder(corpus: Path, index_folder: Path | None, approximate: bool | None = None) -> FolderIndex:
     from ..corpus.index import FolderIndex
 
-    return FolderIndex(corpus, index_folder)
+    return FolderIndex(corpus, index_folder, approximate)
 
 
 def load_model(run: Path | None, runs: Path | None, model: str | None, device: str, weight: float | None = None) -> Retriever:

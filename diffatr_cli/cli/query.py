@@ -17,6 +17,7 @@ from ..files import reason, replacing
 from . import signals
 from .console import Device, Json, Seed, say, show, show_csv
 from .corpus import (
+    Approximate,
     Corpus,
     IndexFolder,
     Model,
@@ -75,6 +76,7 @@ def query(
     runs: NewestOf = None,
     model_name: Model = None,
     index_folder: IndexFolder = None,
+    approximate: Approximate = None,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -122,7 +124,7 @@ def query(
     from ..corpus.search import embed_sound, embed_texts, search, search_texts
     from ..data.audio import load_audio, open_sound
 
-    folder = open_folder(corpus, index_folder)
+    folder = open_folder(corpus, index_folder, approximate)
     if audio is not None:
         open_sound(audio).close()  # what is wrong with it is told before the model, which takes seconds
     model = load_model(run, runs, model_name, device, weight)
@@ -183,6 +185,7 @@ def index(
     runs: NewestOf = None,
     model_name: Model = None,
     index_folder: IndexFolder = None,
+    approximate: Approximate = None,
     device: Device = "auto",
     engine: Engine = EngineName.local,
     address: Address = None,
@@ -205,7 +208,7 @@ def index(
     """
     from ..corpus.index import no_sounds
 
-    folder = open_folder(corpus, index_folder)
+    folder = open_folder(corpus, index_folder, approximate)
     with engine_of(engine, address, workers, device) as engine_there:
         if engine_there is None:
             model, elsewhere = load_model(run, runs, model_name, device), None

@@ -22,7 +22,7 @@ from ..files import reason
 from . import signals
 from .answering import Settings, answering
 from .console import Device, Seed, say, show_line
-from .corpus import Corpus, IndexFolder, Model, NewestOf, Run, Shortlist, Steps, Weight, open_folder
+from .corpus import Approximate, Corpus, IndexFolder, Model, NewestOf, Run, Shortlist, Steps, Weight, open_folder
 
 _WORKER = f"{__package__}.serve_worker"
 _UNWINDING = 6.0  # seconds that a worker may take to end, once all is answered: an update ends after the file that it is at
@@ -66,6 +66,7 @@ def serve(
             help="Holds the key, in place of a new one at each start. It is asked for on this machine too then.",
         ),
     ] = None,
+    approximate: Approximate = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
@@ -86,6 +87,8 @@ def serve(
 
     from ..web import server
 
+    if workers > 1 and approximate:
+        raise UsageError("--workers: several processes share all vectors in memory, and search exactly. Leave --approximate out.")
     open_folder(corpus, index_folder)  # or what is wrong with it would be told after the model is there
     given = None if key_file is None else _read_key(key_file)
     listener = server.listen(host, port)
@@ -108,6 +111,7 @@ def serve(
         seed=seed,
         hosts=hosts,
         token=token,
+        approximate=approximate if workers == 1 else False,  # several share the vectors in memory
         began=time.time(),
         workers=workers,
     )

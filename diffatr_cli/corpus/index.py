@@ -2,6 +2,8 @@
 
 For a model that re-ranks by frames there is a table of these too (`frames`). Runs on the same encoders share all tables.
 
+Of a large corpus the vectors stay in the tables (`nearest`), which an approximate index then searches (`vector_index`).
+
 Beside them lies a snapshot: what a search reads, with marks of the folder and of the tables as they were. Where the marks fit,
 neither an update nor a search needs the tables, so that a search starts without LanceDB. The tables stay the truth: a snapshot
 that is missing, damaged or of another time is passed over, and written anew by the next update.
@@ -12,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,18 +28,23 @@ from ..progress import Progress, silent
 from .examine import reader
 from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds
 from .scan import Listing, fingerprint, scan
-from .snapshot import Recordings, mark_of_tables, read_snapshot, write_snapshot
+from .snapshot import Recordings, Snapshot, mark_of_tables, read_snapshot, write_snapshot
 from .troubles import refused
 
 if TYPE_CHECKING:
     from ..model import Retriever
     from .embedding import Elsewhere
     from .frames import FrameTable
+    from .nearest import StoredVectors
+    from .store import WindowTable
 
 __all__ = ["CannotUpdate", "FolderIndex", "IndexReport", "Recordings", "Skipped", "no_sounds", "spans"]
 
 FOLDER = ".diffatr"
 """Where the index lives inside the folder that it remembers."""
+BOUND = 2_000_000
+"""Windows beyond which a search is approximate, and the vectors are not read into memory, where nothing else is said."""
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # s3://..., which a Path writes with one slash; no drive of Windows
 _POLL = 0.2  # seconds between two looks whether another process is done
 
 
@@ -46,17 +54,23 @@ class FolderIndex:
     Args:
         corpus: the folder of recordings.
         folder: where the index lives, `corpus/.diffatr` if None. One such folder may hold the indexes of several corpora.
+        approximate: leave the vectors in the tables, and train an index to search them by; None does so beyond `BOUND` windows.
 
     Raises:
-        UsageError: `corpus` is no folder.
+        UsageError: `corpus` is no folder, or `folder` is an address of the web or of object storage.
     """
 
-    def __init__(self, corpus: Path, folder: Path | None = None) -> None:
+    def __init__(self, corpus: Path, folder: Path | None = None, approximate: bool | None = None) -> None:
         if not corpus.is_dir():
             raise UsageError(
                 f"{corpus}: {'not a folder' if corpus.exists() else 'there is no such folder'}. Name a folder of recordings."
             )
-        self.corpus = corpus
+        if folder is not None and (scheme := _SCHEME.match(folder.as_posix())) and not folder.exists():
+            raise UsageError(
+                f"{folder}: an index is kept in a folder of this machine, or one mounted there, and {scheme[1]}: names none. "
+                "Name a folder: --index DIR"
+            )
+        self.corpus, self.approximate = corpus, approximate
         self.folder = corpus / FOLDER if folder is None else folder
         inside = self.folder.resolve() == (corpus / FOLDER).resolve()
         # Inside, the name does not say which corpus, so that both can be moved together.
@@ -110,18 +124,29 @@ class FolderIndex:
         Raises:
             DiffATRError: the index is damaged, or cannot be read.
         """
-        path = self._snapshot_path(model_id, frames)
-        snapshot = read_snapshot(path, self._mark_of_tables(model_id, frames))
+        snapshot = self._snapshot(model_id, frames)
         recordings = snapshot.recordings() if snapshot else self._read_tables(model_id, frames=frames)
+        if len(recordings.sums):
+            path = self._snapshot_path(model_id, frames, approximate=True)
+            recordings = replace(recordings, store=self._store(model_id, path, recordings.hashes))
         return self.with_frames(model_id, recordings) if frames else recordings
 
     def with_frames(self, model_id: str, recordings: Recordings) -> Recordings:
         """Recordings that have their `hashes`, with their frames, which are read where a search asks."""
         from .frames import StoredFrames
 
-        path = self._snapshot_path(model_id, frames=True)
+        path = self._snapshot_path(model_id, frames=True, approximate=bool(len(recordings.sums)))
         of_windows = StoredFrames(self._frame_table(model_id), path, recordings.hashes, recordings.offsets)
         return replace(recordings, frames=of_windows)
+
+    def _store(self, model_id: str, snapshot: Path, hashes: np.ndarray) -> StoredVectors:
+        """Where the vectors are. Raises Damaged where the index that finds them is."""
+        from .nearest import StoredVectors
+        from .store import WindowTable
+
+        table = WindowTable(self.folder, self._table_names(model_id)[1])
+        table.check_index()
+        return StoredVectors(table, snapshot, hashes)
 
     def _look(self) -> _State:
         """See what is in the folder. Raises DiffATRError where it holds no sound files and never did."""
@@ -135,8 +160,7 @@ class FolderIndex:
         """The report of an update that has nothing to do; None where it has."""
         if state.seen.unlisted:
             return None
-        model_id, frames = model.model_id, model.sees_frames
-        snapshot = read_snapshot(self._snapshot_path(model_id, frames), self._mark_of_tables(model_id, frames))
+        snapshot = self._snapshot(model.model_id, model.sees_frames)
         return snapshot.report if snapshot and snapshot.folder == state.mark else None
 
     def _update(
@@ -177,12 +201,20 @@ class FolderIndex:
             report.files, report.windows, unchanged=report.files, skipped=report.skipped, partial=report.partial
         )
         model_id, with_frames = model.model_id, model.sees_frames
-        recordings, tables = self._read_tables(model_id, frames=with_frames), self._mark_of_tables(model_id, with_frames)
-        write_snapshot(self._snapshot_path(model_id, with_frames), tables, mark, unchanged, recordings)
+        recordings = self._read_tables(model_id, frames=with_frames, training=tell)
+        tables = self._mark_of_tables(model_id, with_frames)
+        approximate = bool(len(recordings.sums))
+        if self.approximate is None:
+            self._snapshot_path(model_id, with_frames, not approximate).unlink(missing_ok=True)
+        write_snapshot(self._snapshot_path(model_id, with_frames, approximate), tables, mark, unchanged, recordings)
         return report
 
-    def _read_tables(self, model_id: str, *, frames: bool = False) -> Recordings:
-        """What the tables hold, read without the snapshot. Raises Damaged, so that nothing damaged is ever searched."""
+    def _read_tables(self, model_id: str, *, frames: bool = False, training: Callable[[str], None] | None = None) -> Recordings:
+        """What the tables hold, read without the snapshot. Raises Damaged, so that nothing damaged is ever searched.
+
+        Args:
+            training: see to the approximate index first where one is needed; told a sentence if it is trained.
+        """
         from .store import FileTable, WindowTable
 
         files_name, windows_name = self._table_names(model_id)
@@ -190,8 +222,12 @@ class FolderIndex:
         if not (file_table.exists and window_table.exists):
             return Recordings.none()
         files = {path: row.content for path, row in file_table.rows().items() if not row.reason}
-        contents = window_table.read()
-        if contents.damaged & set(files.values()):
+        wanted = set(files.values())
+        approximate = self._approximates(window_table, wanted)
+        if approximate and training:
+            window_table.train(training)
+        contents = window_table.read(wanted, vectors=not approximate)
+        if contents.damaged & wanted:
             raise Damaged(self.folder)
         usable = contents.rows_of.keys() & (self._frame_table(model_id).contents() if frames else contents.rows_of.keys())
         present = sorted(path for path, content in files.items() if content in usable)
@@ -203,12 +239,29 @@ class FolderIndex:
             np.array([number[files[path]] for path in present], np.int64),
             np.cumsum([0, *(each.stop - each.start for each in slices)]),
             contents.spans[rows],
-            contents.vectors[rows].astype(np.float32),
-            hashes=np.array(list(number) if frames else [], "S32"),
+            (contents.vectors if approximate else contents.vectors[rows]).astype(np.float32),
+            hashes=np.array(list(number) if frames or approximate else [], "S32"),
+            sums=contents.sums[rows] if approximate else contents.sums,
         )
 
-    def _snapshot_path(self, model_id: str, frames: bool = False) -> Path:
-        return self.folder / f"snapshot-v2{self._suffix}-{model_id}{'-frames' if frames else ''}.npz"
+    def _approximates(self, windows: WindowTable, contents: Set[str]) -> bool:
+        """Whether the vectors of these contents stay in the table."""
+        if self.approximate is not None or windows.count() <= BOUND:
+            return bool(self.approximate)
+        return sum(count for content, count in windows.counts().items() if content in contents) > BOUND
+
+    def _snapshot(self, model_id: str, frames: bool) -> Snapshot | None:
+        """The snapshot of the tables as they are, in the form that a search is to have; None where there is none."""
+        mark = self._mark_of_tables(model_id, frames)
+        for approximate in (True, False) if self.approximate is None else (self.approximate,):
+            snapshot = read_snapshot(self._snapshot_path(model_id, frames, approximate), mark)
+            if snapshot and (self.approximate is not None or (snapshot.windows > BOUND) == approximate):
+                return snapshot
+        return None
+
+    def _snapshot_path(self, model_id: str, frames: bool = False, approximate: bool = False) -> Path:
+        what = ("-frames" if frames else "") + ("-approximate" if approximate else "")
+        return self.folder / f"snapshot-v2{self._suffix}-{model_id}{what}.npz"
 
     def _frame_table(self, model_id: str) -> FrameTable:
         from .frames import FrameTable

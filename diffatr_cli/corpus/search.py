@@ -144,6 +144,9 @@ def search(
     sounding unlike speech is no evidence for a dog, and would lift whatever is farthest from speech above the dogs. A calibrated
     hit still shows the probability that it matches the query, which the subtraction says nothing about, and `present` is None.
 
+    Where the vectors stay in the tables (`Recordings.store`), all this is done over the contents that an approximate index finds
+    nearest to the query, as many as the other stages look at, with their exact cosines.
+
     A hit's probability is never above `present`: that any file matches is at least as probable as that this one does.
 
     Args:
@@ -174,13 +177,27 @@ def search(
     of_queries: Sequence[Reading | None] = readings or [None] * len(queries)
     if not len(recordings):
         return [Found([], None, calibrated=bool(probability), reading=each) for each in of_queries]
+    judges = refine and calibration is not None and calibration.presence is not None
+    deep = max(depth(reranker, sampling, top), sampling.shortlist or 0 if judges else 0)
+    if recordings.store:
+        how: dict[str, Any] = {"unwanted": unwanted, "refine": refine, "top": top, "min_score": min_score}
+        return [
+            search(
+                retriever,
+                recordings.store.near(recordings, query, deep, unwanted).recordings,
+                query[None],
+                sampling,
+                tokens=None if tokens is None else tokens.take(np.array([number])),
+                readings=readings and readings[number : number + 1],
+                **how,
+            )[0]
+            for number, query in enumerate(queries)
+        ]
     penalty = np.zeros(len(recordings.vectors), np.float32)
     with stage("cosine"):
         cosine = recordings.vectors @ queries.T.astype(np.float32)  # (W, Q)
         if unwanted is not None:
             penalty = np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))
-    judges = refine and calibration is not None and calibration.presence is not None
-    deep = max(depth(reranker, sampling, top), sampling.shortlist or 0 if judges else 0)
     results = []
     for number, (query, of_window, reading) in enumerate(zip(queries, cosine.T, of_queries, strict=True)):
         with stage("cosine"):
@@ -201,7 +218,7 @@ def search(
         ranked_by = scores - penalty[windows]
         if probability:
             words = len(normalise_caption(reading.text).split()) if reading else 1
-            scores = of_known(probability, score_features(scores, present, expected, words, len(recordings.offsets) - 1))
+            scores = of_known(probability, score_features(scores, present, expected, words, recordings.candidates))
         else:
             scores = ranked_by
         if unwanted is not None or (reading and reading.negation):

@@ -180,7 +180,7 @@ class SearchSession:
         rows = recordings.rows_of(file)
         row = rows.start + int(np.abs(recordings.spans[rows, 0] - start).argmin())
         with self._lock.take():
-            query = recordings.vectors[row : row + 1]
+            query = recordings.vectors_at(np.array([row]))
             found = search(self.model, recordings, query, self._sampling, refine=False, top=top + 1)[0]
         others = [hit for hit in found.hits if hit.path != recordings.paths[file]][:top]
         return replace(found, hits=[replace(hit, rank=rank) for rank, hit in enumerate(others, 1)])

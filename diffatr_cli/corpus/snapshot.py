@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,8 +29,7 @@ from .scan import fingerprint
 if TYPE_CHECKING:
     from ..core.ragged import Ragged
 
-_ALWAYS = ("paths", "content", "offsets", "spans", "vectors")
-_WITH_FRAMES = (*_ALWAYS, "hashes")
+_SOMETIMES = ("hashes", "sums")
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,12 @@ class Recordings:
         content: (F,) the number of each file's content. Contents are numbered as the first of their files come.
         offsets: (C + 1,) integers, ascending; every content has at least one window.
         spans: (W, 2) start and end of each window in its file, seconds.
-        vectors: (W, D) float32 unit vectors.
+        vectors: (W, D) float32 unit vectors; (0, D) where they stay in the tables, and `store` gives them.
         frames: gives the frames of some windows, by their rows, where they are kept: a sequence each. It may raise Damaged.
-        hashes: (C,) of the contents, ASCII, where their frames are kept; else (0,).
+        hashes: (C,) of the contents, ASCII, where frames or vectors are read when they are asked for; else (0,).
+        sums: (W,) uint32, `contents.vector_sums`, where the vectors stay in the tables; else (0,).
+        store: gives vectors where they stay in the tables.
+        among: how many contents there are in the whole of which these are a part; None where these are all.
     """
 
     paths: list[str]
@@ -55,6 +57,9 @@ class Recordings:
     vectors: np.ndarray
     frames: Callable[[np.ndarray], Ragged] | None = None
     hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, "S32"))
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
+    store: VectorStore | None = None
+    among: int | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,6 +68,15 @@ class Recordings:
     def none(cls) -> Recordings:
         """Those of a folder without any."""
         return cls([], np.zeros(0, np.int64), np.zeros(1, np.int64), np.zeros((0, 2)), np.zeros((0, 1), np.float32))
+
+    @property
+    def candidates(self) -> int:
+        """How many different contents are searched."""
+        return len(self.offsets) - 1 if self.among is None else self.among
+
+    def vectors_at(self, rows: np.ndarray) -> np.ndarray:
+        """The vectors of some windows, (n, D) float32. Raises Damaged."""
+        return self.vectors[rows] if self.store is None else self.store.at(self, rows)
 
     @cached_property
     def _by_content(self) -> tuple[np.ndarray, np.ndarray]:
@@ -81,6 +95,23 @@ class Recordings:
         return slice(int(self.offsets[content]), int(self.offsets[content + 1]))
 
 
+class VectorStore(Protocol):
+    """Where vectors stay that are not in memory (`nearest.StoredVectors`)."""
+
+    def at(self, recordings: Recordings, rows: np.ndarray) -> np.ndarray:
+        """As `Recordings.vectors_at`."""
+
+    def near(self, recordings: Recordings, query: np.ndarray, depth: int, unwanted: np.ndarray | None = None) -> Part:
+        """The `depth` contents nearest to a query."""
+
+
+class Part(NamedTuple):
+    """Some contents of many, with some of their windows: which `rows` these are in the whole."""
+
+    recordings: Recordings
+    rows: np.ndarray
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A snapshot that was read.
@@ -94,17 +125,24 @@ class Snapshot:
     report: IndexReport
     _arrays: dict[str, np.ndarray]
 
+    @property
+    def windows(self) -> int:
+        """How many there are to search."""
+        return len(self._arrays["spans"])
+
     def recordings(self) -> Recordings:
-        """What a search reads, but for frames."""
-        paths, vectors = self._arrays["paths"], self._arrays["vectors"]
+        """What a search reads, but for frames, and for vectors that stay in the tables."""
+        arrays = self._arrays
+        paths, vectors = arrays["paths"], arrays["vectors"]
         names = os.fsdecode(paths.tobytes()).split("\0") if len(paths) else []
         return Recordings(
             names,
-            self._arrays["content"],
-            self._arrays["offsets"],
-            self._arrays["spans"],
+            arrays["content"],
+            arrays["offsets"],
+            arrays["spans"],
             vectors.astype(np.float32),
-            hashes=self._arrays.get("hashes", np.zeros(0, "S32")),
+            hashes=arrays.get("hashes", np.zeros(0, "S32")),
+            sums=arrays.get("sums", np.zeros(0, np.uint32)),
         )
 
 
@@ -118,8 +156,7 @@ def read_snapshot(path: Path, tables: str | None) -> Snapshot | None:
             facts = json.loads(_array(file, "facts").tobytes())
             if facts["tables"] != tables:
                 return None
-            names = _WITH_FRAMES if facts.get("frames") else _ALWAYS
-            arrays = {name: _array(file, name) for name in names}
+            arrays = {name: _array(file, name) for name in facts["arrays"]}
             return Snapshot(facts["folder"], IndexReport.from_json(facts["report"]), arrays)
     except Exception:  # none there, or damaged in one of many ways; the tables hold all of it
         return None
@@ -137,8 +174,15 @@ def write_snapshot(path: Path, tables: str | None, folder: str | None, report: I
         tables, folder, report: as `Snapshot` has them, and the mark of the tables.
         recordings: what the tables hold.
     """
-    facts = {"folder": folder, "tables": tables, "report": asdict(report), "frames": bool(len(recordings.hashes))}
-    extra: dict[str, Any] = {"hashes": recordings.hashes} if len(recordings.hashes) else {}
+    arrays: dict[str, Any] = {
+        "paths": np.frombuffer(b"\0".join(map(os.fsencode, recordings.paths)), np.uint8),
+        "content": recordings.content,
+        "offsets": recordings.offsets,
+        "spans": recordings.spans,
+        "vectors": recordings.vectors.astype(np.float16),  # as they are in the tables: exact
+    }
+    arrays |= {name: value for name in _SOMETIMES if len(value := getattr(recordings, name))}
+    facts = {"folder": folder, "tables": tables, "report": asdict(report), "arrays": list(arrays)}
     # Left by an update that was killed, or by a version of the package that wrote others.
     for kind in (".snapshot-*.tmp", ".files-*.tmp", ".windows-*.tmp", "snapshot-v1*"):
         for left in path.parent.glob(kind):
@@ -148,16 +192,7 @@ def write_snapshot(path: Path, tables: str | None, folder: str | None, report: I
         replacing(path) as temporary,
         temporary.open("wb") as file,
     ):
-        np.savez(
-            file,
-            facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
-            paths=np.frombuffer(b"\0".join(map(os.fsencode, recordings.paths)), np.uint8),
-            content=recordings.content,
-            offsets=recordings.offsets,
-            spans=recordings.spans,
-            vectors=recordings.vectors.astype(np.float16),  # as they are in the tables: exact
-            **extra,
-        )
+        np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
 
 
 def mark_of_tables(folder: Path, names: Sequence[str], beside: Sequence[Path] = ()) -> str | None:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,7 +25,8 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
-from . import checksums
+from . import checksums, vector_index
+from .contents import Contents, ContentWindows, gathered, portions, row_checksum, sorted_out, whole_contents
 from .report import Damaged
 from .salvage import salvage
 from .scan import Stamp
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 _KEEP_VERSIONS = timedelta(minutes=10)  # so that a search which began before an update's tidying can end
+_BATCH = 8192  # rows that are read at a time
 _NEVER = Stamp(0, 0, 0, 0)  # fits no file
 
 
@@ -53,33 +56,6 @@ class FileRow(NamedTuple):
     reason: str
     missing: str
     reader: str
-
-
-class ContentWindows(NamedTuple):
-    """The windows of one content in the order of time: `spans` (W, 2), seconds, and `vectors` (W, D), float16."""
-
-    spans: np.ndarray
-    vectors: np.ndarray
-
-
-class Contents(NamedTuple):
-    """The windows of contents.
-
-    Attributes:
-        rows_of: the rows of each content that is whole, in the order of time.
-        spans: (W, 2) start and end, seconds.
-        vectors: (W, D) float16.
-        damaged: contents whose windows do not fit their checksum; they are not in `rows_of`.
-    """
-
-    rows_of: dict[str, slice]
-    spans: np.ndarray
-    vectors: np.ndarray
-    damaged: set[str]
-
-    def by_hash(self) -> dict[str, ContentWindows]:
-        """Those that are whole."""
-        return {content: ContentWindows(self.spans[rows], self.vectors[rows]) for content, rows in self.rows_of.items()}
 
 
 class _Table:
@@ -117,8 +93,8 @@ class _Table:
         with troubles(self._folder):
             return checksums.fit(self._path)
 
-    def _read(self, *, careful: bool) -> tuple[pa.Table, bool]:
-        """All rows, and whether they have checksums; those of the last version have none.
+    def _source(self, *, careful: bool) -> tuple[pa.Table | None, bool]:
+        """Where `_batches` is to read the rows, and whether they have checksums; those of the last version have none.
 
         Args:
             careful: the table is known to be damaged.
@@ -126,21 +102,39 @@ class _Table:
         Raises:
             Damaged: it cannot be read.
         """
-        table = salvage(self._folder, self._name) if careful else self._table.to_arrow()
-        if table is None or table.schema.names not in self._forms or any(column.null_count for column in table.columns):
+        table = salvage(self._folder, self._name) if careful else None
+        if careful and table is None:
             raise Damaged(self._folder)
-        return table.combine_chunks(), table.schema.names == self._forms[0]
+        names = (self._table if table is None else table).schema.names
+        if names not in self._forms:
+            raise Damaged(self._folder)
+        return table, names == self._forms[0]
 
-    def _write_all(self, rows: pa.Table, *, anew: bool) -> None:
-        """Make `rows` the content of the table; `anew`: what is there now is of no use, not even to go on from."""
+    def _batches(self, source: pa.Table | None, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """All rows, some at a time, of `source` or, without, of the table. Raises Damaged where a value is missing."""
+        if source is None:
+            query = self._table.search()
+            batches = (query if columns is None else query.select(columns)).to_batches(_BATCH)
+        else:
+            batches = source.to_batches(_BATCH)
+        for batch in batches:
+            if any(column.null_count for column in batch.columns):
+                raise Damaged(self._folder)
+            yield batch
+
+    def _write_all(self, rows: Callable[[], pa.Table | pa.RecordBatchReader], *, anew: bool) -> None:
+        """Make `rows()` the content of the table; `anew`: what is there now is of no use, not even to go on from."""
         if not anew:
             with contextlib.suppress(Damaged), troubles(self._folder):  # one commit, so that a kill loses nothing
-                self._opened = lancedb.connect(self._folder).create_table(self._name, rows, mode="overwrite")
+                self._opened = lancedb.connect(self._folder).create_table(self._name, rows(), mode="overwrite")
                 return
         with troubles(self._folder):
             checksums.forget(self._path)
+            kept = rows()
+            if isinstance(kept, pa.RecordBatchReader):  # before what it reads is removed
+                kept = kept.read_all()
             shutil.rmtree(self._path, ignore_errors=True)
-            self._opened = lancedb.connect(self._folder).create_table(self._name, rows)
+            self._opened = lancedb.connect(self._folder).create_table(self._name, kept)
 
     def tidy(self) -> None:
         """Join small pieces, and drop versions that nobody reads any more."""
@@ -194,7 +188,7 @@ class FileTable(_Table):
             except Damaged:
                 self.unreadable = True
         if anew or damaged or not present:
-            self._write_all(self._to_arrow(rows), anew=anew or self.unreadable or not self.exists)
+            self._write_all(lambda: self._to_arrow(rows), anew=anew or self.unreadable or not self.exists)
         return rows, damaged
 
     def put(self, rows: Mapping[bytes, FileRow]) -> None:
@@ -223,8 +217,8 @@ class FileTable(_Table):
     def _rows(self, *, careful: bool = False) -> tuple[dict[bytes, FileRow], int, bool]:
         """The rows that are whole; how many others there are; whether the table has its present form. Raises Damaged."""
         with troubles(self._folder):
-            table, checked = self._read(careful=careful)
-            columns = table.to_pydict()
+            source, checked = self._source(careful=careful)
+            columns = pa.Table.from_batches(self._batches(source), (self._table if source is None else source).schema).to_pydict()
             if not checked:  # each file is to be looked into once
                 rows = {
                     path: FileRow(_NEVER, each, "", "", "") for path, each in zip(columns["path"], columns["hash"], strict=True)
@@ -234,7 +228,7 @@ class FileTable(_Table):
             values = map(FileRow, stamps, *(columns[name] for name in ("hash", "reason", "missing", "reader")))
             triples = zip(columns["path"], values, columns["checksum"], strict=True)
             rows = {path: row for path, row, checksum in triples if _file_checksum(path, row) == checksum}
-            return rows, len(table) - len(rows), True
+            return rows, len(columns["path"]) - len(rows), True
 
     def _to_arrow(self, rows: Mapping[bytes, FileRow]) -> pa.Table:
         columns: dict[str, list[object]] = {name: [] for name in self._schema.names}
@@ -261,32 +255,105 @@ class WindowTable(_Table):
         super().__init__(folder, name, pa.schema(columns), added=1)
         self._dim = dim
 
-    def read(self) -> Contents:
-        """All windows. Raises Damaged where nothing can be read, or not without danger."""
+    def read(self, wanted: Set[str] | None = None, *, vectors: bool = True) -> Contents:
+        """The windows of some contents, or of all.
+
+        Args:
+            wanted: hashes of the contents; None for all.
+            vectors: keep them in memory; else their checksums.
+
+        Raises:
+            Damaged: nothing can be read, or not without danger.
+        """
         if not self._fits():
             raise Damaged(self._folder)
-        return self._contents()[0]
+        with troubles(self._folder):
+            source, checked = self._source(careful=False)
+            dim = self._table.schema.field("vector").type.list_size
+            found = whole_contents(self._batches(source), checked=checked)
+            return gathered(found, self._table.count_rows(), dim, wanted, vectors=vectors)
 
     def mend(self, *, anew: bool = False) -> tuple[set[str], set[str]]:
         """The contents that are whole, and those that were not: the table is rid of these, or made where there is none.
 
+        Damage in the vector index alone costs the index.
+
         Args:
             anew: write all of the table anew, since changing it failed.
         """
-        contents, present = Contents({}, np.zeros((0, 2)), np.zeros((0, self._dim), np.float16), set()), False
+        whole, damaged, present, source = set[str](), set[str](), False, None
         if self.exists:
-            anew = anew or not self._fits()
-            checksums.prune(self._path)
+            misfits = list(checksums.misfits(self._path))
+            careful = anew = anew or any(not vector_index.holds(name) for name in misfits)
             try:
-                read, present = self._contents(careful=anew)
-                if read.vectors.shape[1] != self._dim:
+                if misfits and not careful:
+                    with troubles(self._folder):
+                        vector_index.drop(self._table, self._path)
+                checksums.prune(self._path)
+                with troubles(self._folder):
+                    source, present = self._source(careful=careful)
+                    whole, damaged, dims = sorted_out(whole_contents(self._batches(source), checked=present))
+                if dims - {self._dim}:
                     raise Damaged(self._folder)
-                contents = read
             except Damaged:
-                self.unreadable = True
-        if anew or contents.damaged or not present or self.unreadable:
-            self._write_all(self._to_arrow(contents.by_hash()), anew=anew or self.unreadable or not self.exists)
-        return set(contents.rows_of), contents.damaged
+                self.unreadable, source, whole, damaged = True, None, set(), set()
+        if anew or damaged or not present or self.unreadable:
+            anew = anew or self.unreadable or not self.exists
+            self._write_all(lambda: self._only(whole, source, present), anew=anew)
+        return whole, damaged
+
+    def _only(self, whole: set[str], source: pa.Table | None, checked: bool) -> pa.RecordBatchReader:
+        """The rows of the contents `whole` in the table's present form, a batch at a time."""
+        found = whole_contents(self._batches(source), checked=checked) if whole else ()
+        batches = (batch for some in portions(found, whole, _BATCH) for batch in self._to_arrow(some).to_batches())
+        return pa.RecordBatchReader.from_batches(self._schema, batches)
+
+    def train(self, tell: Callable[[str], None]) -> None:
+        """See that there is a vector index which fits the table's size; `tell` is told a sentence before one is trained."""
+        with troubles(self._folder):
+            if vector_index.is_due(self._table):
+                tell(
+                    f"{self._folder}: training an index over {self.count():,} windows, by which searches find the nearest "
+                    "without reading all. This is done again only when there are twice as many."
+                )
+                vector_index.train(self._table)
+                self.seal()
+
+    def check_index(self) -> None:
+        """Raises Damaged where the files by which a search finds its way are; vectors carry checksums of their own."""
+        with troubles(self._folder):
+            if next(checksums.misfits(self._path, without="data"), None) is not None:
+                raise Damaged(self._folder)
+
+    def counts(self) -> dict[str, int]:
+        """How many windows each content has, by hash."""
+        found = Counter[str]()
+        with troubles(self._folder):
+            for batch in self._batches(None, ["hash"]):
+                found.update({each["values"].as_py(): each["counts"].as_py() for each in batch["hash"].value_counts()})
+        return found
+
+    def nearest(self, query: np.ndarray, count: int, seen: Set[str] = frozenset()) -> pa.Table:
+        """`vector_index.nearest` among the contents that are not `seen`."""
+        return self._asked(lambda table: vector_index.nearest(table, query, count, seen))
+
+    def windows_at(self, places: Iterable[tuple[str, float]]) -> pa.Table:
+        """The rows of the windows of a content, by hash, with a start: `hash`, `start`, `end`, `vector`."""
+        return self._asked(lambda table: vector_index.at(table, places))
+
+    def scan(self) -> Iterator[pa.RecordBatch]:
+        """All rows, some at a time."""
+        with troubles(self._folder):
+            yield from self._batches(None)
+
+    def _asked(self, question: Callable[[Table], pa.Table]) -> pa.Table:
+        """The answer of the table as it was opened, or, where those files were tidied away meanwhile, as it is now."""
+        with troubles(self._folder):
+            try:
+                return question(self._table)
+            except Exception:
+                self._opened = None
+                return question(self._table)
 
     def count(self) -> int:
         """Windows of all contents."""
@@ -304,26 +371,6 @@ class WindowTable(_Table):
             merge = self._table.merge_insert("hash").when_not_matched_by_source_delete()
             merge.execute(pa.table([sorted(contents)], schema=pa.schema([("hash", pa.string())])))
 
-    def _contents(self, *, careful: bool = False) -> tuple[Contents, bool]:
-        """All windows, and whether the table has its present form. Raises Damaged."""
-        with troubles(self._folder):
-            table, checked = self._read(careful=careful)
-            names, vectors = table["hash"].combine_chunks().dictionary_encode(), table["vector"].combine_chunks()
-            codes, spans = names.indices.to_numpy(), np.stack([table["start"].to_numpy(), table["end"].to_numpy()], 1)
-            order = np.lexsort((spans[:, 0], codes))
-            codes, spans = codes[order], spans[order]
-            values = vectors.flatten().to_numpy().reshape(len(vectors), vectors.type.list_size)[order]
-            bounds = np.searchsorted(codes, np.arange(len(names.dictionary) + 1)).tolist()
-            rows_of = dict(zip(names.dictionary.to_pylist(), map(slice, bounds, bounds[1:]), strict=True))
-            damaged: set[str] = set()
-            if checked:
-                kept = table["checksum"].to_numpy()[order]
-                for content, rows in rows_of.items():
-                    if (kept[rows] != row_checksum(content, spans[rows], values[rows])).any():
-                        damaged.add(content)
-            whole = {content: rows for content, rows in rows_of.items() if content not in damaged}
-            return Contents(whole, spans, values, damaged), checked
-
     def _to_arrow(self, contents: Mapping[str, ContentWindows]) -> pa.Table:
         counts = [len(each.spans) for each in contents.values()]
         sums = [row_checksum(content, *each) for content, each in contents.items()]
@@ -337,11 +384,6 @@ class WindowTable(_Table):
             pa.array(np.repeat(np.array(sums, np.int64), counts)),
         ]
         return pa.table(columns, schema=self._schema)
-
-
-def row_checksum(content: str, spans: np.ndarray, vectors: np.ndarray) -> int:
-    """What each row of a content carries: of all its windows."""
-    return zlib.crc32(vectors.tobytes(), zlib.crc32(spans.tobytes(), zlib.crc32(content.encode())))
 
 
 def _file_checksum(path: bytes, row: FileRow) -> int:

@@ -67,6 +67,9 @@ def trajectory(
     sampling = sampling or sampling_of(retriever, folder=True)
     if not len(recordings):
         return Trajectory([], np.zeros(0, np.int64), [], np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
+    rows = np.arange(len(recordings.spans))
+    if recordings.store:
+        recordings, rows = recordings.store.near(recordings, query, sampling.shortlist or len(recordings))
     cosine = recordings.vectors @ query.astype(np.float32)  # (W,)
     order, windows = best_windows(cosine, recordings.offsets, sampling.shortlist or len(recordings))
     levels: list[int] = []
@@ -79,4 +82,4 @@ def trajectory(
     sample_x0(retriever, "t2a", query, recordings.vectors[windows], sampling, keep, states_of(recordings, windows, tokens, 0))
     x, x0_hat = (torch.stack(column).float().numpy() for column in zip(*seen, strict=True))
     paths = [recordings.paths[recordings.files_of(content)[0]] for content in order]
-    return Trajectory(paths, windows, levels, x, x0_hat)
+    return Trajectory(paths, rows[windows], levels, x, x0_hat)

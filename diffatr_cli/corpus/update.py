@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..progress import Progress, duration
+from .contents import ContentWindows
 from .embedding import BATCH, READ_AHEAD, Elsewhere, embed, weight
 from .examine import Content, Failure, Finding, Vector, examine, reader
 from .frames import FrameTable
 from .read_ahead import read_ahead
 from .report import IndexReport, Skipped
 from .scan import Listing, Stamp
-from .store import ContentWindows, FileRow, FileTable, WindowTable
+from .store import FileRow, FileTable, WindowTable
 from .windows import Missing, Window
 
 if TYPE_CHECKING:
