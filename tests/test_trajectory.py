@@ -36,7 +36,7 @@ def follow(workshop: Workshop, **options: Any) -> TrajectoryResult:
 
 @torch.no_grad()
 def share_of_x(
-    denoiser: AttentionDenoiser, x: torch.Tensor, level: int, queries: torch.Tensor, candidates: torch.Tensor
+    denoiser: AttentionDenoiser, level: int, x: torch.Tensor, queries: torch.Tensor, candidates: torch.Tensor
 ) -> float:
     """By the printed attention: the mean over the queries of x_k's part of the variances over the candidates."""
     embedding, scale = denoiser.level(torch.tensor([level - 1])), denoiser.input_scale
