@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from .session import IndexState, IndexStatus
 from .snapshot import Recordings
 
 _ARRAYS = ("content", "offsets", "spans", "vectors", "hashes")
+_KINDS = "kinds.json"  # the type and shape of each
 _DATA = "index-"  # and the version: folders of arrays
 _TRIES = 20  # to read what is published, where a newer version takes its place meanwhile
 
@@ -119,8 +121,12 @@ def _write(data: Path, recordings: Recordings) -> None:
     temporary.mkdir()
     try:
         (temporary / "paths").write_bytes(b"\0".join(map(os.fsencode, recordings.paths)))
+        kinds = {}
         for name in _ARRAYS:
-            np.save(temporary / f"{name}.npy", getattr(recordings, name))
+            array = np.ascontiguousarray(getattr(recordings, name))
+            array.tofile(temporary / name)
+            kinds[name] = (array.dtype.str, array.shape)
+        (temporary / _KINDS).write_text(json.dumps(kinds), encoding="utf-8")
         os.replace(temporary, data)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -129,10 +135,14 @@ def _write(data: Path, recordings: Recordings) -> None:
 
 def _mapped(data: Path) -> Recordings:
     paths = (data / "paths").read_bytes()
-    arrays: dict[str, Any] = {name: _array(data / f"{name}.npy") for name in _ARRAYS}
+    kinds = json.loads((data / _KINDS).read_text(encoding="utf-8"))
+    arrays: dict[str, Any] = {name: _array(data / name, *kinds[name]) for name in _ARRAYS}
     return Recordings(os.fsdecode(paths).split("\0") if paths else [], **arrays)
 
 
-def _array(path: Path) -> np.ndarray:
-    # As a plain array: the class of memory maps makes each slice of one slow.
-    return np.asarray(np.load(path, mmap_mode="r"))
+def _array(path: Path, dtype: str, shape: Sequence[int]) -> np.ndarray:
+    if 0 in shape:  # which cannot be mapped
+        return np.zeros(shape, dtype)
+    # As a plain array: the class of memory maps makes each slice of one slow. Not by numpy's own format, whose header is parsed
+    # as Python is, which several threads cannot do at once in Python 3.11.
+    return np.asarray(np.memmap(path, dtype, "r", shape=tuple(shape)))
