@@ -128,8 +128,9 @@ class FollowingSession(SearchSession):
     @property
     def status(self) -> IndexStatus:
         """How the index stands: what is searched here, and what the process that publishes it told."""
+        told = self._board.status()  # before the state: what ends an update is published first, and told then
         recordings = self._state.recordings
-        return self._board.status()._replace(files=len(recordings), windows=len(recordings.spans))
+        return told._replace(files=len(recordings), windows=len(recordings.spans))
 
     def start(
         self,
