@@ -15,8 +15,8 @@ import soundfile
 import soxr
 import torch
 
+from diffatr_cli.corpus.embedding import BATCH
 from diffatr_cli.corpus.index import FolderIndex
-from diffatr_cli.corpus.update import _BATCH
 from diffatr_cli.two_tower import load_two_tower
 
 from .common import Case, Row, Size, medians, pick
@@ -55,7 +55,7 @@ def bare_loop(model: Any, extractor: Any, files: list[Path]) -> np.ndarray:
         starts = [*range(0, len(wave) - window, window // 2), len(wave) - window] if len(wave) > window else [0]
         for start in starts:
             waiting.append(wave[start : start + window])
-            if len(waiting) == _BATCH:
+            if len(waiting) == BATCH:
                 embed()
     if waiting:
         embed()

@@ -18,7 +18,7 @@ from rich import box
 from rich.table import Column, Table
 from rich.text import Text
 
-from diffatr_cli.cli import console, corpus, query, serve
+from diffatr_cli.cli import answering, console, corpus, query
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.printable import printable
 
@@ -52,7 +52,7 @@ def test_printable_keeps_what_can_be_shown_and_only_that(text: str) -> None:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of one that takes seconds to load."""
-    for module in (query, corpus, serve):
+    for module in (query, corpus, answering):
         monkeypatch.setattr(module, "load_model", lambda *_: FakeRetriever(phase_two=True))
 
 

@@ -77,7 +77,8 @@ def _first_line() -> bytes:
 
 def _write(report: TextIO, document: object) -> None:
     with contextlib.suppress(OSError):  # nobody is there any more, which stdin tells too
-        print(json.dumps(document), file=report, flush=True)
+        report.write(f"{json.dumps(document)}\n")
+        report.flush()
 
 
 def _serve(settings: Settings, parent: _Parent, ready: Callable[[], None]) -> None:
