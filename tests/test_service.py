@@ -170,7 +170,7 @@ def test_one_copy_of_the_index_lies_in_memory(launch):
     mapped = []
     for worker in service.children():
         maps = Path(f"/proc/{worker}/maps").read_text().splitlines()
-        mapped.append({tuple(line.split()[1:5]) for line in maps if line.endswith("/vectors.npy")})
+        mapped.append({tuple(line.split()[1:5]) for line in maps if line.endswith("/vectors")})
     assert len(mapped) == 2
     assert mapped[0] == mapped[1] != set()  # the same pages of the same file, which nobody writes to
     assert all(access.startswith("r-") for access, *_ in mapped[0])
