@@ -101,18 +101,20 @@ def test_floats_on_the_scale_of_integers_are_scaled(tmp_path: Path, scale: float
     np.testing.assert_allclose(read_excerpt(path, 0, 1), samples[:32_000], rtol=1e-6)
 
 
-@pytest.mark.parametrize("value", [17.0, -30_000.0, 2e9])
+@pytest.mark.parametrize("value", [17.0, -30_000.0, 2e9, 1e20, np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("count", [1, 20])
 def test_stray_samples_are_no_scale(tmp_path: Path, value: float, count: int) -> None:
-    """A few broken samples of a float file do not make the others a 32768th of what they are; they are clipped."""
+    """A few broken samples of a float file cost themselves: neither the file, nor the scale of the others."""
     good = 0.3 * sine(2, 32_000)
     broken = good.copy()
     broken[1000 : 1000 + 7 * count : 7] = value
     path = write(tmp_path / "a.wav", broken, 32_000, subtype="FLOAT")
     with open_sound(path) as sound:
         samples = np.concatenate(list(sound.blocks()))
-    np.testing.assert_array_equal(samples, np.where(broken == np.float32(value), np.sign(value), broken).astype(np.float32))
-    assert sound.notes == [f"samples far beyond full scale were clipped, {count} of them"]
+    expected = good.copy()
+    expected[1000 : 1000 + 7 * count : 7] = 0 if np.isnan(value) else np.sign(value)
+    np.testing.assert_array_equal(samples, expected.astype(np.float32))
+    assert sound.notes == [f"samples that are no numbers or far beyond full scale were silenced or clipped, {count} of them"]
     np.testing.assert_array_equal(read_excerpt(path, 0, 1), samples[:32_000])
 
 
@@ -122,7 +124,7 @@ def test_stray_samples_are_no_scale(tmp_path: Path, value: float, count: int) ->
 )
 def test_numbers_that_are_no_sound(tmp_path: Path, change: float, reason: str) -> None:
     samples = sine(3, 32_000)
-    samples[70_000] = change
+    samples[70_000:70_500] = change
     for channels in (1, 2):
         path = write(tmp_path / "a.wav", np.stack([samples] * channels, 1), 32_000, subtype="FLOAT")
         with pytest.raises(AudioError) as caught:

@@ -249,7 +249,8 @@ class _Floats:
 
     Attributes:
         scale: what they are to be divided by.
-        glitches: how many are far beyond full scale where the others are not: no sound is so loud. They are clipped.
+        glitches: how many are no numbers, or far beyond full scale where the others are not: no sound is so loud. The first are
+            silenced, the others clipped.
     """
 
     scale: float = 1.0
@@ -258,14 +259,15 @@ class _Floats:
     def brought_to_scale(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """(frames, channels) at the scale of +-1."""
         if self.glitches:
-            return np.where(np.abs(samples) > _OVERLOAD, np.sign(samples), samples)
+            samples = np.where(np.abs(samples) > _OVERLOAD, np.sign(samples), samples)
+            return np.nan_to_num(samples, copy=False)
         return samples if self.scale == 1 else samples / np.float32(self.scale)
 
     @property
     def notes(self) -> list[str]:
         """What was put right."""
         if self.glitches:
-            return [f"samples far beyond full scale were clipped, {self.glitches} of them"]
+            return [f"samples that are no numbers or far beyond full scale were silenced or clipped, {self.glitches} of them"]
         return [] if self.scale == 1 else [f"its samples are on the scale of integers, and were divided by {self.scale:.0f}"]
 
 
@@ -280,20 +282,25 @@ def _floats(path: Path, mark: Mark, number: int, by: By) -> _Floats:
     try:
         for block in decoder.blocks():
             size = np.abs(block.samples)
-            highest = float(size.max())
-            peak = max(peak, highest) if not np.isnan(highest) else highest  # NaN stays: max would drop it
-            heard += int(np.count_nonzero(size))
-            if not highest <= 1:
+            if not (highest := float(size.max())) <= 1:  # NaN is not either
+                size[~np.isfinite(size)] = np.inf
                 over += int(np.count_nonzero(size > 1))
                 far += int(np.count_nonzero(size > _OVERLOAD))
+                highest = float(size.max())
+            peak = max(peak, highest)
+            heard += int(np.count_nonzero(size))
     finally:
         decoder.close()
-    if peak <= _OVERLOAD or not np.isfinite(peak):  # which is refused where it is decoded
+    if peak <= _OVERLOAD:
+        return _FULL_SCALE
+    if over <= _GLITCHES * heard:
+        return _Floats(glitches=far)
+    if np.isinf(peak):  # which is refused where it is decoded
         return _FULL_SCALE
     scale = next((scale for scale in _SCALES if peak <= scale * 1.001), None)
     if scale is None:
         raise AudioError(path, "samples beyond any scale")
-    return _Floats(glitches=far) if over <= _GLITCHES * heard else _Floats(scale)
+    return _Floats(scale)
 
 
 class _Mono:
