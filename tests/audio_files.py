@@ -45,7 +45,7 @@ def bad_files(folder: Path) -> dict[str, str]:
     (folder / "mislabelled.wav").write_text("this is no sound\n" * 100)
     write(folder / "header only.wav", noise[:0], 32_000)
     broken = noise.copy()
-    broken[100] = np.nan
+    broken[100:200] = np.nan
     write(folder / "nan.wav", broken, 32_000, subtype="FLOAT")
     write(folder / "silent.wav", 0 * noise, 32_000)
     write(folder / "one sample.wav", noise[:1], 32_000)
