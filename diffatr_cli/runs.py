@@ -154,7 +154,7 @@ def encoders_of(run: Path) -> Encoders:
     return encoders
 
 
-def _finished(run: Path) -> Path | None:
+def model_of(run: Path) -> Path | None:
     """The checkpoint whose presence says that a seed folder holds a model; None where it holds none."""
     own, second = run / "pretrain" / BEST, run / "diffusion" / BEST
     if own.is_file():
@@ -169,7 +169,7 @@ def _finished(run: Path) -> Path | None:
 
 def models_below(runs: Path) -> Iterator[Path]:
     """The seed folders that hold a model, in the order of their names."""
-    return (run for run in sorted(runs.glob("*/seed-*")) if _finished(run))
+    return (run for run in sorted(runs.glob("*/seed-*")) if model_of(run))
 
 
 def find_runs(
@@ -218,7 +218,7 @@ def find_runs(
 
 def seeds_of(recipe_folder: Path) -> list[int]:
     """The seeds that were trained under a recipe's folder, ascending."""
-    return sorted(int(path.name.removeprefix("seed-")) for path in recipe_folder.glob("seed-*") if _finished(path))
+    return sorted(int(path.name.removeprefix("seed-")) for path in recipe_folder.glob("seed-*") if model_of(path))
 
 
 def newest_run(runs: Path) -> Path:
@@ -226,7 +226,7 @@ def newest_run(runs: Path) -> Path:
 
     Raises DiffATRError when there is none.
     """
-    found = {run: path.stat().st_mtime for run in runs.glob("*/seed-*") if (path := _finished(run))}
+    found = {run: path.stat().st_mtime for run in runs.glob("*/seed-*") if (path := model_of(run))}
     if not found:
         raise DiffATRError(f"{runs}: no trained model there. Train one (`diffatr demo` takes minutes), or name one with --run.")
     return max(found, key=found.__getitem__)

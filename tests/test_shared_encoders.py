@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 
 from diffatr_cli.checkpoint import load_weights, save_weights
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.evaluation.evaluate import evaluate
+from diffatr_cli.evaluation.evaluate import compare, evaluate
 from diffatr_cli.model import load_encoders, load_retriever
 from diffatr_cli.models_there import models_there
 from diffatr_cli.runs import BEST, RECORD, encoders_of, find_runs, newest_run, recipe_of, seeds_of
 from diffatr_cli.training.pretrain import pretrain
 from diffatr_cli.training.train_diffusion import train_diffusion
+from diffatr_cli.types import DIRECTIONS
 
 
 class Killed(Exception):
@@ -99,6 +100,13 @@ def test_evaluation_takes_the_encoders_cache(workshop: Workshop, runs: Path) -> 
     assert [result.chain for result in results] == [10, 6]
     assert (base / "pretrain" / "embeddings-tones2-test.safetensors").is_file()
     assert not list((runs / "other").rglob("embeddings-*"))
+
+
+def test_such_a_run_is_compared(workshop: Workshop, runs: Path) -> None:
+    result = compare(runs / "tiny" / "seed-0", runs / "other" / "seed-3", "tones2", data=workshop.data, device="cpu")
+    alone = evaluate("tones", "tones2", data=workshop.data, runs=runs, recipe="other", device="cpu", seeds=(3,))
+    for direction in DIRECTIONS:
+        assert result.second.get("diff", direction) == alone.get("diff", direction)
 
 
 def test_runs_moved_together_work_and_alone_are_told(workshop: Workshop, runs: Path, tmp_path: Path) -> None:

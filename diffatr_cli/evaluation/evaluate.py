@@ -22,7 +22,7 @@ from ..processes import from_first, is_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields
 from ..recipe_schema import Recipe
-from ..runs import BEST, find_runs, recipe_of, run_folder, seeds_of
+from ..runs import find_runs, model_of, recipe_of, run_folder, seeds_of
 from ..types import DIRECTIONS, SYSTEMS, Direction, System
 from .embedded_split import cached_split, check_fit
 from .evaluation_set import EvaluationSet, load_evaluation_set
@@ -298,7 +298,7 @@ def compare(
 
 
 def _seed_folders(run: Path) -> list[Path]:
-    if (run / "pretrain" / BEST).is_file():
+    if model_of(run):
         return [run]
     if found := [run / f"seed-{seed}" for seed in seeds_of(run)]:
         return found
