@@ -252,6 +252,12 @@ def test_what_is_kept_is_used_where_it_is_asked_for(
     with_rivals = run(workshop, copied, reuse=True, rivals=True)
     assert ranked == []
     assert {each.system for each in with_rivals.systems} > set(SYSTEMS)
+    # Of one seed more is kept now than of the other; what was not asked for stays away.
+    run(workshop, copied, seeds=(0,), walk=True, rivals=True, reuse=True)
+    for asked in ({}, {"rivals": True}):
+        some = run(workshop, copied, reuse=True, **asked)
+        assert {each.system for each in some.systems} == {each.system for each in (with_rivals if asked else first).systems}
+    ranked.clear()
     run(workshop, copied)
     assert ranked == ["seed-0", "seed-1"]
 

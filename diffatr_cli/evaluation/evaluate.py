@@ -153,7 +153,10 @@ def evaluate_runs(
         if not complete:
             what = run, retriever, sampling, asked, progress, on_scores
             of_run = of_run | _rank_run(*what, rivals=rivals, bank=bank, walker=walker)
+        unasked = (set() if rivals else {"qbnorm", "one-step"}) | (set() if walks else {"walk"})  # which may be kept all the same
         for key, queries in of_run.items():
+            if key[0] in unasked:
+                continue
             found.setdefault(key, []).append({name: each for name, each in queries.items() if name not in ("query", "clip")})
         for direction in asked.tasks:
             if bank is not None:
