@@ -7,7 +7,7 @@ from .trajectory_figure import chosen
 
 LEVEL_COLUMNS = (
     "k",
-    "share of x_k, %",
+    "x_k in the attention, %",
     "p(true)",
     "entropy, nats",
     "R@1 of x_k",
