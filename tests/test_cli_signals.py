@@ -325,7 +325,7 @@ def test_ctrl_c_ends_the_sound_that_is_played_alone(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 0, "stopped"), (signal.SIGTERM, 143, "ended by SIGTERM")])
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 0, "stopped")])
 def test_serve_ends_clean(workshop: Workshop, trained: Path, tmp_path: Path, number: int, code: int, said: str) -> None:
     corpus = workshop.data / "tones" / "test"
     process = start([*DIFFATR, "serve", "--corpus", corpus, "--index", tmp_path / "i", "--run", trained, "--port", "0"])
