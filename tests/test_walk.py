@@ -117,7 +117,8 @@ def test_a_recipe_may_ask_for_the_walk(workshop: Workshop, trained: Path, tmp_pa
     assert {each.system for each in measured(walk=False, reuse=True).systems} == {"baseline", "diff"}
     rivals = measured(walk=False, rivals=True, reuse=True)
     assert {each.system for each in rivals.systems} == {"baseline", "qbnorm", "diff", "one-step"}
-    everything = measured(reuse=True)
+    assert {each.system for each in measured(reuse=True).systems} == {"baseline", "walk", "diff"}  # the rivals stay kept
+    everything = measured(rivals=True, reuse=True)
     assert {each.system for each in everything.systems} == {"baseline", "qbnorm", "walk", "diff", "one-step"}
     again = measured(rivals=True, reuse=True)
     assert again.walk_weights == {}  # nothing was ranked
