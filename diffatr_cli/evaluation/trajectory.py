@@ -262,7 +262,8 @@ def _follow(
         levels.append(level + 1)
         seen.append((x[0], x0_hat[0]))
 
-    _sample(query, reranker.prepare(direction, candidates), reranker, sampling, [query_id], keep, sight)
+    prepared = reranker.prepare(direction, candidates)
+    _sample(query, prepared, reranker, sampling, [query_id], keep, sight, _listed(query, prepared, sampling, sight))
     x, x0_hat = (torch.stack(column).float().numpy() for column in zip(*seen, strict=True))
     return levels, x, x0_hat, np.isfinite(x[0])
 
@@ -293,7 +294,8 @@ def measure_levels(
             true[i, each] = True
 
         of_block = sight and sight.of(block)
-        listed, seen = _seen(queries[block], prepared, sampling, of_block)
+        listed = _listed(queries[block], prepared, sampling, of_block)
+        seen = _seen(prepared, of_block, listed)
 
         def measure(
             level: int,
@@ -314,20 +316,22 @@ def measure_levels(
             sums[level] = sums.get(level, 0) + totals
 
         by_cosine += 100 * _first_is_true(cosine, true).double().sum().item()
-        _sample(queries[block], prepared, reranker, sampling, range(block.start, block.stop), measure, of_block)
+        _sample(queries[block], prepared, reranker, sampling, range(block.start, block.stop), measure, of_block, listed)
         progress(block.stop, len(queries), f"every level, {direction}")
     measures = [LevelMeasures(level + 1, *(total / len(queries)).tolist()) for level, total in sums.items()]
     return measures, by_cosine / len(queries)
 
 
-def _seen(queries: Tensor, prepared: PreparedCandidates, sampling: Sampling, sight: Sight | None) -> tuple[Tensor | None, Tensor]:
-    """The candidates that queries are sampled over: (N, D) of all, or with `sight` the places (Q, S) and vectors (Q, S, D) of
-    each query's shortlist, as it sees them."""
+def _listed(queries: Tensor, prepared: PreparedCandidates, sampling: Sampling, sight: Sight | None) -> Tensor | None:
+    """(Q, S) the places of each query's shortlist, for a model that re-ranks by frames; None where all are sampled over."""
     (candidates,) = prepared.candidates
-    if sight is None:
-        return None, candidates
-    listed = shortlisted(queries.to(candidates), candidates, sampling.shortlist)
-    return listed, sight(slice(None), listed, candidates[listed])[0]
+    return None if sight is None else shortlisted(queries.to(candidates), candidates, sampling.shortlist)
+
+
+def _seen(prepared: PreparedCandidates, sight: Sight | None, listed: Tensor | None) -> Tensor:
+    """The candidates that queries are sampled over: (N, D) of all, or (Q, S, D) of each query's shortlist as it sees them."""
+    (candidates,) = prepared.candidates
+    return candidates if sight is None or listed is None else sight(slice(None), listed, candidates[listed])[0]
 
 
 def _share_of_x(queries: Tensor, seen: Tensor, prepared: PreparedCandidates, level: int, x: Tensor) -> Tensor:
@@ -353,13 +357,13 @@ def _sample(
     query_ids: Sequence[int],
     on_step: OnStep,
     sight: Sight | None,
+    listed: Tensor | None,
 ) -> None:
     """Go through the chain once with all these queries for what `on_step` sees there: of all candidates, (Q, N) on the CPU.
 
     Those that are not in a query's shortlist have an x_k of minus infinity and an x0_hat of zero.
     """
     n = prepared.candidates.shape[1]
-    listed = None if sight is None else shortlisted(queries.to(prepared.candidates), prepared.candidates[0], sampling.shortlist)
 
     def of_all(level: int, x: Tensor, x0_hat: Tensor) -> None:
         if listed is not None:
