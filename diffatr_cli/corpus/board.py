@@ -21,7 +21,7 @@ import numpy as np
 from ..errors import DiffATRError
 from ..files import reason, write_text
 from .session import IndexState, IndexStatus
-from .snapshot import Recordings
+from .snapshot import Recordings, packed_paths, unpacked_paths
 
 _ARRAYS = ("content", "offsets", "spans", "vectors", "hashes")
 _KINDS = "kinds.json"  # the type and shape of each
@@ -120,7 +120,7 @@ def _write(data: Path, recordings: Recordings) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        (temporary / "paths").write_bytes(b"\0".join(map(os.fsencode, recordings.paths)))
+        (temporary / "paths").write_bytes(packed_paths(recordings.paths))
         kinds = {}
         for name in _ARRAYS:
             array = np.ascontiguousarray(getattr(recordings, name))
@@ -134,10 +134,9 @@ def _write(data: Path, recordings: Recordings) -> None:
 
 
 def _mapped(data: Path) -> Recordings:
-    paths = (data / "paths").read_bytes()
     kinds = json.loads((data / _KINDS).read_text(encoding="utf-8"))
     arrays: dict[str, Any] = {name: _array(data / name, *kinds[name]) for name in _ARRAYS}
-    return Recordings(os.fsdecode(paths).split("\0") if paths else [], **arrays)
+    return Recordings(unpacked_paths((data / "paths").read_bytes()), **arrays)
 
 
 def _array(path: Path, dtype: str, shape: Sequence[int]) -> np.ndarray:

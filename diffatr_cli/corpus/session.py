@@ -24,6 +24,7 @@ from ..progress import Progress, silent
 from .index import FolderIndex, IndexReport, Recordings
 from .priority_lock import PriorityLock
 from .search import Found, embed_sound, embed_texts, search, search_texts, token_states
+from .snapshot import packed_paths
 from .trajectory import Trajectory, trajectory
 
 if TYPE_CHECKING:
@@ -342,7 +343,7 @@ def nothing_yet() -> IndexState:
 
 
 def _version(recordings: Recordings) -> str:
-    content = hashlib.blake2b(b"\0".join(map(os.fsencode, recordings.paths)), digest_size=8)
+    content = hashlib.blake2b(packed_paths(recordings.paths), digest_size=8)
     for array in (recordings.content, recordings.offsets, recordings.spans, recordings.vectors):
         content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return content.hexdigest()

@@ -133,10 +133,9 @@ class Snapshot:
     def recordings(self) -> Recordings:
         """What a search reads, but for frames, and for vectors that stay in the tables."""
         arrays = self._arrays
-        paths, vectors = arrays["paths"], arrays["vectors"]
-        names = os.fsdecode(paths.tobytes()).split("\0") if len(paths) else []
+        vectors = arrays["vectors"]
         return Recordings(
-            names,
+            unpacked_paths(arrays["paths"].tobytes()),
             arrays["content"],
             arrays["offsets"],
             arrays["spans"],
@@ -144,6 +143,16 @@ class Snapshot:
             hashes=arrays.get("hashes", np.zeros(0, "S32")),
             sums=arrays.get("sums", np.zeros(0, np.uint32)),
         )
+
+
+def packed_paths(paths: Sequence[str]) -> bytes:
+    """Paths one behind the other, as the system has them; `unpacked_paths` gives them back."""
+    return b"\0".join(map(os.fsencode, paths))
+
+
+def unpacked_paths(packed: bytes) -> list[str]:
+    """The paths of `packed_paths`; none has no letter."""
+    return os.fsdecode(packed).split("\0") if packed else []
 
 
 def read_snapshot(path: Path, tables: str | None) -> Snapshot | None:
@@ -175,7 +184,7 @@ def write_snapshot(path: Path, tables: str | None, folder: str | None, report: I
         recordings: what the tables hold.
     """
     arrays: dict[str, Any] = {
-        "paths": np.frombuffer(b"\0".join(map(os.fsencode, recordings.paths)), np.uint8),
+        "paths": np.frombuffer(packed_paths(recordings.paths), np.uint8),
         "content": recordings.content,
         "offsets": recordings.offsets,
         "spans": recordings.spans,
