@@ -4,12 +4,15 @@ import contextlib
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from fake_retriever import FakeRetriever, write_tone
 from serving import client_of, make_session, until
 
-from diffatr_cli.corpus.index import FolderIndex, IndexReport
+from diffatr_cli.corpus import session as session_module
+from diffatr_cli.corpus.index import FolderIndex, IndexReport, Recordings
 from diffatr_cli.corpus.priority_lock import PriorityLock
 from diffatr_cli.errors import DiffATRError
 
@@ -188,3 +191,9 @@ def test_stopping_ends_an_update_between_two_files(own, tmp_path, monkeypatch):
     assert not own._thread.is_alive()
     assert outcomes == []
     assert FolderIndex(tmp_path / "clips").update(FakeRetriever()).files == 22  # nothing is locked or damaged
+
+
+def test_vectors_that_stay_in_the_tables_count_for_the_version_too():
+    recordings = Recordings(["a"], np.zeros(1, int), np.array([0, 1]), np.zeros((1, 2)), np.zeros((0, 4), np.float32))
+    versions = {session_module._version(replace(recordings, sums=np.array([number], np.uint32))) for number in (1, 1, 2)}
+    assert len(versions) == 2

@@ -344,7 +344,7 @@ def nothing_yet() -> IndexState:
 
 def _version(recordings: Recordings) -> str:
     content = hashlib.blake2b(packed_paths(recordings.paths), digest_size=8)
-    for array in (recordings.content, recordings.offsets, recordings.spans, recordings.vectors):
+    for array in (recordings.content, recordings.offsets, recordings.spans, recordings.vectors, recordings.sums):
         content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return content.hexdigest()
 
