@@ -284,6 +284,11 @@ class EvaluationSection(Section):
         default=("sum", "log"),
         description="how x0_hat may join the cosine, of which validation chooses: added as it is, or its logarithm",
     )
+    domains: tuple[str, ...] = Field(
+        default=(),
+        description="other data sets, prepared in the same folder, whose validation splits choose beside that of data.name: "
+        "weights that help one and harm another are not taken",
+    )
     bank: Annotated[int, Field(ge=0)] = Field(
         default=0,
         description="so many training captions (clips, for audio-to-text) are kept with the model, and candidates that lie near "
@@ -363,9 +368,11 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _bank_needs_phase_two(self) -> Self:
+    def _choices_need_phase_two(self) -> Self:
         if self.evaluation.bank and self.model.strategy != "gen-dis":
             raise ValueError("evaluation.bank: is fitted in phase two; set model.strategy=gen-dis, or evaluation.bank=0")
+        if self.evaluation.domains and self.model.strategy != "gen-dis":
+            raise ValueError("evaluation.domains: choose in phase two; set model.strategy=gen-dis, or evaluation.domains=[]")
         return self
 
     @model_validator(mode="after")

@@ -108,12 +108,15 @@ class Encoders:
 
     def record(self, run: Path) -> dict[str, str]:
         """What the record of a run that stands on these says of them: their folder, relative to the run's where it can be."""
-        to, start = self.run.resolve(), run.resolve()
-        try:
-            place = os.path.relpath(to, start)
-        except ValueError:  # on another drive
-            place = str(to)
-        return {"run": place, "checkpoint": self.check()}
+        return {"run": place_from(run, self.run), "checkpoint": self.check()}
+
+
+def place_from(run: Path, other: Path) -> str:
+    """Where another run's folder is, relative to a run's where it can be."""
+    try:
+        return os.path.relpath(other.resolve(), run.resolve())
+    except ValueError:  # on another drive
+        return str(other.resolve())
 
 
 def weights_hash(path: Path) -> str:

@@ -20,9 +20,10 @@ from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.data.manifest import Clip
 from diffatr_cli.evaluation import choose_fusion as module
 from diffatr_cli.evaluation.choose_fusion import choose_fusion
-from diffatr_cli.evaluation.earning import FusionTask, _large_enough, domains_of, fusion_task, mean_over_domains
+from diffatr_cli.evaluation.earning import FusionTask, _large_enough, domains_of, fusion_task, joined, mean_over_domains
 from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedSplit
 from diffatr_cli.evaluation.ranking import rank
+from diffatr_cli.evaluation.validation import Validation
 from diffatr_cli.types import DIRECTIONS
 
 WEIGHTS = (0.0, 0.05, 0.2, 0.5, 1.0)
@@ -40,6 +41,9 @@ class Oracle:
     def offsets(self, direction: str, candidates: Tensor) -> Tensor:
         return torch.zeros(len(candidates))
 
+    def sight(self, direction: str, states: None) -> None:
+        return None
+
 
 def split_of(count: int, seed: int = 0) -> EmbeddedSplit:
     """As many clips as captions, hard to tell: their cosine is 0.5, and others' are spread around 0."""
@@ -56,9 +60,14 @@ def choose(
         yield slice(0, len(query_ids)), x0_hat[query_ids]
 
     monkeypatch.setattr(module, "score_blocks", blocks)
+    return choose_fusion([validation_of(split, domain)], "t2a", Oracle(), **{"weights": WEIGHTS} | how)  # type: ignore[arg-type]
+
+
+def validation_of(split: EmbeddedSplit, domain: np.ndarray) -> Validation:
+    """Every caption asks for its own clip."""
     count = len(split.text)
     task = FusionTask(np.arange(count), [np.array([i]) for i in range(count)], np.arange(count), domain)
-    return choose_fusion(split, "t2a", Oracle(), task, **{"weights": WEIGHTS} | how)  # type: ignore[arg-type]
+    return Validation(split, {"t2a": task})
 
 
 def peaks(count: int, right: np.ndarray, seed: int = 0) -> Tensor:
@@ -91,6 +100,41 @@ def test_no_domain_pays_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(monkeypatch, split_of(200), x0_hat, domain, weights=(0.0, 0.5, 1.0)).weight == 0
 
 
+def test_no_data_set_pays_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of two splits of other sizes: what helps the first one much and ruins the second is not taken."""
+    sizes = 150, 60
+    x0_hats = {150: peaks(150, np.ones(150, bool)), 60: peaks(60, np.zeros(60, bool))}
+    monkeypatch.setattr(module, "score_blocks", lambda queries, *_, **__: iter([(slice(0, len(queries)), x0_hats[len(queries)])]))
+    splits = [validation_of(split_of(size, seed=size), np.zeros(size, int)) for size in sizes]
+    weights = 0.0, 0.5, 1.0
+    alone = choose_fusion(splits[:1], "t2a", Oracle(), weights)  # type: ignore[arg-type]
+    both = choose_fusion(splits, "t2a", Oracle(), weights)  # type: ignore[arg-type]
+    assert alone.weight > 0
+    assert (both.weight, both.gain) == (0, 0)
+    # Its metrics are those of the first: by the cosine now.
+    cosine = (splits[0].split.text @ splits[0].split.audio.T).numpy()
+    expected = [
+        100 * average_precision_score(truth, scores) for truth, scores in zip(np.eye(150, dtype=bool), cosine, strict=True)
+    ]
+    assert both.metrics["map"] == pytest.approx(np.mean(expected))
+    # What helps both is taken.
+    x0_hats[60] = peaks(60, np.ones(60, bool))
+    assert choose_fusion(splits, "t2a", Oracle(), weights).weight > 0  # type: ignore[arg-type]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=6), min_size=1, max_size=4))
+def test_splits_that_are_joined_share_nothing(splits: list[list[tuple[int, int]]]) -> None:
+    """Queries are of one cluster (domain) in the joined task where they are in their own split, and nowhere else."""
+    tasks = [FusionTask(np.arange(len(s)), [np.array([0])] * len(s), *np.array(s, int).reshape(-1, 2).T) for s in splits]
+    found = joined(tasks)
+    named = [(i, *query) for i, split in enumerate(splits) for query in split]
+    assert len(found.rows) == len(found.relevant) == len(named)
+    for a, first in enumerate(named):
+        for b, second in enumerate(named):
+            assert (found.cluster[a] == found.cluster[b]) == (first[:2] == second[:2])
+            assert (found.domain[a] == found.domain[b]) == (first[::2] == second[::2])
+
+
 def test_of_equals_the_one_that_moves_scores_least(monkeypatch: pytest.MonkeyPatch) -> None:
     """Perfect distributions: from some weight on every weight is perfect."""
     split, x0_hat = split_of(100), peaks(100, np.ones(100, bool))
@@ -110,8 +154,7 @@ def test_of_equals_the_one_that_moves_scores_least(monkeypatch: pytest.MonkeyPat
 def test_one_weight_alone_is_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
     split, x0_hat = split_of(50), peaks(50, np.zeros(50, bool))
     monkeypatch.setattr(module, "score_blocks", lambda *_, query_ids, **__: iter([(slice(0, 50), x0_hat)]))
-    task = FusionTask(np.arange(50), [np.array([i]) for i in range(50)], np.arange(50), np.zeros(50, int))
-    chosen = choose_fusion(split, "t2a", Oracle(), task, (5.0,))  # type: ignore[arg-type]
+    chosen = choose_fusion([validation_of(split, np.zeros(50, int))], "t2a", Oracle(), (5.0,))  # type: ignore[arg-type]
     assert chosen.weight == 5
     assert chosen.gain < 0
 

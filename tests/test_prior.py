@@ -28,12 +28,13 @@ from diffatr_cli.evaluation.embedded_split import EmbeddedSplit
 from diffatr_cli.evaluation.evaluate import evaluate
 from diffatr_cli.evaluation.ranking import rank
 from diffatr_cli.evaluation.trajectory import measure_levels
+from diffatr_cli.evaluation.validation import Validation
 from diffatr_cli.model import load_retriever
 from diffatr_cli.report.tables import evaluation_caption
-from diffatr_cli.training import train_diffusion as phase_two
+from diffatr_cli.training import choosing
 from diffatr_cli.training.choose_prior import ChosenPrior, bank_of, choose_prior
 from diffatr_cli.training.train_diffusion import train_diffusion
-from diffatr_cli.types import DIRECTIONS
+from diffatr_cli.types import DIRECTIONS, Direction
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -54,9 +55,11 @@ def test_a_prior_takes_a_share_of_what_the_bank_says(seed: int, beta: float, wei
     np.testing.assert_allclose(got, offsets_of(bank, beta, weight, candidates), atol=1e-5)
 
 
-def task_of(count: int, domain: np.ndarray | None = None) -> FusionTask:
+def asked(split: EmbeddedSplit, direction: Direction, domain: np.ndarray | None = None) -> Validation:
+    count = len(split.text)
     domains = np.zeros(count, int) if domain is None else domain
-    return FusionTask(np.arange(count), [np.array([i]) for i in range(count)], np.arange(count), domains)
+    task = FusionTask(np.arange(count), [np.array([i]) for i in range(count)], np.arange(count), domains)
+    return Validation(split, {direction: task})
 
 
 def split_with_hubs(count: int, hubs: int, seed: int = 0) -> tuple[EmbeddedSplit, torch.Tensor]:
@@ -71,7 +74,7 @@ def split_with_hubs(count: int, hubs: int, seed: int = 0) -> tuple[EmbeddedSplit
 
 def test_a_bank_that_knows_the_hubs_earns_its_weight() -> None:
     split, bank = split_with_hubs(200, 60)
-    chosen = choose_prior(split, "t2a", task_of(200), bank)
+    chosen = choose_prior([asked(split, "t2a")], "t2a", bank)
     assert chosen.prior is not None
     assert chosen.gain > 2 * chosen.error > 0
     relevant = [[i] for i in range(200)]
@@ -87,7 +90,7 @@ def test_a_bank_that_knows_nothing_earns_none() -> None:
     for seed in range(0, 60, 3):
         audio = unit(150, 16, seed=seed)
         text = functional.normalize(audio + 0.8 * unit(150, 16, seed=seed + 1), dim=1)
-        chosen = choose_prior(EmbeddedSplit(audio, text, np.arange(150)), "a2t", task_of(150), unit(40, 16, seed=seed + 2))
+        chosen = choose_prior([asked(EmbeddedSplit(audio, text, np.arange(150)), "a2t")], "a2t", unit(40, 16, seed=seed + 2))
         earned += chosen.prior is not None
         assert (chosen.gain > 0) == (chosen.prior is not None)
     assert earned <= 2
@@ -100,7 +103,12 @@ def test_a_bank_may_not_help_one_domain_at_the_cost_of_another() -> None:
     common = unit(1, 16, seed=99)
     turned = functional.normalize(other.audio + 2 * common, dim=1)
     both = EmbeddedSplit(torch.cat([split.audio, turned]), torch.cat([split.text, other.text]), np.arange(400))
-    assert choose_prior(both, "t2a", task_of(400, np.arange(400) // 200), bank).prior is None
+    assert choose_prior([asked(both, "t2a", np.arange(400) // 200)], "t2a", bank).prior is None
+    # The same of two data sets; in the second one, queries ask for hubs alone.
+    hubs = torch.cat([turned[:60], other.audio[60:]])
+    second = EmbeddedSplit(hubs, other.text[:60], np.arange(60))
+    assert choose_prior([asked(split, "t2a")], "t2a", bank).prior is not None
+    assert choose_prior([asked(split, "t2a"), asked(second, "t2a")], "t2a", bank).prior is None
 
 
 def test_a_bank_is_drawn_from_all_the_queries_and_kept_in_half_precision() -> None:
@@ -167,9 +175,7 @@ def test_captions_of_a_sound_too() -> None:
 @pytest.fixture
 def earned_by_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if validation had found every bank worth half its weight; the clips of the tests are too few to find anything."""
-    monkeypatch.setattr(
-        phase_two, "choose_prior", lambda split, direction, task, bank: ChosenPrior(Prior(bank, 10.0, 0.5), 1.0, 0.1)
-    )
+    monkeypatch.setattr(choosing, "choose_prior", lambda splits, direction, bank: ChosenPrior(Prior(bank, 10.0, 0.5), 1.0, 0.1))
 
 
 def test_a_model_keeps_its_bank(workshop: Workshop, trained: Path, tmp_path: Path, earned_by_all: None) -> None:
@@ -187,7 +193,7 @@ def test_a_model_keeps_its_bank(workshop: Workshop, trained: Path, tmp_path: Pat
 
 def test_what_is_not_earned_is_not_kept(workshop: Workshop, trained: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phase_two, "choose_prior", lambda *_: ChosenPrior(None, 0.0, 0.0))
+        patch.setattr(choosing, "choose_prior", lambda *_: ChosenPrior(None, 0.0, 0.0))
         recipe = workshop.recipe("evaluation.bank=7", "diffusion.epochs=1")
         found = train_diffusion("tiny", recipe, data=workshop.data, runs=tmp_path, encoders=trained, device="cpu")
     model = load_retriever(found.folder.parent, "cpu")

@@ -18,11 +18,12 @@ from diffatr_cli.core.feedback import neighbours_of, walk_scores
 from diffatr_cli.core.metrics import Measure, retrieval_metrics
 from diffatr_cli.core.scoring import LOG_FLOOR
 from diffatr_cli.data.manifest import Clip
-from diffatr_cli.evaluation.choose_fusion import Fusion, choose_weight
+from diffatr_cli.evaluation.choose_fusion import Fusion, Scored, choose_weight
 from diffatr_cli.evaluation.earning import fusion_task
 from diffatr_cli.evaluation.embedded_split import EmbeddedSplit
 from diffatr_cli.evaluation.evaluate import evaluate
 from diffatr_cli.evaluation.trajectory import trajectory
+from diffatr_cli.evaluation.validation import Validation
 from diffatr_cli.evaluation.walk import Walk
 from diffatr_cli.model import load_retriever
 from diffatr_cli.report.tables import evaluation_caption, evaluation_table
@@ -50,7 +51,7 @@ def clips_of_kinds(kinds: int, each: int, seed: int) -> tuple[EmbeddedSplit, lis
 
 def test_where_many_match_validation_takes_the_walk_and_it_gains() -> None:
     val, clips = clips_of_kinds(40, 12, 0)
-    walk = Walk.fit(0.07, val, clips, "positives", WEIGHTS, ("sum", "log"))
+    walk = Walk.fit(0.07, [Validation.of(val, clips, "positives")], WEIGHTS, ("sum", "log"))
     test, _ = clips_of_kinds(40, 12, 1)
     queries, candidates, relevant = test.task("t2a")
     fusion, measure = walk.fusions["t2a"], Measure(ap_cutoff=None)
@@ -73,13 +74,13 @@ def test_where_many_match_validation_takes_the_walk_and_it_gains() -> None:
 
 def test_the_rule_is_that_of_x0_hat() -> None:
     val, clips = clips_of_kinds(20, 6, 2)
-    walk = Walk.fit(0.1, val, clips, "negatives", WEIGHTS, ("log",))
+    walk = Walk.fit(0.1, [Validation.of(val, clips, "negatives")], WEIGHTS, ("log",))
     for direction in DIRECTIONS:
         queries, candidates, _ = val.task(direction)
         task = fusion_task(val, direction, clips, "negatives")
         cosine = queries[task.rows] @ candidates.T
         ends = walk_scores(cosine, neighbours_of(candidates), 0.1)
-        assert walk.fusions[direction] == choose_weight(cosine, ends, task, WEIGHTS, ("log",))
+        assert walk.fusions[direction] == choose_weight([Scored(cosine, ends, task)], WEIGHTS, ("log",))
 
 
 def phase_two(workshop: Workshop, trained: Path, runs: Path, *overrides: str) -> Path:

@@ -19,8 +19,8 @@ from diffatr_cli.checkpoint import load_weights, save_weights
 from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.data.manifest import Dataset, load_dataset
 from diffatr_cli.evaluation.choose_fusion import Fusion, choose_fusion
-from diffatr_cli.evaluation.earning import fusion_task
 from diffatr_cli.evaluation.embedded_split import Captions, embed_joined, embed_split, embed_windows
+from diffatr_cli.evaluation.validation import Validation
 from diffatr_cli.model import Retriever, load_retriever
 from diffatr_cli.phase_two import save_bank
 from diffatr_cli.recipe_schema import EvaluationSection
@@ -57,19 +57,10 @@ def refit(run: Path, data: Path, name: str, *, keep_fusion: bool = False, seed: 
 def _fusions(run: Path, dataset: Dataset, model: Retriever) -> dict[Direction, Fusion]:
     """The weight of x0_hat beside the cosine and its shape, by direction, by validation."""
     clips, same, offered = dataset.split("val"), recipe_of(run).data.same_captions, EvaluationSection()
-    split = embed_split(model, dataset, "val", same)
+    splits = [Validation.of(embed_split(model, dataset, "val", same), clips, same)]
     assert model.reranker is not None
-    return {
-        direction: choose_fusion(
-            split,
-            direction,
-            model.reranker,
-            fusion_task(split, direction, clips, same),
-            offered.fusion_weights,
-            offered.fusion_shapes,
-        )
-        for direction in DIRECTIONS
-    }
+    what = model.reranker, offered.fusion_weights, offered.fusion_shapes
+    return {direction: choose_fusion(splits, direction, *what) for direction in DIRECTIONS}
 
 
 def main() -> None:

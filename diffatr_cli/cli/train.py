@@ -67,6 +67,16 @@ def train_diffusion(
             file_okay=False,
         ),
     ] = None,
+    denoisers: Annotated[
+        Path | None,
+        typer.Option(
+            "--denoisers",
+            metavar="RUN",
+            help="Train nothing: take the denoisers of RUN as they are, with their encoders, and choose their weights anew by "
+            "this recipe's `evaluation` section.",
+            file_okay=False,
+        ),
+    ] = None,
     seed: Seed = 0,
     device: Device = "auto",
     as_json: Json = False,
@@ -78,15 +88,17 @@ def train_diffusion(
 
     Example: diffatr train-diffusion clotho-resnet38 --seed 0
     Example: diffatr train-diffusion clotho-resnet38 diffusion.steps=10 --name steps10 --encoders runs/clotho-resnet38/seed-0
+    Example: diffatr train-diffusion clotho-resnet38 evaluation.bank=8192 --name bank --denoisers runs/clotho-resnet38/seed-0
     """
     stated = [override.partition("=")[0].strip() for override in overrides or ()]
 
     def job(*arguments: Any, **options: Any) -> TrainingResult:
         from ..training.train_diffusion import train_diffusion as train
 
-        return train(*arguments, encoders=encoders, stated=stated, **options)
+        return train(*arguments, encoders=encoders, denoisers=denoisers, stated=stated, **options)
 
-    more = ("--encoders", str(encoders)) if encoders else ()
+    given = {"--encoders": encoders, "--denoisers": denoisers}
+    more = tuple(part for name, run in given.items() if run for part in (name, str(run)))
     _train(job, recipe, overrides, data, runs, name, seed, device, as_json, more)
 
 

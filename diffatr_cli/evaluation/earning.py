@@ -40,7 +40,7 @@ class FusionTask:
 
     Attributes:
         rows: (Q,) their places among the task's queries.
-        relevant: for each the indices of the candidates that match.
+        relevant: for each the indices of the candidates that match, of those of its split.
         cluster: (Q,) equal for queries that are alike, as the captions of one clip are.
         domain: (Q,) a number for the domain of each.
     """
@@ -93,6 +93,21 @@ def _large_enough(domain: np.ndarray, cluster: np.ndarray) -> np.ndarray:
         if len(sizes) == 1 or sizes[0][0] >= FEWEST:
             return domain
         domain[domain == sizes[0][1]] = sizes[1][1]
+
+
+def joined(tasks: Sequence[FusionTask]) -> FusionTask:
+    """The queries of some splits, one split's after the other's: no two of different splits share a cluster or a domain."""
+
+    def apart(name: str) -> np.ndarray:
+        parts, first = [], 0
+        for task in tasks:
+            numbers = np.unique(getattr(task, name), return_inverse=True)[1]
+            parts.append(numbers + first)
+            first += int(numbers.max(initial=-1)) + 1
+        return np.concatenate(parts)
+
+    rows = np.concatenate([task.rows for task in tasks])
+    return FusionTask(rows, [each for task in tasks for each in task.relevant], apart("cluster"), apart("domain"))
 
 
 def earned(

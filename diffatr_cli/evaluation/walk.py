@@ -16,16 +16,15 @@ from ..core.feedback import neighbours_of, walk_scores
 from ..core.losses import cosine_similarity
 from ..core.metrics import Measure, MetricAccumulator
 from ..core.scoring import Shape, fuse
-from ..data.manifest import Clip, Dataset
+from ..data.manifest import Dataset
 from ..model import Retriever
 from ..processes import from_first
 from ..progress import Progress, silent
 from ..recipe_schema import Recipe
 from ..types import DIRECTIONS, Direction
-from .choose_fusion import Fusion, choose_weight
-from .earning import fusion_task
-from .embedded_split import EmbeddedSplit, cached_split
+from .choose_fusion import Fusion, Scored, choose_weight
 from .ranking import OnScores, rank_corrected
+from .validation import Validation, validation_sets, validations
 
 
 @dataclass(frozen=True)
@@ -43,24 +42,16 @@ class Walk:
     fusions: Mapping[Direction, Fusion]
 
     @classmethod
-    def fit(
-        cls,
-        temperature: float,
-        val: EmbeddedSplit,
-        clips: Sequence[Clip],
-        same_captions: str,
-        weights: Sequence[float],
-        shapes: Sequence[Shape],
-    ) -> Walk:
-        """The fusions that a validation split of some clips earns, by the rule for x0_hat's (`choose_weight`)."""
-        fusions: dict[Direction, Fusion] = {}
-        for direction in DIRECTIONS:
-            queries, candidates, _ = val.task(direction)
-            task = fusion_task(val, direction, clips, same_captions)
+    def fit(cls, temperature: float, splits: Sequence[Validation], weights: Sequence[float], shapes: Sequence[Shape]) -> Walk:
+        """The fusions that validation splits earn, by the rule for x0_hat's (`choose_weight`)."""
+
+        def walked(each: Validation, direction: Direction) -> Scored:
+            queries, candidates, _ = each.split.task(direction)
+            task = each.tasks[direction]
             cosine = cosine_similarity(queries[task.rows], candidates)
-            found = walk_scores(cosine, neighbours_of(candidates), temperature)
-            fusions[direction] = choose_weight(cosine, found, task, weights, shapes)
-        return cls(temperature, fusions)
+            return Scored(cosine, walk_scores(cosine, neighbours_of(candidates), temperature), task)
+
+        return cls(temperature, {d: choose_weight([walked(each, d) for each in splits], weights, shapes) for d in DIRECTIONS})
 
     def rank_queries(
         self,
@@ -88,16 +79,15 @@ class Walk:
 
 
 def walk_of(model: Retriever, run: Path, dataset: Dataset, recipe: Recipe, progress: Progress = silent) -> Walk:
-    """The walk of a run, fitted on the validation split of the data set that it learnt from.
+    """The walk of a run, fitted on the validation split of the data set that it learnt from, and those of `evaluation.domains`.
 
     Args:
         model: one with a contrastive space (`ranks_by_cosine`).
         recipe: what it was trained with; its `evaluation` section has the weights and shapes to choose from.
     """
-    val = cached_split(model, run, dataset, "val", recipe.data.same_captions, progress)
+    splits = validations(model, run, validation_sets(dataset, recipe), recipe, progress=progress)
     offered = recipe.evaluation.fusion_weights, recipe.evaluation.fusion_shapes
-    what = recipe.model.temperature, val, dataset.split("val"), recipe.data.same_captions
-    return from_first(Walk.fit(*what, *offered))
+    return from_first(Walk.fit(recipe.model.temperature, splits, *offered))
 
 
 def ranks_by_cosine(model: Retriever) -> bool:

@@ -30,6 +30,8 @@ QUICK = 4
 _STAND_INS = {"resnet38": (), "cnn14": ("audio.channels=[16, 32, 64, 128]",)}
 """In the place of the paper's encoders the scenes' recipes have the small one, and, for the second, one of half its width."""
 
+_BOTH = "evaluation.domains={both}"
+"""Both data sets' validation splits choose. Whoever has captions there may do so; it is no test out of domain any more."""
 _SCALED = "diffusion.x0_scale=14"  # the size of the attention's logits, 1 / tau
 _LEVERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Diff", "diff", ()),
@@ -65,6 +67,8 @@ _FRAMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Diff by frames", "frames", ()),
     ("by frames without diffusion", "frames-flat", ("diffusion.objective=discriminative",)),
     ("Diff by frames, x_0 times 14, high levels", "frames-scaled-high", (_SCALED, "diffusion.levels=high")),
+    ("Diff by frames, a prior by training queries", "frames-prior", ("evaluation.bank=8192",)),
+    ("Diff by frames, a prior, chosen on both data sets", "frames-prior-both", ("evaluation.bank=8192", _BOTH)),
 )
 
 
@@ -78,6 +82,7 @@ class Training:
         overrides: `section.field=value` beyond the recipe's file.
         encoders: the name of the run whose phase one this one's phase two stands on; None: its own.
         diffusion: whether it has a phase two.
+        denoisers: the name of the run whose denoisers it takes as they are, to choose their weights anew; None: its own.
     """
 
     name: str
@@ -85,6 +90,7 @@ class Training:
     overrides: tuple[str, ...] = ()
     encoders: str | None = None
     diffusion: bool = True
+    denoisers: str | None = None
 
     def resolved(self) -> Recipe:
         """The recipe as it is trained. Raises RecipeError for one that cannot be read."""
@@ -127,8 +133,8 @@ class Table:
 
 
 def needed(trainings: Iterable[Training]) -> tuple[Training, ...]:
-    """Trainings, each once; those with encoders of their own first, since others may stand on them."""
-    return tuple(sorted(dict.fromkeys(trainings), key=lambda each: each.encoders is not None))
+    """Trainings, each once; those with encoders and denoisers of their own first, since others may stand on them."""
+    return tuple(sorted(dict.fromkeys(trainings), key=lambda each: (each.encoders is not None, each.denoisers is not None)))
 
 
 def plan(
@@ -176,8 +182,17 @@ class _Plan:
         for source, others in (SOURCES, SOURCES[::-1]):
             base = self.base(source, "resnet38")
             rows = [Row("cosine", base, "baseline"), Row("cosine, QB-Norm", base, "qbnorm"), Row("cosine, walk", base, "walk")]
+            trained: dict[tuple[str, ...], str] = {}  # by the fields of phase two, the name of the run that has such denoisers
             for label, suffix, fields in _LEVERS if name == "levers" else _FRAMES:
-                rows.append(Row(label, self._phase_two(base, suffix, fields, frames=name == "frames"), "diff"))
+                own = tuple(field for field in fields if not field.startswith("evaluation."))
+                both = f"[{','.join(map(self.data, SOURCES))}]"
+                fields = tuple(field.format(both=both) for field in fields)
+                training = self._phase_two(base, suffix, fields, frames=name == "frames")
+                if own == fields:
+                    trained[own] = training.name
+                else:
+                    training = replace(training, denoisers=trained[own])
+                rows.append(Row(label, training, "diff"))
             if name == "levers":
                 joint = self.variant(base, "joint", *_JOINT, own=True, diffusion=False)
                 rows.append(Row("encoders and denoiser together", joint, "diff"))

@@ -141,8 +141,12 @@ def _train(step: Step, data: Path, runs: Path, device: str, progress: Progress) 
     if step.phase == "pretrain":
         pretrain(training.name, training.resolved(), **options)
         return
-    encoders = None if training.encoders is None else run_folder(runs, training.encoders, step.seed)
-    train_diffusion(training.name, training.resolved(), encoders=encoders, **options)
+
+    def folder_of(name: str | None) -> Path | None:
+        return None if name is None else run_folder(runs, name, step.seed)
+
+    stands_on = {"encoders": folder_of(training.encoders), "denoisers": folder_of(training.denoisers)}
+    train_diffusion(training.name, training.resolved(), **(options | stands_on))
 
 
 def _filled(

@@ -71,9 +71,11 @@ def steps_of(wanted: Iterable[tuple[Training, int]], runs: Path) -> list[Step]:
         if training.encoders is None:
             steps.append(_step(training, "pretrain", seed, recipe.pretrain.epochs, runs))
         if training.diffusion:
-            second = _step(training, "diffusion", seed, recipe.diffusion.epochs, runs)
+            epochs = 1 if training.denoisers else recipe.diffusion.epochs  # weights chosen anew are one row of the log
+            second = _step(training, "diffusion", seed, epochs, runs)
             known = {(step.run, step.seed, step.fold) for step in steps}
-            folds = [(number, recipe.diffusion.folds) for number in range(0 if second.finished else recipe.diffusion.folds)]
+            needs_folds = not second.finished and not training.denoisers
+            folds = [(number, recipe.diffusion.folds) for number in range(recipe.diffusion.folds if needs_folds else 0)]
             of_folds = [_step(training, "pretrain", seed, recipe.pretrain.epochs, runs, fold) for fold in folds]
             steps += [step for step in of_folds if (step.run, step.seed, step.fold) not in known]
             steps.append(second)
@@ -82,7 +84,7 @@ def steps_of(wanted: Iterable[tuple[Training, int]], runs: Path) -> list[Step]:
     for step in steps:
         for run in (step.run, None):
             kind = run, step.phase, step.fold is not None
-            if (took := seconds_an_epoch(step.folder(runs))) is not None:
+            if not step.training.denoisers and (took := seconds_an_epoch(step.folder(runs))) is not None:
                 measured.setdefault(kind, []).append(took)
             if step.size is not None:
                 sizes.setdefault(kind, []).append(step.size)

@@ -18,9 +18,9 @@ from ..core.scoring import Reranker
 from ..data.manifest import Clip, Dataset
 from ..device import wants_bf16
 from ..evaluation.choose_fusion import choose_fusion
-from ..evaluation.earning import fusion_task
 from ..evaluation.embedded_split import EmbeddedSplit, recall_sum
 from ..evaluation.ranking import rank
+from ..evaluation.validation import Validation
 from ..phase_two import below, fusion_facts
 from ..processes import from_first
 from ..progress import Progress
@@ -51,9 +51,8 @@ def validate_joint(
     """
     plain = Reranker(denoisers.by_direction(), denoisers.schedule, sampling, {})
     offered = section.fusion_weights, section.fusion_shapes
-    chosen = {
-        d: from_first(choose_fusion(val, d, plain, fusion_task(val, d, clips, same_captions), *offered)) for d in DIRECTIONS
-    }
+    splits = [Validation.of(val, clips, same_captions)]
+    chosen = {d: from_first(choose_fusion(splits, d, plain, *offered)) for d in DIRECTIONS}
     fusion = {d: each.weight for d, each in chosen.items()}, {d: each.shape for d, each in chosen.items()}
     reranker = Reranker(denoisers.by_direction(), denoisers.schedule, sampling, *fusion)
     ranked = {direction: rank(val, direction, reranker) for direction in DIRECTIONS}

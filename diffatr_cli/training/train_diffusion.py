@@ -5,25 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..core.querybank import Prior
-from ..core.sampling import Sampling
-from ..core.scoring import Reranker
 from ..core.sight import States
 from ..data.manifest import Dataset, load_dataset
 from ..device import resolve_device, wants_bf16
 from ..errors import DiffATRError, UsageError
-from ..evaluation.choose_fusion import choose_fusion
-from ..evaluation.earning import fusion_task
 from ..evaluation.embedded_split import (
     Captions,
-    cached_split,
     check_fit,
     embed_captions,
 )
@@ -31,12 +25,10 @@ from ..evaluation.states import (
     Sequences,
     cached_frames,
     cached_sequences,
-    cached_states,
     cached_tokens,
 )
+from ..evaluation.validation import validation_sets
 from ..model import Retriever, load_encoders
-from ..phase_two import facts_of, fusion_facts, tensors_of
-from ..processes import from_first
 from ..progress import Progress, silent
 from ..recipe import differing_fields, load_recipe
 from ..recipe_schema import DiffusionSection, Recipe
@@ -52,10 +44,11 @@ from ..runs import (
     read_record,
     run_folder,
 )
-from ..types import DIRECTIONS, Direction
+from ..types import DIRECTIONS
 from .calibrate_phase import calibrate_phase
 from .candidates import CandidateBatches
-from .choose_prior import bank_of, choose_prior
+from .choose_again import choose_again, denoisers_of
+from .choosing import Choosing, best_of, row_of
 from .clips import LogMelCrops, training_clips
 from .denoisers import DenoiserPair, denoiser_optimizer, denoising_step
 from .folds import Batches, folded_batches
@@ -73,6 +66,7 @@ def train_diffusion(
     seed: int = 0,
     device: str = "auto",
     encoders: Path | None = None,
+    denoisers: Path | None = None,
     stated: Sequence[str] = (),
     resume: Sequence[str] = (),
     progress: Progress = silent,
@@ -85,29 +79,41 @@ def train_diffusion(
     Args:
         encoders: the seed folder of the run whose phase one is taken, where it is not this run's own. It is recorded with the
             hash of its checkpoint; a run that was begun so is continued with or without it.
+        denoisers: the seed folder of a trained run whose denoisers, and encoders, are taken as they are: only what validation
+            chooses and fits is done anew, by the recipe's `evaluation` section. Recorded and continued in the same way.
         stated: fields (`section.field`) that the caller asks for beyond the recipe's file. They may not contradict the encoders.
         resume: the arguments of the command that does this job, for the record of how to resume it.
 
     Raises:
-        UsageError: the strategy has no phase two, a stated field contradicts the encoders, the run folder holds another
-            recipe's run, or another process is training there.
+        UsageError: the strategy has no phase two, a stated field contradicts the encoders, the denoisers were trained by another
+            `diffusion` section, the run folder holds another recipe's run, or another process is training there.
         DiffATRError: phase one is missing or another than this run was begun on, or the loss is no longer a number.
     """
     if recipe.model.strategy != "gen-dis":
         raise UsageError(f"model.strategy: `{recipe.model.strategy}` has no phase two. Evaluate the run of pretrain as it is.")
     began = time.monotonic()
     run = run_folder(runs, name, seed)
+    trained = denoisers_of(run, denoisers)
+    if trained is not None:
+        encoders = encoders or encoders_of(trained.run).run
     first = _phase_one(run, encoders, resume_command("pretrain", resume or [name], seed=seed))
     checkpoint = first.check()
     recipe, notes = _on_encoders(first, recipe, stated)
-    dataset = load_dataset(data, recipe.data.name)
+    datasets = validation_sets(load_dataset(data, recipe.data.name), recipe)
+    dataset = datasets[0]
     on_device = resolve_device(device)
     command = resume_command("train-diffusion", resume or [name], data=data, runs=runs, seed=seed)
-    fingerprint = f"{dataset.fingerprint} {checkpoint}"
+    fingerprint = " ".join([dataset.fingerprint, checkpoint, *(each.fingerprint for each in datasets[1:])])
+    if trained is not None:
+        fingerprint += f" {trained.check(first, recipe)}"
     with open_phase(run, "diffusion", recipe, SECOND_PHASE, seed, command, fingerprint) as folder:
         if first.run != run:
             folder.add_fact("encoders", first.record(run))
-        best = _train(first, recipe, dataset, seed, on_device, folder, progress)
+        if trained is not None:
+            folder.add_fact("denoisers", trained.record(run))
+            best = choose_again(trained, first, recipe, datasets, seed, on_device, folder, progress)
+        else:
+            best = _train(first, recipe, datasets, seed, on_device, folder, progress)
         calibrate_phase(run, first, recipe, dataset, seed, on_device, folder, progress)
     chosen = {f"{d}_{key}": value for d in DIRECTIONS for key, value in best[d].items()}
     return TrainingResult(folder.path, chosen, time.monotonic() - began, notes)
@@ -153,11 +159,17 @@ def _on_encoders(encoders: Encoders, recipe: Recipe, stated: Sequence[str]) -> t
 
 
 def _train(
-    first: Encoders, recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, folder: PhaseFolder, progress: Progress
+    first: Encoders,
+    recipe: Recipe,
+    datasets: Sequence[Dataset],
+    seed: int,
+    device: torch.device,
+    folder: PhaseFolder,
+    progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """All epochs that are left; by direction the epoch that validation chose."""
-    section = recipe.diffusion
-    retriever, encoders = load_encoders(first.run, str(device)), first.check()
+    """All epochs that are left; by direction the epoch that validation chose. `datasets` as in `Choosing`."""
+    section, dataset = recipe.diffusion, datasets[0]
+    retriever = load_encoders(first.run, str(device))
     check_fit(retriever, dataset)
     if section.conditioning != "none":
         retriever.check_states(recipe.audio)
@@ -173,17 +185,8 @@ def _train(
         batches = folded_batches(first, retriever, section, dataset, seed, device, folder, state["epoch"], progress)
     else:
         batches = CandidateBatches(_training_views(first, recipe, dataset, retriever, device, progress), section, seed)
-    val = cached_split(retriever, first.run, dataset, "val", recipe.data.same_captions, progress)
-    val_states = cached_states(retriever, first.run, dataset, "val", progress) if pair.conditioners else None
+    choosing = Choosing(first, retriever, recipe, datasets, seed, progress)
     folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32", state["epoch"])
-    clips = dataset.split("val")
-    tasks = {direction: fusion_task(val, direction, clips, recipe.data.same_captions) for direction in DIRECTIONS}
-    priors: dict[Direction, Prior] = {}
-    if size := recipe.evaluation.bank:
-        learnt = cached_split(retriever, first.run, dataset, "train", recipe.data.same_captions, progress)
-        chosen = {d: from_first(choose_prior(val, d, tasks[d], bank_of(learnt, d, size, seed))) for d in DIRECTIONS}
-        priors = {direction: prior for direction, (prior, *_) in chosen.items() if prior is not None}
-    sampling = Sampling.of(recipe, seed=seed)
     kept = dict(folder.load_best()[0]) if best else {}
     log = folder.log(state["epoch"])
     total = section.epochs * len(batches)
@@ -203,21 +206,13 @@ def _train(
                 "--name."
             )
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": float(np.mean(losses))}
-        conditioners = pair.conditioners_by_direction()
-        denoisers = pair.eval().by_direction()
-        reranker = Reranker(denoisers, pair.schedule, sampling, {}, conditioners=conditioners, priors=priors)
-        for direction in DIRECTIONS:
-            offered = recipe.evaluation.fusion_weights, recipe.evaluation.fusion_shapes
-            sight = reranker.sight(direction, val_states)
-            fusion = from_first(choose_fusion(val, direction, reranker, tasks[direction], *offered, sight=sight))
-            row |= {f"{direction}_{key}": fusion.metrics[key] for key in ("map", "r1", "r5", "r10")}
-            row |= {f"{direction}_weight": fusion.weight, f"{direction}_shape": fusion.shape, f"{direction}_worth": fusion.worth}
+        fusions = choosing(pair)
+        for direction, fusion in fusions.items():
             if direction not in best or fusion.worth > best[direction].get("worth", -1):
-                best[direction] = {"epoch": epoch + 1} | {k: v for k, v in asdict(fusion).items() if k != "metrics"}
+                best[direction] = best_of(fusion, epoch + 1)
                 kept |= {name: tensor.detach().clone() for name, tensor in pair.kept(direction).items()}
-        log.append(row)
-        facts = {"best": best, "encoders": encoders, "priors": facts_of(priors)} | fusion_facts(best)
-        folder.keep_best(kept | tensors_of(priors), facts)
+        log.append(row | row_of(fusions))
+        choosing.keep(folder, kept, best)
         folder.save(pair.state_dict(), optimizer, {"epoch": epoch + 1, "best": best})
     return best
 
