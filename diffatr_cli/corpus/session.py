@@ -23,8 +23,9 @@ from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .index import FolderIndex, IndexReport, Recordings
 from .priority_lock import PriorityLock
-from .search import Found, embed_sound, embed_texts, search, search_texts, token_states
+from .search import Found, check_texts, embed_sound, embed_texts, search, search_texts, token_states
 from .snapshot import packed_paths
+from .together import Together
 from .trajectory import Trajectory, trajectory
 
 if TYPE_CHECKING:
@@ -84,6 +85,14 @@ class IndexState(NamedTuple):
         return cls(recordings, {key_of(path): number for number, path in enumerate(recordings.paths)}, outside, version, since)
 
 
+class _Asked(NamedTuple):
+    """What `by_text` was asked."""
+
+    text: str
+    top: int
+    unwanted: str | None
+
+
 class _Stopped(Exception):
     """Ends an update between two files."""
 
@@ -134,6 +143,7 @@ class SearchSession:
         self.corpus = Path(os.path.abspath(folder.corpus))
         self._sampling = sampling
         self._lock = PriorityLock()
+        self._by_texts = Together(self._answer_texts, self._lock.take)
         self._root = os.path.realpath(folder.corpus)
         self._state = nothing_yet()
         self._updating, self._starting = threading.Lock(), threading.Lock()
@@ -161,11 +171,22 @@ class SearchSession:
         return state.version, state.since
 
     def by_text(self, text: str, top: int, unwanted: str | None = None) -> Found:
-        """The best files for a text, that do not sound like another one. Raises UsageError for one without a letter or digit."""
-        with self._lock.take():
+        """The best files for a text, that do not sound like another one. Raises UsageError for one without a letter or digit.
+
+        Who asks while others are answered is answered together with all who wait.
+        """
+        check_texts([text] if unwanted is None else [text, unwanted])
+        return self._by_texts(_Asked(text, top, unwanted))
+
+    def _answer_texts(self, asked: Sequence[_Asked]) -> list[Found]:
+        recordings = self._state.recordings
+        found: dict[_Asked, Found] = {}
+        for top, unwanted in dict.fromkeys((each.top, each.unwanted) for each in asked):
+            texts = list(dict.fromkeys(each.text for each in asked if each[1:] == (top, unwanted)))
             against = None if unwanted is None else embed_texts(self.model, [unwanted])[0]
-            recordings = self._state.recordings
-            return search_texts(self.model, recordings, [text], self._sampling, unwanted=against, top=top)[0]
+            of_texts = search_texts(self.model, recordings, texts, self._sampling, unwanted=against, top=top)
+            found |= {_Asked(text, top, unwanted): each for text, each in zip(texts, of_texts, strict=True)}
+        return [found[each] for each in asked]
 
     def by_sound(self, waveform: Samples, top: int) -> Found:
         """The best files for a sound, mono at the rate of the model's windowing, not empty."""
