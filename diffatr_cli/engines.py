@@ -2,7 +2,7 @@
 
 A `Work` is a function with a heavy state, such as a model. An `Engine` maps it over items: workers load the state once each, and
 what comes of the items arrives in their order, made a bounded way ahead of whoever uses it. `InProcess` is the plain engine;
-`cluster.RayEngine` has workers. Imports nothing heavy.
+`cluster.engine.RayEngine` has workers. Imports nothing heavy.
 """
 
 from __future__ import annotations

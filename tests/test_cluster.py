@@ -19,9 +19,9 @@ from fake_retriever import RATE, FakeRetriever, contents, tone, write_tone
 from test_cli_signals import LINE, nothing_is_left_of
 from test_engines import a_corpus, as_rows
 
-from diffatr_cli import cluster
+from diffatr_cli.cluster import engine as engine_module
 
-os.environ.update(cluster._ENVIRONMENT)  # before Ray is loaded
+os.environ.update(engine_module._ENVIRONMENT)  # before Ray is loaded
 ray = pytest.importorskip("ray")
 
 import soundfile  # noqa: E402
@@ -40,7 +40,7 @@ pytestmark = [
 @pytest.fixture(autouse=True)
 def _workers_find_the_tests(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    monkeypatch.setattr(cluster, "_STORE", 100 << 20)
+    monkeypatch.setattr(engine_module, "_STORE", 100 << 20)
 
 
 def same(there, here, report, expected):
@@ -65,7 +65,7 @@ def test_the_index_is_the_same_and_a_recording_that_crashes_costs_itself(tmp_pat
     clips = a_corpus(tmp_path / "clips")
     here, there = FolderIndex(clips, tmp_path / "here"), FolderIndex(clips, tmp_path / "there")
     expected = here.update(FakeRetriever())
-    with cluster.RayEngine(workers=2, device="cpu") as engine:
+    with engine_module.RayEngine(workers=2, device="cpu") as engine:
         elsewhere = Elsewhere(engine, loader())
         same(there, here, there.update(FakeRetriever(), elsewhere=elsewhere), expected)
         soundfile.write(clips / "0/crash.wav", tone(500, 1)[:CRASH], RATE, subtype="PCM_16")
@@ -96,7 +96,7 @@ def test_a_killed_worker_changes_nothing(tmp_path):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with cluster.RayEngine(workers=2, device="cpu") as engine:
+    with engine_module.RayEngine(workers=2, device="cpu") as engine:
         report = there.update(FakeRetriever(), elsewhere=Elsewhere(engine, loader(notes, 0.02)))
     killer.join()
     assert killed
@@ -122,7 +122,7 @@ def test_a_lost_machine_changes_nothing_and_one_that_cannot_see_the_files_is_nam
 
         loser = threading.Thread(target=lose)
         loser.start()
-        with cluster.RayEngine(machines.address, device="cpu") as engine:
+        with engine_module.RayEngine(machines.address, device="cpu") as engine:
             report = there.update(FakeRetriever(), elsewhere=Elsewhere(engine, loader(notes, 0.1)))
             loser.join()
             assert lost

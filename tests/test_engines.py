@@ -19,7 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_imports import loaded_after
 
-from diffatr_cli import __version__, cluster
+from diffatr_cli import __version__
+from diffatr_cli.cluster import engine as engine_module
+from diffatr_cli.cluster import worker as worker_module
 from diffatr_cli.corpus.embedding import Elsewhere, EmbedFiles, _File
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.data.convert import Conversion, Converter
@@ -50,14 +52,14 @@ def rows_of(items, start, end):
     """What a worker sends of some items, undisturbed."""
     for number in range(start, end):
         for piece in range(items[number]):
-            yield cluster._Row(number, piece, "piece", (items[number], piece))
-        yield cluster._Row(number, items[number], "end", None)
+            yield worker_module.Row(number, piece, "piece", (items[number], piece))
+        yield worker_module.Row(number, items[number], "end", None)
 
 
 @pytest.fixture(scope="module")
 def engine():
     try:
-        return cluster.RayEngine()
+        return engine_module.RayEngine()
     except UsageError:
         pytest.skip("needs the extra `cluster`")
 
@@ -82,7 +84,7 @@ def test_each_piece_comes_once_whatever_workers_are_lost(engine, items, data):
         else:
             yield from rows[:place]
             if trouble == "lost":
-                raise cluster._Gone("a machine")
+                raise engine_module._Gone("a machine")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_round", a_round)
@@ -93,7 +95,7 @@ def test_each_piece_comes_once_whatever_workers_are_lost(engine, items, data):
 
 def test_rounds_of_which_nothing_comes_are_an_end(engine, monkeypatch):
     def a_round(work, items, start, end):
-        raise cluster._Gone("one of two machines")
+        raise engine_module._Gone("one of two machines")
         yield
 
     reconnected = []
@@ -138,7 +140,7 @@ class Now:
 
 class Notes:
     def __init__(self):
-        notes = cluster._Notes()
+        notes = worker_module.Notes()
         for name in ("begin", "enter", "leave", "end"):
             setattr(self, name, Now(getattr(notes, name)))
 
@@ -149,7 +151,7 @@ def test_an_item_that_ends_processes_costs_itself_alone(monkeypatch):
     rows = None
     while rows is None:
         lives += 1
-        worker = cluster._Worker(Fragile({12, 16}), notes, __version__)
+        worker = worker_module.Worker(Fragile({12, 16}), notes, __version__)
         monkeypatch.setattr(worker, "_note", lambda what, number: getattr(notes, what).remote(number))
         try:
             rows = list(worker._rows(100, items))
@@ -179,11 +181,11 @@ def test_what_the_work_raises_travels(monkeypatch):
         (DiffATRError("disk full", "more"), DiffATRError, "disk full\nmore"),
         (ValueError("odd\nthing"), DiffATRError, "unexpected ValueError: odd thing"),
     ):
-        (row,) = cluster._Worker(Cannot(error), Notes(), __version__)._rows(0, [1])
-        raised = cluster._failure(pickle.loads(pickle.dumps(row)).value)
+        (row,) = worker_module.Worker(Cannot(error), Notes(), __version__)._rows(0, [1])
+        raised = worker_module.failure(pickle.loads(pickle.dumps(row)).value)
         assert type(raised) is kind
         assert told in str(raised)
-    (row,) = cluster._Worker(Cannot(None), Notes(), "0.0.1")._rows(0, [1])
+    (row,) = worker_module.Worker(Cannot(None), Notes(), "0.0.1")._rows(0, [1])
     assert "0.0.1 here. Install the same" in row.value[1][0]
 
 
@@ -320,7 +322,7 @@ except SystemExit as end:
 
 
 def test_without_the_extra_one_sentence_names_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine_module, "find_spec", lambda name: None)
     result = typed(["index", tmp_path, "--engine", "ray"])
     assert (result.code, result.out) == (2, "")
     assert result.err == "diffatr: --engine ray needs the extra `cluster`: pip install 'diffatr[cluster]'\n"
@@ -336,7 +338,7 @@ def test_without_the_extra_one_sentence_names_it(tmp_path, monkeypatch):
     ],
 )
 def test_wrong_use(tmp_path, monkeypatch, arguments, told):
-    monkeypatch.setattr(cluster, "find_spec", lambda name: object())
+    monkeypatch.setattr(engine_module, "find_spec", lambda name: object())
     result = typed(["index", tmp_path, *arguments])
     assert result.code == 2
     assert told in result.err

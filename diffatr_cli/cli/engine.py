@@ -12,7 +12,7 @@ import typer
 from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from ..cluster import RayEngine
+    from ..cluster.engine import RayEngine
 
 
 class EngineName(StrEnum):
@@ -45,7 +45,7 @@ def engine_of(name: EngineName, address: str | None, workers: int | None, device
             raise UsageError("--address is for --engine ray alone.")
         yield None
         return
-    from ..cluster import RayEngine
+    from ..cluster.engine import RayEngine
 
     with RayEngine(address, workers, device) as engine:
         yield engine

@@ -18,27 +18,26 @@ import pickle
 import queue
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from . import __version__
-from .engines import ItemLost, Work, by_item
-from .errors import DiffATRError, UsageError
-from .interrupts import interrupts_wait
+from .. import __version__
+from ..engines import ItemLost, Work, by_item
+from ..errors import DiffATRError, UsageError
+from ..interrupts import interrupts_wait
+from .worker import Notes, Row, Worker, failure
 
 Item = TypeVar("Item")
 Piece = TypeVar("Piece")
 
 _ROUND = 4096  # batches that Ray is told of at a time
 _AHEAD = 4  # blocks that came and wait for whoever uses them
-_FLUSH = 1 << 20  # bytes of pieces that a worker collects before they go to the driver
 _BLOCK = 8 << 20  # bytes of a block
 _STORE = 256 << 20  # bytes of shared memory for blocks on this machine, where no cluster is running
 _MOST_THREADS = 8  # of a worker with a GPU: these read and decode
@@ -46,22 +45,6 @@ _PATIENCE = 0.2  # seconds between two looks whether Ctrl-C came
 _LOOK = 1.0  # seconds between two looks whether all machines are there
 _TRIES = 3  # rounds in a row of which nothing comes, before it is given up
 _SOCKETS = 70  # letters that Ray adds to the folder of its sockets, whose names may have 107
-
-
-class _Row(NamedTuple):
-    """What a worker sends.
-
-    Attributes:
-        item: which one it is of, -1 for the worker itself.
-        number: of the piece among those of the item; of an end, how many pieces there were.
-        kind: "piece", "end" (of the item), "lost" (as is why), "failed" (the work itself).
-        value: the piece, or words.
-    """
-
-    item: int
-    number: int
-    kind: str
-    value: Any
 
 
 class _Workers(NamedTuple):
@@ -138,7 +121,7 @@ class RayEngine:
             for lane in by_item(((row.item, row) for row in rows), len(items)):
                 yield _pieces(lane)
 
-    def _rows(self, work: Work[Any, Any], items: Sequence[Any]) -> Generator[_Row]:
+    def _rows(self, work: Work[Any, Any], items: Sequence[Any]) -> Generator[Row]:
         """What comes of all items, each with an end or a loss, in order and once; begun anew where workers were lost."""
         item = number = 0  # what comes next
         without = 0  # rounds of which nothing came
@@ -148,7 +131,7 @@ class RayEngine:
             try:
                 for row in self._round(work, items, item, last):
                     if row.kind == "failed":
-                        raise _failure(row.value)
+                        raise failure(row.value)
                     if row.item < item or (row.item == item and row.kind == "piece" and row.number < number):
                         continue  # it came before a worker was lost
                     if row.item > item or row.number > number:
@@ -164,7 +147,7 @@ class RayEngine:
                     raise DiffATRError(f"the workers of Ray do not stay alive: {gone}. {_REMEDY}") from gone
                 self._reconnect()
 
-    def _round(self, work: Work[Any, Any], items: Sequence[Any], start: int, end: int) -> Generator[_Row]:
+    def _round(self, work: Work[Any, Any], items: Sequence[Any], start: int, end: int) -> Generator[Row]:
         """What comes of some items. Raises _Gone where workers were lost."""
         self._with_workers()
         there = self._nodes()
@@ -206,14 +189,14 @@ class RayEngine:
         context.target_max_block_size = _BLOCK
         context.wait_for_min_actors_s = -1
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        notes = ray.remote(_Notes).options(num_cpus=0, scheduling_strategy=here).remote()
+        notes = ray.remote(Notes).options(num_cpus=0, scheduling_strategy=here).remote()
         batches = [
             {"first": first, "items": pickle.dumps(items[first : min(end, first + work.batch)])}
             for first in range(start, end, work.batch)
         ]
         workers = self._with_workers()
         return ray.data.from_items(batches, override_num_blocks=len(batches)).map_batches(
-            _Worker,
+            Worker,
             fn_constructor_args=(ray.put(work), notes, __version__),
             batch_size=None,
             batch_format="pyarrow",
@@ -313,7 +296,7 @@ def _pull(dataset: Any, blocks: queue.Queue[Any], stop: threading.Event) -> None
         put(error)
 
 
-def _pieces(rows: Iterator[_Row]) -> Iterator[Any]:
+def _pieces(rows: Iterator[Row]) -> Iterator[Any]:
     """The pieces of one item. Raises ItemLost."""
     for row in rows:
         if row.kind == "lost":
@@ -346,116 +329,3 @@ def _told(error: BaseException) -> str:
     """An error of Ray in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {(lines or [''])[0][:300]}"
-
-
-# --- in a worker -----------------------------------------------------------------------------------------------------
-
-
-class _Notes:
-    """Which batches and items are being worked on, kept apart from the workers, so that they outlive them."""
-
-    def __init__(self) -> None:
-        self._batches: set[int] = set()
-        self._items: set[int] = set()
-
-    def begin(self, batch: int) -> bool:
-        """Note that a batch is begun; whether it was before, and not ended."""
-        again = batch in self._batches
-        self._batches.add(batch)
-        return again
-
-    def enter(self, item: int) -> bool:
-        """Note that an item is begun alone; whether it was before, and not left."""
-        again = item in self._items
-        self._items.add(item)
-        return again
-
-    def leave(self, item: int) -> None:
-        """Note that an item is done."""
-        self._items.discard(item)
-
-    def end(self, batch: int) -> None:
-        """Note that a batch is done."""
-        self._batches.discard(batch)
-
-
-class _Worker:
-    """What an actor of Ray Data holds: the function of a work, with its state."""
-
-    def __init__(self, work: Any, notes: Any, version: str) -> None:
-        import ray
-
-        self._ray, self._notes, self._failure = ray, notes, None
-        try:
-            if version != __version__:
-                raise DiffATRError(f"diffatr {__version__} is installed there, and {version} here. Install the same everywhere.")
-            work = ray.get(work) if isinstance(work, ray.ObjectRef) else work
-            self._function: Callable[[Sequence[Any]], Iterator[tuple[int, Any]]] = work.open()
-        except Exception as error:  # raised here, it would come out as one of Ray's
-            self._failure = _packed(error, at_open=True)
-
-    def __call__(self, batches: Any) -> Iterator[Any]:
-        import pyarrow as pa
-
-        schema = pa.schema([("rows", pa.large_binary())])
-        for first, packed in zip(batches["first"].to_pylist(), batches["items"].to_pylist(), strict=True):
-            rows, size = list[_Row](), 0
-            for row in self._rows(first, pickle.loads(packed)):
-                rows.append(row)
-                size += _bytes(row.value)
-                if size > _FLUSH:
-                    yield pa.table([[pickle.dumps(rows)]], schema=schema)
-                    rows, size = [], 0
-            yield pa.table([[pickle.dumps(rows)]], schema=schema)
-
-    def _rows(self, first: int, items: Sequence[Any]) -> Iterator[_Row]:
-        if self._failure is not None:
-            yield _Row(-1, 0, "failed", self._failure)
-            return
-        try:
-            if self._note("begin", first):
-                for place, item in enumerate(items):
-                    if self._note("enter", first + place):
-                        yield _Row(first + place, 0, "lost", "the process that worked on it died twice")
-                    else:
-                        yield from _numbered(self._function([item]), first + place, 1)
-                        self._note("leave", first + place)
-            else:
-                yield from _numbered(self._function(items), first, len(items))
-            self._note("end", first)
-        except Exception as error:
-            yield _Row(-1, 0, "failed", _packed(error))
-
-    def _note(self, what: str, number: int) -> Any:
-        return self._ray.get(getattr(self._notes, what).remote(number))
-
-
-def _numbered(pieces: Iterator[tuple[int, Any]], first: int, count: int) -> Iterator[_Row]:
-    """The rows of `count` items, of which `first` is the number of the first one."""
-    for place, lane in enumerate(by_item(pieces, count)):
-        number = -1
-        for number, piece in enumerate(lane):
-            yield _Row(first + place, number, "piece", piece)
-        yield _Row(first + place, number + 1, "end", None)
-
-
-def _bytes(value: Any) -> int:
-    """About how many a piece takes."""
-    if isinstance(value, (list, tuple)):
-        return sum(map(_bytes, value))
-    return int(getattr(value, "nbytes", 100))
-
-
-def _packed(error: Exception, at_open: bool = False) -> tuple[type[DiffATRError], tuple[str, ...]]:
-    """An error as it travels: with the machine's name where the work could not even begin there."""
-    if not isinstance(error, DiffATRError):
-        told = " ".join(str(error).split())
-        return DiffATRError, (f"a worker on {socket.gethostname()}: unexpected {type(error).__name__}: {told}",)
-    kind = UsageError if isinstance(error, UsageError) else DiffATRError
-    first, *more = map(str, error.args)
-    return kind, (f"a worker on {socket.gethostname()}: {first}" if at_open else first, *more)
-
-
-def _failure(packed: tuple[type[DiffATRError], tuple[str, ...]]) -> DiffATRError:
-    kind, words = packed
-    return kind(*words)
