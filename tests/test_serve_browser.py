@@ -103,7 +103,7 @@ def ask(page, text):
 
 
 def names(page):
-    return page.locator(".name").all_text_contents()
+    return page.locator(".name bdi:not(.of)").all_text_contents()
 
 
 def place_of(page, name):
@@ -257,7 +257,12 @@ def ink(page, canvas):
 
 def test_the_answer_comes_out_of_noise(opened):
     page = opened("?q=1200+Hz")
-    page.wait_for_selector("#way[open]")
+    page.wait_for_selector("#way:not([hidden])")
+    assert not page.evaluate("document.getElementById('way').open")
+    assert page.evaluate("way") is None  # nothing was asked for it
+    page.locator("#way summary").click()
+    until(page, "way !== null")
+    assert "The list leads with " in page.locator("#lead").text_content()
     # In the page itself, because a busy machine may take longer to ask than the animation lasts.
     moved = page.evaluate(
         """async () => {
@@ -291,7 +296,8 @@ def test_the_answer_comes_out_of_noise(opened):
 
 def test_who_wants_no_motion_sees_the_answer_at_once(opened):
     page = opened("?q=1200+Hz", reduced_motion="reduce")
-    page.wait_for_selector("#way[open]")
+    page.locator("#way summary").click()
+    until(page, "way !== null")
     assert page.locator("#now").text_content().startswith("Step 10 of 10")
     assert page.evaluate("running") == 0
 
@@ -310,6 +316,75 @@ def test_nothing_here_sounds_like_that(opened):
     assert page.locator("#verdict h1").text_content() == "Nothing here sounds like that."
     assert page.locator("#columns").get_attribute("class").count("weak") == 1
     assert set(page.locator(".score").all_text_contents()) == {""}  # no percentages beside what is no match
+    assert page.locator(".hit:visible").count() == 0
+    assert page.locator("#said").text_content().startswith("None of 16 · ")
+    assert page.locator("#near").text_content() == "Nearest, but probably not: 10 sounds"
+    page.locator("#near").click()
+    assert page.locator(".hit:visible").count() == 10
+    assert page.locator("#near").is_hidden()
+
+
+def test_what_is_probably_not_it_is_folded_away(opened):
+    page = opened()
+
+    def judged(route):
+        document = route.fetch().json() | {"present": 0.9, "calibrated": True, "certain": True, "verdict": "found"}
+        for hit, score in zip(document["hits"], (0.84, 0.61, 0.43, 0.3, 0.02, *[0.01] * 5), strict=True):
+            hit["score"] = score
+        route.fulfill(json=document)
+
+    page.route("**/api/search?*", judged)
+    ask(page, "900 Hz")
+    assert page.locator(".hit:visible").count() == 3  # as probable as not, or half as probable as the best
+    assert page.locator("#near").text_content() == "Nearest, but probably not: 7 sounds"
+    score = page.locator(".hit .score button").first
+    assert score.get_attribute("title") == "Of ten sounds with this percentage, about 8 are what was asked for."
+    score.click()
+    assert page.locator(".meaning").text_content() == score.get_attribute("title")
+    page.locator(".hit").nth(2).focus()
+    page.keyboard.press("j")  # the keys go on into what is folded
+    assert page.evaluate("chosen") == 3
+    assert page.locator(".hit:visible").count() == 10
+
+
+def test_skipped_files_are_told_with_their_reasons(opened, tmp_path):
+    write_tone(tmp_path / "good.wav", 900, 2)
+    (tmp_path / "empty.wav").write_bytes(b"")
+    made = SearchSession(FakeRetriever(), FolderIndex(tmp_path))
+    made.update()
+    server = serve(made)
+    try:
+        page = opened(address=server.url)
+        page.locator("#skipped", has_text="1 skipped").click()
+        told = page.locator("#reasons li").all_text_contents()
+        assert len(told) == 1
+        assert told[0].startswith("empty.wav")
+        assert len(told[0]) > len("empty.wav")
+        page.keyboard.press("Escape")
+        assert page.locator("#unread").is_hidden()
+    finally:
+        server.stop()
+
+
+def test_over_and_over_slower_and_level(opened):
+    page = opened("?q=7000+Hz")
+    page.wait_for_selector(".hit.chosen .wave-in")
+    page.locator(".hit .name").nth(place_of(page, "long.flac")).click()
+    for key, button, state in (("l", "loop", "true"), ("v", "level", "true"), ("v", "level", "false"), ("l", "loop", "false")):
+        page.keyboard.press(key)
+        assert {each.get_attribute("aria-pressed") for each in page.locator(f".{button}").all()} == {state}
+    page.keyboard.press("s")
+    assert page.evaluate("audio.playbackRate") == 0.5
+    assert page.locator(".chosen .speed span").text_content() == "0.5×"
+    page.keyboard.press("v")
+    page.keyboard.press("Enter")
+    until(page, "!audio.paused && audio.currentTime > 0 && levels.gain.gain.value !== 1")
+    loud = page.evaluate("sounding.hit.loud * levels.gain.gain.value")
+    assert loud == pytest.approx(250, rel=0.01)
+    page.keyboard.press("l")
+    ended = page.evaluate("sounding.hit.end - sounding.offset")
+    page.evaluate(f"audio.currentTime = {ended} - 0.2")
+    until(page, f"audio.currentTime < {ended} - 1")  # back at the beginning of the hit
 
 
 def test_what_was_meant_is_one_click_away(opened):
@@ -378,7 +453,9 @@ def test_at_a_telephones_width(opened):
     assert fits()
     ask(page, "5500 Hz")
     assert fits()
-    assert not page.evaluate("document.getElementById('way').open")  # the sounds come first
+    assert not page.evaluate("document.getElementById('way').open")
+    first, panel = page.locator(".hit").first.bounding_box(), page.locator("#way").bounding_box()
+    assert first["y"] < panel["y"]  # the sounds come first
     page.locator("#way summary").tap()
     until(page, "document.getElementById('chart-x').width > 100")
     assert fits()
@@ -424,3 +501,26 @@ def test_the_key_stays_out_of_the_address(opened, session):
         page.wait_for_selector(".hit.chosen")
     finally:
         guarded.stop()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("viewport", [PHONE, WIDE], ids=["phone", "wide"])
+def test_nothing_that_axe_knows_keeps_anybody_out(opened, scheme, viewport):
+    """WCAG 2.1 A and AA: contrast, labels, roles, focus, by axe-core."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed").Axe()
+    rules = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}}
+
+    def broken(page):
+        found = axe.run(page, options=rules).response
+        return [(each["id"], [node["target"] for node in each["nodes"]]) for each in found["violations"]]
+
+    page = opened(color_scheme=scheme, viewport=viewport, reduced_motion="reduce")
+    assert broken(page) == []
+    ask(page, "900 Hz")
+    page.locator("#way summary").click()
+    until(page, "way !== null")
+    assert broken(page) == []
+    page.evaluate("fold(1)")
+    assert broken(page) == []
+    page.locator("#help").click()
+    assert broken(page) == []

@@ -131,6 +131,11 @@ class FolderIndex:
             recordings = replace(recordings, store=self._store(model_id, path, recordings.hashes))
         return self.with_frames(model_id, recordings) if frames else recordings
 
+    def report(self, model_id: str, *, frames: bool = False) -> IndexReport | None:
+        """What an update finds that has nothing to do; None where the last one was not completed."""
+        snapshot = self._snapshot(model_id, frames)
+        return snapshot.report if snapshot else None
+
     def with_frames(self, model_id: str, recordings: Recordings) -> Recordings:
         """Recordings that have their `hashes`, with their frames, which are read where a search asks."""
         from .frames import StoredFrames

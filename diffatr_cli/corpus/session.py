@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -23,16 +23,17 @@ from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .index import FolderIndex, IndexReport, Recordings
 from .priority_lock import PriorityLock
+from .report import Skipped
 from .search import Found, check_texts, embed_sound, embed_texts, search, search_texts, token_states
 from .snapshot import packed_paths
 from .together import Together
 from .trajectory import Trajectory, trajectory
+from .yielding_model import YieldingModel
 
 if TYPE_CHECKING:
     from ..core.sampling import Sampling
     from ..model import Retriever
 
-_PIECE = 8  # windows that indexing embeds before it lets a search go first
 _REREAD = 5.0  # seconds at least between two looks at an index that grows
 
 
@@ -97,30 +98,6 @@ class _Stopped(Exception):
     """Ends an update between two files."""
 
 
-class _YieldingModel:
-    """The model as the indexing sees it: a few windows at a time, after whoever asks for something meanwhile."""
-
-    def __init__(self, model: Retriever, lock: PriorityLock) -> None:
-        self._model, self._lock = model, lock
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate(self._in_pieces(self._model.embed_audio, waveforms))
-
-    def embed_with_frames(self, waveforms: Sequence[np.ndarray]) -> tuple[np.ndarray, list[Any]]:
-        vectors, frames = zip(*self._in_pieces(self._model.embed_with_frames, waveforms), strict=True)
-        return np.concatenate(vectors), [each for some in frames for each in some]
-
-    def _in_pieces(self, embed: Callable[[Sequence[np.ndarray]], Any], waveforms: Sequence[np.ndarray]) -> list[Any]:
-        parts = []
-        for first in range(0, len(waveforms), _PIECE):
-            with self._lock.take(patient=True):
-                parts.append(embed(waveforms[first : first + _PIECE]))
-        return parts
-
-
 class SearchSession:
     """One folder, its index and a model. All methods may be called from any thread; the model works for one at a time.
 
@@ -163,6 +140,11 @@ class SearchSession:
         """How the index stands now."""
         recordings = self._state.recordings
         return IndexStatus(len(recordings), len(recordings.spans), self._skipped, self._indexing, self._problem)
+
+    def skipped(self) -> list[Skipped]:
+        """The files that cannot be used, or not all of them, and why, as the last update that was completed found them."""
+        report = self.folder.report(self.model.model_id, frames=self.model.sees_frames)
+        return [] if report is None else [*report.skipped, *report.partial]
 
     @property
     def version(self) -> tuple[str, float]:
@@ -253,7 +235,7 @@ class SearchSession:
             return None
         try:
             self._indexing, self._problem = (0, 0), None
-            patient = cast("Retriever", _YieldingModel(self.model, self._lock))
+            patient = cast("Retriever", YieldingModel(self.model, self._lock))
             report = self.folder.update(patient, self._reading_along(progress), tell=self._tell)
             self._skipped = len(report.skipped)
             if not report.files:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Annotated
 
 import numpy as np
@@ -78,6 +79,10 @@ def make_app(
         return json_response(
             {"folder": str(session.corpus), "diffuses": session.diffuses, "upload": upload} | session.status._asdict()
         )
+
+    @app.get("/api/skipped")
+    def skipped() -> Response:
+        return json_response({"skipped": [asdict(each) for each in session.skipped()]})
 
     @app.post("/api/refresh")
     def update() -> Response:
