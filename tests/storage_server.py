@@ -70,6 +70,22 @@ class StorageServer:
         """Cut nothing any more."""
         self.cut = lambda request: None
 
+    def damage(self, address: str, pattern: str, content: bytes | None) -> int:
+        """Put this content, or nothing, in the place of all objects below an address whose names match; gives how many."""
+        import boto3
+
+        options = {"endpoint_url": self.url, "region_name": "us-east-1"}
+        client = boto3.client("s3", aws_access_key_id="x", aws_secret_access_key="y", **options)
+        prefix = address.removeprefix(f"s3://{BUCKET}/") + "/"
+        names = [each["Key"] for each in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]]
+        chosen = [name for name in names if re.search(pattern, name)]
+        for name in chosen:
+            if content is None:
+                client.delete_object(Bucket=BUCKET, Key=name)
+            else:
+                client.put_object(Bucket=BUCKET, Key=name, Body=content)
+        return len(chosen)
+
     def stop(self) -> None:
         self._line.close()
         self._server.stop()

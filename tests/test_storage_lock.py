@@ -40,6 +40,7 @@ def row(uri):
     return only
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("there", [False, True])
 def test_of_many_at_once_one_takes_it(uri, there):
     """...where the table is to be made too."""
@@ -71,6 +72,7 @@ def test_of_many_at_once_one_takes_it(uri, there):
         assert row(uri) == {"owner": "", "who": "", "expires": 0.0}
 
 
+@pytest.mark.slow
 def test_it_is_held_beyond_its_life_and_then_free(uri, quick):
     mine, other = StorageLock(lancedb.connect(uri)), StorageLock(lancedb.connect(uri))
     assert mine.take() is None
@@ -126,6 +128,7 @@ def test_who_does_not_wait_is_refused_and_who_waits_goes_on(corpus, uri, quick):
     assert len(FolderIndex(corpus, uri).read("model-a")) == 4
 
 
+@pytest.mark.slow
 def test_a_writer_that_has_lost_the_lock_writes_no_more(corpus, uri, quick, monkeypatch):
     monkeypatch.setattr(update, "BATCH", 1)
     monkeypatch.setattr(update, "_COMMIT_SECONDS", 0.0)

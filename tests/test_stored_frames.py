@@ -35,6 +35,7 @@ def test_a_search_finds_what_it_finds_in_a_folder(corpus, tmp_path, uri):  # noq
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_it_follows_the_folder(corpus, uri):  # noqa: F811
     index, model = FolderIndex(corpus, uri), FramedRetriever()
     index.update(model)
@@ -50,6 +51,7 @@ def test_it_follows_the_folder(corpus, uri):  # noqa: F811
     assert len(recordings.frames(np.arange(len(recordings.spans)))) == len(recordings.spans)
 
 
+@pytest.mark.slow
 def test_an_index_that_had_no_frames_gets_them(corpus, uri):  # noqa: F811
     plain = FramedRetriever()
     plain.sees_frames = False
@@ -61,6 +63,7 @@ def test_an_index_that_had_no_frames_gets_them(corpus, uri):  # noqa: F811
     assert_whole(corpus, FolderIndex(corpus, uri), model)
 
 
+@pytest.mark.slow
 def test_what_a_killed_update_left_is_made_again(corpus, uri, monkeypatch):  # noqa: F811
     def die(*_):
         raise KeyboardInterrupt
@@ -118,6 +121,7 @@ def test_incomplete_contents_do_not_count_and_are_removed(uri):
     assert {row["hash"] for row in rows(uri)} == set(held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["checksum", "gone", "length"])
 def test_damage_that_a_search_meets_is_mended_by_the_next_update(corpus, uri, what):  # noqa: F811
     index, model = FolderIndex(corpus, uri), FramedRetriever()

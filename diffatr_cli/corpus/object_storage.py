@@ -30,7 +30,7 @@ _RETRIES = {"client_max_retries": "6", "client_retry_timeout": "60"}  # of each 
 _POLL = 2.0  # seconds between two looks whether another process is done
 _DAMAGE = (
     r"Not found: .*\.(lance|manifest|idx)|not appear to be a Lance file|corrupt|Invalid range|file size is too small"
-    r"|failed to decode"
+    r"|sufficient data|failed to decode"
 )
 _OF_REQUESTS = r"RetryError|Error performing|HTTP error"
 _MISSING = r"NoSuchBucket|NoSuchContainer|bucket does not exist|status: 404"
@@ -173,7 +173,13 @@ class ObjectStorage(Place):
             )
         if re.search(_MISSING, text):
             return CannotUpdate(f"{self}: there is no such bucket{named}. Make it, or name another place: --index DIR|URI")
-        cause = next((words for pattern, words in _CAUSES if re.search(pattern, text)), "the connection failed")
+        known = next((words for pattern, words in _CAUSES if re.search(pattern, text)), None)
+        if known is None and not re.search(_OF_REQUESTS, text):
+            return CannotUpdate(
+                f"{self}: the index cannot be read and written, for a reason that LanceDB alone knows{named}. Run the command "
+                f"again. If this repeats, remove {self}, and the next command makes the index anew."
+            )
+        cause = known or "the connection failed"
         return CannotUpdate(f"{self}: the index cannot be read and written now: {cause}{named}. {_ADVICE}")
 
     def misfits(self, table: str, without: str | None = None) -> Iterator[str]:
