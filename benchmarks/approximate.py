@@ -55,7 +55,7 @@ def search_both(size: Size) -> list[Row]:
         np.save(folder / "queries.npy", questions / np.linalg.norm(questions, axis=1, keepdims=True))
         index = FolderIndex(folder / "clips", folder / "index", approximate=True)
         _fill(index, model, embeddings, count)
-        table = WindowTable(index.folder, index._table_names(model.model_id)[1], model.dim)
+        table = WindowTable(index.place, index._table_names(model.model_id)[1], model.dim)
         before = _bytes(index.folder)
         began = time.perf_counter()
         vector_index.train(table._table)
@@ -106,7 +106,7 @@ def _embeddings(model: Retriever, count: int) -> np.ndarray:
 def _fill(index: FolderIndex, model: Retriever, embeddings: np.ndarray, count: int) -> None:
     """Write the tables of an index with a file for each vector."""
     files_name, windows_name = index._table_names(model.model_id)
-    files, windows = FileTable(index.folder, files_name), WindowTable(index.folder, windows_name, model.dim)
+    files, windows = FileTable(index.place, files_name), WindowTable(index.place, windows_name, model.dim)
     files.mend()
     windows.mend()
     rng = np.random.default_rng(0)

@@ -26,6 +26,7 @@ import soundfile
 
 from diffatr_cli.corpus import checksums
 from diffatr_cli.corpus.index import FolderIndex, IndexReport, Recordings
+from diffatr_cli.corpus.place import Folder
 from diffatr_cli.corpus.snapshot import read_snapshot, write_snapshot
 from diffatr_cli.corpus.store import ContentWindows, WindowTable, row_checksum
 from diffatr_cli.data.sounds import KINDS, render
@@ -127,7 +128,7 @@ def checks(size: Size) -> list[Row]:
     hashes = [rng.bytes(16).hex() for _ in range(count)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path, table = folder / "snapshot.npz", WindowTable(folder, "windows", dim)
+        path, table = folder / "snapshot.npz", WindowTable(Folder(folder), "windows", dim)
         recordings = Recordings([f"{i:05d}.wav" for i in range(count)], np.arange(count), np.arange(count + 1), spans, vectors)
         write_snapshot(path, "tables", "folder", IndexReport(count, count), recordings)
         table.mend()
@@ -139,7 +140,7 @@ def checks(size: Size) -> list[Row]:
                 "snapshot": lambda: read_snapshot(path, "tables"),
                 "its checksums": lambda: _check_zip(path),
                 "table": table.read,
-                "its checksums of files": lambda: checksums.fit(folder / "windows.lance"),
+                "its checksums of files": lambda: list(checksums.misfits(folder / "windows.lance")),
                 "its checksums of rows": lambda: [
                     row_checksum(each, spans[i : i + 1], half[i : i + 1]) for i, each in enumerate(hashes)
                 ],

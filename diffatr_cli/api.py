@@ -139,14 +139,14 @@ class Model:
         return describe(self._retriever, vector, captions, frames=frames, top=top)
 
     def search(
-        self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None, unwanted: str | None = None
+        self, folder: str | Path, query: str | Sound, top: int = 10, index: str | Path | None = None, unwanted: str | None = None
     ) -> list[Hit]:
         """The best files of a folder for a text (str) or a sound (Path or array), after bringing its index up to date.
 
         `find` says more: whether they are matches at all.
 
         Args:
-            index: where the index is kept; `folder/.diffatr` if None.
+            index: where the index is kept, a folder or an address such as s3://bucket/prefix; `folder/.diffatr` if None.
             unwanted: what they should not sound like, as `query --not`.
 
         Raises:
@@ -155,7 +155,7 @@ class Model:
         return self.find(folder, query, top, index, unwanted).hits
 
     def find(
-        self, folder: str | Path, query: str | Sound, top: int = 10, index: Path | None = None, unwanted: str | None = None
+        self, folder: str | Path, query: str | Sound, top: int = 10, index: str | Path | None = None, unwanted: str | None = None
     ) -> Found:
         """What `search` finds, with the probability that anything in the folder matches, the verdict, and what is known of the
         text. The arguments and errors are those of `search`."""

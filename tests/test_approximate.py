@@ -51,11 +51,11 @@ class Made:
 
     @property
     def file_table(self):
-        return FileTable(self.folder, self.index._table_names(MODEL)[0])
+        return FileTable(self.index.place, self.index._table_names(MODEL)[0])
 
     @property
     def table(self):
-        return WindowTable(self.folder, self.index._table_names(MODEL)[1], DIM)
+        return WindowTable(self.index.place, self.index._table_names(MODEL)[1], DIM)
 
     def trained(self):
         return vector_index._trained(self.table._table)
@@ -259,7 +259,7 @@ def test_damage_in_the_index_costs_the_index_alone(tmp_path):
     made = Made(tmp_path)
     made.read()
     made.table.seal()
-    for path in made.table._path.glob("_indices/*/*"):
+    for path in made.folder.glob("windows-*.lance/_indices/*/*"):
         path.write_bytes(b"damage")
     with pytest.raises(Damaged):
         made.read()

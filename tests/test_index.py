@@ -416,12 +416,3 @@ def test_progress_counts_files(corpus):
     seen = []
     FolderIndex(corpus).update(FakeRetriever(), progress=lambda done, total, note: seen.append((done, total)))
     assert seen == [(i, 4) for i in range(5)]
-
-
-@pytest.mark.parametrize("address", ["s3://bucket/prefix", "gs://bucket", "https://example.org/x"])
-def test_an_address_is_no_place_for_an_index(tmp_path, monkeypatch, address):
-    """...and no folder is made that is called like it."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="--index DIR"):
-        FolderIndex(tmp_path, Path(address))
-    assert not list(tmp_path.iterdir())

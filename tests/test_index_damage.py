@@ -11,6 +11,7 @@ from fake_retriever import FakeRetriever, write_tone
 
 from diffatr_cli.corpus import checksums, salvage, snapshot, store, update
 from diffatr_cli.corpus.index import FolderIndex, IndexReport, Recordings
+from diffatr_cli.corpus.place import Folder
 from diffatr_cli.corpus.report import Damaged
 from diffatr_cli.corpus.troubles import troubles
 
@@ -249,7 +250,7 @@ def test_damage_that_shows_only_when_the_tables_are_changed(corpus, tmp_path, mo
 
     def fail_once(self, rows):
         monkeypatch.setattr(store.FileTable, "put", real)
-        with troubles(self._folder):
+        with troubles(self._place):
             raise RuntimeError("lance error: LanceError(IO): file size is too small, /root/x.rs:1:2")
 
     monkeypatch.setattr(store.FileTable, "put", fail_once)
@@ -279,7 +280,7 @@ def test_a_table_that_cannot_be_written_over_is_made_anew(corpus, tmp_path, monk
 @pytest.mark.slow
 def test_what_cannot_be_mended_is_said_without_the_words_of_lance(corpus, monkeypatch):
     def fail(self, rows):
-        with troubles(self._folder):
+        with troubles(self._place):
             raise RuntimeError("lance error: LanceError(IO): file size is too small, /root/x.rs:1:2")
 
     monkeypatch.setattr(store.FileTable, "put", fail)
@@ -322,37 +323,37 @@ def test_a_table_over_which_lancedb_ends_the_process_is_made_anew(corpus, tmp_pa
 @pytest.mark.slow
 def test_salvage_gives_what_is_there(corpus, tmp_path):
     index = FolderIndex(corpus)
-    table = salvage.salvage(index.folder, "files-v1")
+    table = salvage.salvage(index.place, "files-v1")
     assert sorted(table["path"].to_pylist())[:2] == [b"00.wav", b"01.wav"]
     destroy(index.folder / "files-v1.lance", "garbage")
-    assert salvage.salvage(index.folder, "files-v1") is None
-    assert salvage.salvage(tmp_path, "nothing") is None
+    assert salvage.salvage(index.place, "files-v1") is None
+    assert salvage.salvage(Folder(tmp_path), "nothing") is None
 
 
 def test_checksums_of_files(tmp_path):
     table = tmp_path / "x.lance"
     (table / "data").mkdir(parents=True)
     (table / "data/a").write_bytes(b"abc")
-    assert checksums.fit(table)  # none are known
+    assert not list(checksums.misfits(table))  # none are known
     checksums.record(table)
     (table / "data/b").write_bytes(b"new")
-    assert checksums.fit(table)
+    assert not list(checksums.misfits(table))
     (table / "data/a").write_bytes(b"abd")
-    assert not checksums.fit(table)
+    assert list(checksums.misfits(table))
     checksums.record(table)  # never takes damage for what was written
-    assert not checksums.fit(table)
+    assert list(checksums.misfits(table))
     (table / "data/a").unlink()
-    assert checksums.fit(table)
+    assert not list(checksums.misfits(table))
     checksums.prune(table)
     (table / "data/a").write_bytes(b"another file of this name")
-    assert checksums.fit(table)
+    assert not list(checksums.misfits(table))
     checksums.record(table)
     (table / "data/b").write_bytes(b"neW")
-    assert not checksums.fit(table)
+    assert list(checksums.misfits(table))
     checksums.forget(table)
-    assert checksums.fit(table)
+    assert not list(checksums.misfits(table))
     (tmp_path / "x.checksums").write_bytes(b"\xff[")
-    assert checksums.fit(table)
+    assert not list(checksums.misfits(table))
 
 
 def test_an_array_whose_own_header_is_damaged_is_not_used(tmp_path):

@@ -12,6 +12,7 @@ from fake_retriever import RATE, FakeRetriever, tone, write_tone
 
 from diffatr_cli.corpus import update, windows
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
+from diffatr_cli.corpus.place import Folder
 from diffatr_cli.corpus.report import Damaged
 from diffatr_cli.corpus.troubles import troubles
 from diffatr_cli.data.audio import AudioError
@@ -175,7 +176,7 @@ def test_what_is_decoded_ahead_is_counted_in_samples(tmp_path, monkeypatch):
     ],
 )
 def test_troubles_of_the_system_are_told_from_damage_and_in_plain_words(tmp_path, error, kind, words):
-    with pytest.raises(DiffATRError, match=words) as failure, troubles(tmp_path):
+    with pytest.raises(DiffATRError, match=words) as failure, troubles(Folder(tmp_path)):
         raise error
     assert type(failure.value) is kind
     assert str(failure.value).startswith(f"{tmp_path}: ")

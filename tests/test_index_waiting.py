@@ -75,7 +75,7 @@ def test_what_changed_while_waiting_is_seen(corpus, busy):
 def test_nobody_is_waited_for_where_nothing_is_to_be_done(corpus):
     index = FolderIndex(corpus)
     index.update(FakeRetriever())
-    with index._locked(None):
+    with index.place.locked(None):
         assert FolderIndex(corpus).update(FakeRetriever(), wait=lambda _: pytest.fail("waited")).unchanged == 4
 
 
@@ -93,7 +93,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from diffatr_cli.corpus.index import FolderIndex
-with FolderIndex(Path(sys.argv[1]))._locked(None):
+with FolderIndex(Path(sys.argv[1])).place.locked(None):
     print("held", flush=True)
     time.sleep(600)
 """

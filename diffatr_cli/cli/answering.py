@@ -32,7 +32,7 @@ class Settings:
     """
 
     corpus: str
-    index_folder: str | None
+    index_place: str | None
     run: str | None
     runs: str | None
     model_name: str | None
@@ -73,7 +73,7 @@ def answering(settings: Settings) -> Iterator[Answering]:
     from ..web.health import Place
     from ..web.metrics import make_metrics
 
-    folder = open_folder(Path(settings.corpus), _path(settings.index_folder), settings.approximate)
+    folder = open_folder(Path(settings.corpus), settings.index_place, settings.approximate)
     model = load_model(_path(settings.run), _path(settings.runs), settings.model_name, settings.device, settings.weight)
     sampling = sampling_of(model, folder=True, shortlist=settings.shortlist, steps=settings.steps, seed=settings.seed)
     metrics = make_metrics()

@@ -55,10 +55,13 @@ Model = Annotated[
         "`diffatr models` lists what is there.",
     ),
 ]
-IndexFolder = Annotated[
-    Path | None,
+IndexPlace = Annotated[
+    str | None,
     typer.Option(
-        "--index", metavar="DIR", help="Where the index is kept; inside the folder of recordings (.diffatr) if not given."
+        "--index",
+        metavar="DIR|URI",
+        help="Where the index is kept: a folder, or object storage such as s3://bucket/prefix, with credentials from the "
+        "environment; inside the folder of recordings (.diffatr) if not given.",
     ),
 ]
 Approximate = Annotated[
@@ -71,10 +74,13 @@ Approximate = Annotated[
 ]
 
 
-def open_folder(corpus: Path, index_folder: Path | None, approximate: bool | None = None) -> FolderIndex:
+def open_folder(corpus: Path, index: str | None, approximate: bool | None = None) -> FolderIndex:
+    """The index of a folder. Raises DiffATRError where one of the two is not there, as far as that shows at once."""
     from ..corpus.index import FolderIndex
 
-    return FolderIndex(corpus, index_folder, approximate)
+    folder = FolderIndex(corpus, index, approximate)
+    folder.place.check()
+    return folder
 
 
 def load_model(run: Path | None, runs: Path | None, model: str | None, device: str, weight: float | None = None) -> Retriever:

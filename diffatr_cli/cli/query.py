@@ -19,7 +19,7 @@ from .console import Device, Json, Seed, say, show, show_csv
 from .corpus import (
     Approximate,
     Corpus,
-    IndexFolder,
+    IndexPlace,
     Model,
     NewestOf,
     Run,
@@ -75,7 +75,7 @@ def query(
     run: Run = None,
     runs: NewestOf = None,
     model_name: Model = None,
-    index_folder: IndexFolder = None,
+    index_place: IndexPlace = None,
     approximate: Approximate = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -124,7 +124,7 @@ def query(
     from ..corpus.search import embed_sound, embed_texts, search, search_texts
     from ..data.audio import load_audio, open_sound
 
-    folder = open_folder(corpus, index_folder, approximate)
+    folder = open_folder(corpus, index_place, approximate)
     if audio is not None:
         open_sound(audio).close()  # what is wrong with it is told before the model, which takes seconds
     model = load_model(run, runs, model_name, device, weight)
@@ -184,7 +184,7 @@ def index(
     run: Run = None,
     runs: NewestOf = None,
     model_name: Model = None,
-    index_folder: IndexFolder = None,
+    index_place: IndexPlace = None,
     approximate: Approximate = None,
     device: Device = "auto",
     engine: Engine = EngineName.local,
@@ -208,7 +208,7 @@ def index(
     """
     from ..corpus.index import no_sounds
 
-    folder = open_folder(corpus, index_folder, approximate)
+    folder = open_folder(corpus, index_place, approximate)
     with engine_of(engine, address, workers, device) as engine_there:
         if engine_there is None:
             model, elsewhere = load_model(run, runs, model_name, device), None
@@ -232,7 +232,7 @@ def index(
             name: [{"path": str(corpus / each.path), "reason": each.reason} for each in getattr(report, name)]
             for name in ("skipped", "partial")
         }
-        show({"corpus": str(corpus), "index": str(folder.folder)} | counts | lists, as_json=True)
+        show({"corpus": str(corpus), "index": str(folder.place)} | counts | lists, as_json=True)
         return
     from ..report.tables import rows_table
 
@@ -240,7 +240,7 @@ def index(
         (name, str(count))
         for name, count in (counts | {"only in part": len(report.partial), "skipped": len(report.skipped)}).items()
     ]
-    show(None, rows_table("Index", ("", ""), rows, caption=str(folder.folder)), as_json=False)
+    show(None, rows_table("Index", ("", ""), rows, caption=str(folder.place)), as_json=False)
 
 
 def register(app: typer.Typer) -> None:

@@ -22,7 +22,7 @@ from ..files import reason
 from . import signals
 from .answering import Settings, answering
 from .console import Device, Seed, say, show_line
-from .corpus import Approximate, Corpus, IndexFolder, Model, NewestOf, Run, Shortlist, Steps, Weight, open_folder
+from .corpus import Approximate, Corpus, IndexPlace, Model, NewestOf, Run, Shortlist, Steps, Weight, open_folder
 
 _WORKER = f"{__package__}.serve_worker"
 _UNWINDING = 6.0  # seconds that a worker may take to end, once all is answered: an update ends after the file that it is at
@@ -47,7 +47,7 @@ def serve(
     run: Run = None,
     runs: NewestOf = None,
     model_name: Model = None,
-    index_folder: IndexFolder = None,
+    index_place: IndexPlace = None,
     workers: Annotated[
         int,
         typer.Option(
@@ -89,7 +89,7 @@ def serve(
 
     if workers > 1 and approximate:
         raise UsageError("--workers: several processes share all vectors in memory, and search exactly. Leave --approximate out.")
-    open_folder(corpus, index_folder)  # or what is wrong with it would be told after the model is there
+    open_folder(corpus, index_place)  # or what is wrong with it would be told after the model is there
     given = None if key_file is None else _read_key(key_file)
     listener = server.listen(host, port)
     address, number = listener.getsockname()[:2]
@@ -100,7 +100,7 @@ def serve(
     whole = f"{url}?token={token}" if token else url
     settings = Settings(
         corpus=str(corpus),
-        index_folder=_text(index_folder),
+        index_place=index_place,
         run=_text(run),
         runs=_text(runs),
         model_name=model_name,

@@ -19,11 +19,6 @@ from ..files import file_crc32, write_text
 _HINT = "latest_version_hint.json"  # the one file that is written again and again; LanceDB does without
 
 
-def fit(table: Path) -> bool:
-    """Whether all files of a table that have a checksum fit it."""
-    return next(misfits(table), None) is None
-
-
 def misfits(table: Path, without: str | None = None) -> Iterator[str]:
     """The files of a table that do not fit their checksums, by their names below it.
 

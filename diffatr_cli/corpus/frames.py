@@ -1,5 +1,7 @@
 """The frames of an index's windows, beside the tables: one SQLite file a model, of which a search reads a shortlist's rows alone.
 
+In object storage they lie in a table of LanceDB (`stored_frames`).
+
 They are many times the size of the vectors, so nothing holds all of them. As in `store`, each row carries a checksum, what does
 not fit is never used, and `FrameTable.mend` throws it out so that an update makes it again. A content counts once all its
 windows are there: windows may be written while its recording is still being read.
@@ -15,6 +17,7 @@ import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -48,12 +51,50 @@ _TABLES = """
 """
 
 
-class FrameTable:
+class Frames(Protocol):
     """The frames of contents, by one model. The frames of a window are (T, F) float16.
 
     Attributes:
-        path: of its file.
         unreadable: whether `mend` could read nothing of it.
+    """
+
+    unreadable: bool
+
+    def contents(self) -> set[str]:
+        """The contents whose frames are there, by hash; whether they are whole shows where they are read. Raises Damaged."""
+
+    def open(self) -> None:
+        """See that `read` gives what is there now, whatever is deleted in the next minutes."""
+
+    def read(self, windows: Sequence[tuple[str, int]]) -> Ragged:
+        """The frames of some windows, named by the hash of their content and their number in it.
+
+        Raises:
+            Damaged: one of them is not there or does not fit its checksum.
+        """
+
+    def mend(self, *, anew: bool = False) -> tuple[set[str], set[str]]:
+        """The contents that are whole, and those that were not: the table is rid of these, or made where there is none.
+
+        Args:
+            anew: write the table anew, since changing it failed.
+        """
+
+    def add(self, content: str, first: int, frames: Sequence[np.ndarray]) -> None:
+        """Put in some windows of a content, of numbers from `first` on; it counts once `complete` was called."""
+
+    def complete(self, contents: Mapping[str, int]) -> None:
+        """Count these contents, with how many windows each has."""
+
+    def keep(self, used: set[str]) -> None:
+        """Delete the frames of contents that have not been used for a while, and those of contents that were never completed."""
+
+
+class FrameTable:
+    """`Frames` in a file.
+
+    Attributes:
+        path: of its file.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -67,18 +108,17 @@ class FrameTable:
         return self.path.is_file()
 
     def contents(self) -> set[str]:
-        """The contents whose frames are there, by hash; whether they are whole shows where they are read. Raises Damaged."""
+        """As `Frames`."""
         if not self.exists:
             return set()
         with self._open() as database:
             return {content for (content,) in database.execute("SELECT hash FROM contents")}
 
-    def read(self, windows: Sequence[tuple[str, int]]) -> Ragged:
-        """The frames of some windows, named by the hash of their content and their number in it.
+    def open(self) -> None:
+        """As `Frames`: `keep` sees to it."""
 
-        Raises:
-            Damaged: one of them is not there or does not fit its checksum.
-        """
+    def read(self, windows: Sequence[tuple[str, int]]) -> Ragged:
+        """As `Frames`."""
         found = []
         with self._open() as database:
             for content, number in windows:
@@ -90,11 +130,7 @@ class FrameTable:
         return Ragged.of_halves(found)
 
     def mend(self, *, anew: bool = False) -> tuple[set[str], set[str]]:
-        """The contents that are whole, and those that were not: the table is rid of these, or made where there is none.
-
-        Args:
-            anew: write the table anew, since changing it failed.
-        """
+        """As `Frames`."""
         try:
             return self._mended(anew)
         except Damaged:
@@ -113,21 +149,21 @@ class FrameTable:
         return set(whole), damaged
 
     def add(self, content: str, first: int, frames: Sequence[np.ndarray]) -> None:
-        """Put in some windows of a content, of numbers from `first` on; it counts once `complete` was called."""
+        """As `Frames`."""
         rows = []
         for number, each in enumerate(frames, first):
             values = np.ascontiguousarray(each, "<f2").tobytes()
-            rows.append((content, number, len(each), _checksum(content, number, len(each), values), values))
+            rows.append((content, number, len(each), frames_checksum(content, number, len(each), values), values))
         with self._open() as database:
             database.executemany("INSERT OR REPLACE INTO frames VALUES (?, ?, ?, ?, ?)", rows)
 
     def complete(self, contents: Mapping[str, int]) -> None:
-        """Count these contents, with how many windows each has."""
+        """As `Frames`."""
         with self._open() as database:
             _count(database, contents)
 
     def keep(self, used: set[str]) -> None:
-        """Delete the frames of contents that have not been used for a while, and those of contents that were never completed."""
+        """As `Frames`."""
         now = time.time()
         with self._open() as database:
             for content, since in database.execute("SELECT hash, unused_since FROM contents").fetchall():
@@ -185,8 +221,9 @@ class StoredFrames:
         offsets: as in `Recordings`.
     """
 
-    def __init__(self, table: FrameTable, snapshot: Path, hashes: np.ndarray, offsets: np.ndarray) -> None:
+    def __init__(self, table: Frames, snapshot: Path, hashes: np.ndarray, offsets: np.ndarray) -> None:
         self._table, self._snapshot, self._hashes, self._offsets = table, snapshot, hashes, offsets
+        table.open()
 
     def __call__(self, rows: np.ndarray) -> Ragged:
         contents = np.searchsorted(self._offsets, rows, "right") - 1
@@ -243,8 +280,9 @@ def _fits(content: str, number: int, row: Sequence[object]) -> bool:
     found, length, checksum, values = row
     if found != number or not isinstance(length, int) or not isinstance(values, bytes):
         return False
-    return checksum == _checksum(content, number, length, values)
+    return checksum == frames_checksum(content, number, length, values)
 
 
-def _checksum(content: str, number: int, length: int, values: bytes) -> int:
+def frames_checksum(content: str, number: int, length: int, values: bytes) -> int:
+    """What a row of frames carries."""
     return zlib.crc32(values, zlib.crc32(f"{content} {number} {length}".encode()))

@@ -11,11 +11,9 @@ that is missing, damaged or of another time is passed over, and written anew by 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import re
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,15 +24,15 @@ from ..core.windows import spans
 from ..errors import UsageError
 from ..progress import Progress, silent
 from .examine import reader
+from .place import place_of
 from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds
 from .scan import Listing, fingerprint, scan
-from .snapshot import Recordings, Snapshot, mark_of_tables, read_snapshot, write_snapshot
-from .troubles import refused
+from .snapshot import Recordings, Snapshot, read_snapshot, write_snapshot
 
 if TYPE_CHECKING:
     from ..model import Retriever
     from .embedding import Elsewhere
-    from .frames import FrameTable
+    from .frames import Frames
     from .nearest import StoredVectors
     from .store import WindowTable
 
@@ -44,8 +42,7 @@ FOLDER = ".diffatr"
 """Where the index lives inside the folder that it remembers."""
 BOUND = 2_000_000
 """Windows beyond which a search is approximate, and the vectors are not read into memory, where nothing else is said."""
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")  # s3://..., which a Path writes with one slash; no drive of Windows
-_POLL = 0.2  # seconds between two looks whether another process is done
+_TRIES = 3  # to read tables that belong together, where another process takes away what it has just replaced
 
 
 class FolderIndex:
@@ -53,25 +50,25 @@ class FolderIndex:
 
     Args:
         corpus: the folder of recordings.
-        folder: where the index lives, `corpus/.diffatr` if None. One such folder may hold the indexes of several corpora.
+        index: where the index lives, a folder or an address as of `place_of`; `corpus/.diffatr` if None. One such place may
+            hold the indexes of several corpora.
         approximate: leave the vectors in the tables, and train an index to search them by; None does so beyond `BOUND` windows.
 
+    Attributes:
+        folder: where this machine's own files of it lie: the index itself, unless it is in object storage.
+
     Raises:
-        UsageError: `corpus` is no folder, or `folder` is an address of the web or of object storage.
+        UsageError: `corpus` is no folder, or nothing can be kept at `index`.
     """
 
-    def __init__(self, corpus: Path, folder: Path | None = None, approximate: bool | None = None) -> None:
+    def __init__(self, corpus: Path, index: Path | str | None = None, approximate: bool | None = None) -> None:
         if not corpus.is_dir():
             raise UsageError(
                 f"{corpus}: {'not a folder' if corpus.exists() else 'there is no such folder'}. Name a folder of recordings."
             )
-        if folder is not None and (scheme := _SCHEME.match(folder.as_posix())) and not folder.exists():
-            raise UsageError(
-                f"{folder}: an index is kept in a folder of this machine, or one mounted there, and {scheme[1]}: names none. "
-                "Name a folder: --index DIR"
-            )
         self.corpus, self.approximate = corpus, approximate
-        self.folder = corpus / FOLDER if folder is None else folder
+        self.place = place_of(corpus / FOLDER if index is None else index)
+        self.folder = self.place.local
         inside = self.folder.resolve() == (corpus / FOLDER).resolve()
         # Inside, the name does not say which corpus, so that both can be moved together.
         self._suffix = "" if inside else "-" + hashlib.blake2b(os.fsencode(corpus.resolve()), digest_size=8).hexdigest()
@@ -108,7 +105,7 @@ class FolderIndex:
         state = self._look()
         if report := self._report_for(state, model):
             return report
-        with self._locked(wait) as waited:
+        with self.place.locked(wait) as waited:
             if waited:
                 state = self._look()
                 if report := self._report_for(state, model):
@@ -125,7 +122,7 @@ class FolderIndex:
             DiffATRError: the index is damaged, or cannot be read.
         """
         snapshot = self._snapshot(model_id, frames)
-        recordings = snapshot.recordings() if snapshot else self._read_tables(model_id, frames=frames)
+        recordings = snapshot.recordings() if snapshot else self._fetch(model_id, frames)
         if len(recordings.sums):
             path = self._snapshot_path(model_id, frames, approximate=True)
             recordings = replace(recordings, store=self._store(model_id, path, recordings.hashes))
@@ -135,6 +132,15 @@ class FolderIndex:
         """What an update finds that has nothing to do; None where the last one was not completed."""
         snapshot = self._snapshot(model_id, frames)
         return snapshot.report if snapshot else None
+
+    def _fetch(self, model_id: str, frames: bool) -> Recordings:
+        """What the tables hold; where they lie elsewhere, a snapshot of it stays here."""
+        mark = self._mark_of_tables(model_id, frames)  # before: of what changes meanwhile nothing is said
+        recordings = self._read_tables(model_id, frames=frames)
+        if self.place.remote:
+            path = self._snapshot_path(model_id, frames, bool(len(recordings.sums)))
+            write_snapshot(path, mark, None, IndexReport(), recordings)
+        return recordings
 
     def with_frames(self, model_id: str, recordings: Recordings) -> Recordings:
         """Recordings that have their `hashes`, with their frames, which are read where a search asks."""
@@ -149,14 +155,14 @@ class FolderIndex:
         from .nearest import StoredVectors
         from .store import WindowTable
 
-        table = WindowTable(self.folder, self._table_names(model_id)[1])
+        table = WindowTable(self.place, self._table_names(model_id)[1])
         table.check_index()
         return StoredVectors(table, snapshot, hashes)
 
     def _look(self) -> _State:
         """See what is in the folder. Raises DiffATRError where it holds no sound files and never did."""
         seen = scan(self.corpus, self.folder)
-        if not seen.files and not self.folder.exists():
+        if not seen.files and not self.place.is_used():
             raise no_sounds(self.corpus, [*seen.unlisted, *seen.unreadable])
         unreadable = {os.fsencode(each.path): () for each in seen.unreadable}
         return _State(seen, f"{fingerprint(seen.files)} {fingerprint(unreadable)} {reader()}")
@@ -182,14 +188,14 @@ class FolderIndex:
 
         def new_update(*, anew: bool = False) -> Update:
             files_name, windows_name = self._table_names(model.model_id)
-            files, windows = FileTable(self.folder, files_name), WindowTable(self.folder, windows_name, model.dim)
+            files, windows = FileTable(self.place, files_name), WindowTable(self.place, windows_name, model.dim)
             frames = self._frame_table(model.model_id) if model.sees_frames else None
             return Update(self.corpus, files, windows, frames, model, anew=anew)
 
         update = new_update()
         if again := sum(row.content in update.without_frames for row in update.known.values()):
             tell(
-                f"{self.folder}: {again} recordings were embedded without the frames by which {model.name} re-ranks. They are "
+                f"{self.place}: {again} recordings were embedded without the frames by which {model.name} re-ranks. They are "
                 f"read and embedded again, once, which takes as long as it took then, and {_megabytes(model)} of the disk for "
                 "each minute of sound."
             )
@@ -223,18 +229,22 @@ class FolderIndex:
         from .store import FileTable, WindowTable
 
         files_name, windows_name = self._table_names(model_id)
-        file_table, window_table = FileTable(self.folder, files_name), WindowTable(self.folder, windows_name)
-        if not (file_table.exists and window_table.exists):
-            return Recordings.none()
-        files = {path: row.content for path, row in file_table.rows().items() if not row.reason}
-        wanted = set(files.values())
-        approximate = self._approximates(window_table, wanted)
-        if approximate and training:
-            window_table.train(training)
-        contents = window_table.read(wanted, vectors=not approximate)
-        if contents.damaged & wanted:
-            raise Damaged(self.folder)
-        usable = contents.rows_of.keys() & (self._frame_table(model_id).contents() if frames else contents.rows_of.keys())
+        for _ in range(_TRIES):
+            before = self.place.mark([files_name])
+            file_table, window_table = FileTable(self.place, files_name), WindowTable(self.place, windows_name)
+            if not (file_table.exists and window_table.exists):
+                return Recordings.none()
+            files = {path: row.content for path, row in file_table.rows().items() if not row.reason}
+            wanted = set(files.values())
+            approximate = self._approximates(window_table, wanted)
+            if approximate and training:
+                window_table.train(training)
+            contents = window_table.read(wanted, vectors=not approximate)
+            if contents.damaged & wanted:
+                raise Damaged(self.place)
+            usable = contents.rows_of.keys() & (self._frame_table(model_id).contents() if frames else contents.rows_of.keys())
+            if usable >= wanted or self.place.mark([files_name]) == before:
+                break  # else what is missing may be of files that have changed meanwhile
         present = sorted(path for path, content in files.items() if content in usable)
         number = {content: i for i, content in enumerate(dict.fromkeys(files[path] for path in present))}
         slices = [contents.rows_of[content] for content in number]
@@ -268,44 +278,19 @@ class FolderIndex:
         what = ("-frames" if frames else "") + ("-approximate" if approximate else "")
         return self.folder / f"snapshot-v2{self._suffix}-{model_id}{what}.npz"
 
-    def _frame_table(self, model_id: str) -> FrameTable:
-        from .frames import FrameTable
+    def _frame_table(self, model_id: str) -> Frames:
+        return self.place.frames(self._frames_name(model_id))
 
-        return FrameTable(self.folder, f"frames-v1-{model_id}")
+    @staticmethod
+    def _frames_name(model_id: str) -> str:
+        return f"frames-v1-{model_id}"
 
     def _table_names(self, model_id: str) -> tuple[str, str]:
         """Of the tables of files and of windows."""
         return f"files-v1{self._suffix}", f"windows-v1-{model_id}"
 
     def _mark_of_tables(self, model_id: str, frames: bool = False) -> str | None:
-        beside = [self._frame_table(model_id).path] if frames else []
-        return mark_of_tables(self.folder, self._table_names(model_id), beside)
-
-    @contextlib.contextmanager
-    def _locked(self, wait: Callable[[str], None] | None) -> Iterator[bool]:
-        """Hold the index's lock; gives whether it was waited for. Raises CannotUpdate."""
-        import filelock
-
-        lock, waited = filelock.FileLock(self.folder / "lock"), False
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                text = f"{self.folder}: another process is indexing this folder now."
-                if wait is None:
-                    raise CannotUpdate(f"{text} Wait for it, then run the command again.") from None
-                wait(f"{text} Waiting until it is done.")
-                lock.acquire(poll_interval=_POLL)
-                waited = True
-        except OSError as error:
-            raise refused(self.folder, error.errno) from None
-        except NotImplementedError:  # a file system without locks
-            raise refused(self.folder, None) from None
-        try:
-            yield waited
-        finally:
-            lock.release()
+        return self.place.mark(self._table_names(model_id), [self._frames_name(model_id)] if frames else [])
 
 
 class _State(NamedTuple):

@@ -146,7 +146,7 @@ class StoredVectors:
     def _damaged(self) -> Damaged:
         with contextlib.suppress(OSError):
             self._snapshot.unlink(missing_ok=True)
-        return Damaged(self._snapshot.parent)
+        return self._table.damaged()
 
 
 def _part(recordings: Recordings, windows: _Windows, contents: np.ndarray) -> Part:

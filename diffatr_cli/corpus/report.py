@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DiffATRError
+
+if TYPE_CHECKING:
+    from .place import Place
 
 
 class CannotUpdate(DiffATRError):
@@ -14,12 +17,12 @@ class CannotUpdate(DiffATRError):
 
 
 class Damaged(DiffATRError):
-    """The index in `folder`, or a part of it, holds something else than was written."""
+    """The index in `place`, or a part of it, holds something else than was written."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, place: Path | Place) -> None:
         super().__init__(
-            f"{folder}: the index is damaged. Index the folder again, which mends it: diffatr index. If this repeats, remove "
-            f"{folder} first."
+            f"{place}: the index is damaged. Index the folder again, which mends it: diffatr index. If this repeats, remove "
+            f"{place} first."
         )
 
 

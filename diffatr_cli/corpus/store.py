@@ -13,24 +13,22 @@ W windows, D embedding size.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import lancedb
 import numpy as np
 import pyarrow as pa
 
-from . import checksums, vector_index
+from . import vector_index
 from .contents import Contents, ContentWindows, gathered, portions, row_checksum, sorted_out, whole_contents
+from .place import Place
 from .report import Damaged
 from .salvage import salvage
 from .scan import Stamp
-from .troubles import troubles
+from .troubles import changing, troubles
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -62,7 +60,7 @@ class _Table:
     """One table of LanceDB.
 
     Args:
-        folder: of the index.
+        place: of the index.
         name: of the table.
         schema: what it holds.
         added: the last columns of `schema`, which tables of the last version lack.
@@ -71,27 +69,30 @@ class _Table:
         unreadable: whether `mend` could read nothing of it.
     """
 
-    def __init__(self, folder: Path, name: str, schema: pa.Schema, added: int) -> None:
+    def __init__(self, place: Place, name: str, schema: pa.Schema, added: int) -> None:
         self.unreadable = False
-        self._path = folder / f"{name}.lance"
-        self._folder, self._name = folder, name
+        self._place, self._name = place, name
         self._schema, self._forms = schema, (schema.names, schema.names[:-added])
         self._opened: Table | None = None
 
     @property
     def exists(self) -> bool:
         """Whether there is such a table; the remains of one that was being made are none."""
-        return any(self._path.glob("_versions/*.manifest"))
+        return self._place.has(self._name)
+
+    def damaged(self) -> Damaged:
+        """The error where what it gave is not what was written."""
+        return Damaged(self._place)
 
     @property
     def _table(self) -> Table:
         if self._opened is None:
-            self._opened = lancedb.connect(self._folder).open_table(self._name)
+            self._opened = self._place.connect().open_table(self._name)
         return self._opened
 
     def _fits(self) -> bool:
-        with troubles(self._folder):
-            return checksums.fit(self._path)
+        with troubles(self._place):
+            return next(self._place.misfits(self._name), None) is None
 
     def _source(self, *, careful: bool) -> tuple[pa.Table | None, bool]:
         """Where `_batches` is to read the rows, and whether they have checksums; those of the last version have none.
@@ -102,12 +103,12 @@ class _Table:
         Raises:
             Damaged: it cannot be read.
         """
-        table = salvage(self._folder, self._name) if careful else None
+        table = salvage(self._place, self._name) if careful else None
         if careful and table is None:
-            raise Damaged(self._folder)
+            raise Damaged(self._place)
         names = (self._table if table is None else table).schema.names
         if names not in self._forms:
-            raise Damaged(self._folder)
+            raise Damaged(self._place)
         return table, names == self._forms[0]
 
     def _batches(self, source: pa.Table | None, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -119,37 +120,36 @@ class _Table:
             batches = source.to_batches(_BATCH)
         for batch in batches:
             if any(column.null_count for column in batch.columns):
-                raise Damaged(self._folder)
+                raise Damaged(self._place)
             yield batch
 
     def _write_all(self, rows: Callable[[], pa.Table | pa.RecordBatchReader], *, anew: bool) -> None:
         """Make `rows()` the content of the table; `anew`: what is there now is of no use, not even to go on from."""
         if not anew:
-            with contextlib.suppress(Damaged), troubles(self._folder):  # one commit, so that a kill loses nothing
-                self._opened = lancedb.connect(self._folder).create_table(self._name, rows(), mode="overwrite")
+            with contextlib.suppress(Damaged), changing(self._place):  # one commit, so that a kill loses nothing
+                self._opened = self._place.make(self._name, rows())
                 return
-        with troubles(self._folder):
-            checksums.forget(self._path)
+        with changing(self._place):
             kept = rows()
             if isinstance(kept, pa.RecordBatchReader):  # before what it reads is removed
                 kept = kept.read_all()
-            shutil.rmtree(self._path, ignore_errors=True)
-            self._opened = lancedb.connect(self._folder).create_table(self._name, kept)
+            self._place.remove(self._name)
+            self._opened = self._place.make(self._name, kept)
 
     def tidy(self) -> None:
         """Join small pieces, and drop versions that nobody reads any more."""
-        with troubles(self._folder):
+        with changing(self._place):
             self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
     def seal(self) -> None:
         """Record the checksums of its files, so that damage will show."""
-        checksums.record(self._path)
+        self._place.seal(self._name)
 
 
 class FileTable(_Table):
     """The files of one corpus. Names of such tables begin with `files-`; the rest tells the corpora of one index apart."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, place: Place, name: str) -> None:
         columns = [
             ("path", pa.binary()),  # below the corpus, as the system's bytes, since names need not be valid text
             ("size", pa.int64()),
@@ -162,7 +162,7 @@ class FileTable(_Table):
             ("reader", pa.string()),
             ("checksum", pa.int64()),
         ]
-        super().__init__(folder, name, pa.schema(columns), added=5)
+        super().__init__(place, name, pa.schema(columns), added=5)
 
     def rows(self) -> dict[bytes, FileRow]:
         """What is remembered of each file, by path. Raises Damaged where any row is."""
@@ -170,7 +170,7 @@ class FileTable(_Table):
             rows, damaged, _ = self._rows()
             if not damaged:
                 return rows
-        raise Damaged(self._folder)
+        raise Damaged(self._place)
 
     def mend(self, *, anew: bool = False) -> tuple[dict[bytes, FileRow], int]:
         """The rows that are whole, and how many others there were: the table is rid of these, or made where there is none.
@@ -182,7 +182,7 @@ class FileTable(_Table):
         damaged, present = 0, False
         if self.exists:
             anew = anew or not self._fits()
-            checksums.prune(self._path)
+            self._place.prune(self._name)
             try:
                 rows, damaged, present = self._rows(careful=anew)
             except Damaged:
@@ -193,22 +193,22 @@ class FileTable(_Table):
 
     def put(self, rows: Mapping[bytes, FileRow]) -> None:
         """Add or replace these rows."""
-        with troubles(self._folder):
+        with changing(self._place):
             merge = self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
             merge.execute(self._to_arrow(rows))
 
     def keep(self, rows: Mapping[bytes, FileRow]) -> None:
         """Delete all other rows."""
-        with troubles(self._folder):
+        with changing(self._place):
             self._table.merge_insert("path").when_not_matched_by_source_delete().execute(self._to_arrow(rows))
 
     def contents_of_others(self) -> set[str] | None:
         """The hashes that the files of the other corpora of this index have; None where that cannot be found out."""
         found: set[str] = set()
-        for path in self._folder.glob("files-*.lance"):
-            other = FileTable(self._folder, path.stem)
+        for name in self._place.tables("files-"):
+            other = FileTable(self._place, name)
             try:
-                if path != self._path and other.exists:
+                if name != self._name and other.exists:
                     found.update(row.content for row in other.rows().values())
             except Damaged:
                 return None
@@ -216,7 +216,7 @@ class FileTable(_Table):
 
     def _rows(self, *, careful: bool = False) -> tuple[dict[bytes, FileRow], int, bool]:
         """The rows that are whole; how many others there are; whether the table has its present form. Raises Damaged."""
-        with troubles(self._folder):
+        with troubles(self._place):
             source, checked = self._source(careful=careful)
             columns = pa.Table.from_batches(self._batches(source), (self._table if source is None else source).schema).to_pydict()
             if not checked:  # each file is to be looked into once
@@ -244,7 +244,7 @@ class FileTable(_Table):
 class WindowTable(_Table):
     """The windows of contents, embedded by one model with `dim` values each; to read them, `dim` is not needed."""
 
-    def __init__(self, folder: Path, name: str, dim: int = 0) -> None:
+    def __init__(self, place: Place, name: str, dim: int = 0) -> None:
         columns = [
             ("hash", pa.string()),
             ("start", pa.float64()),
@@ -252,7 +252,7 @@ class WindowTable(_Table):
             ("vector", pa.list_(pa.float16(), dim)),
             ("checksum", pa.int64()),
         ]
-        super().__init__(folder, name, pa.schema(columns), added=1)
+        super().__init__(place, name, pa.schema(columns), added=1)
         self._dim = dim
 
     def read(self, wanted: Set[str] | None = None, *, vectors: bool = True) -> Contents:
@@ -266,8 +266,8 @@ class WindowTable(_Table):
             Damaged: nothing can be read, or not without danger.
         """
         if not self._fits():
-            raise Damaged(self._folder)
-        with troubles(self._folder):
+            raise Damaged(self._place)
+        with troubles(self._place):
             source, checked = self._source(careful=False)
             dim = self._table.schema.field("vector").type.list_size
             found = whole_contents(self._batches(source), checked=checked)
@@ -283,18 +283,19 @@ class WindowTable(_Table):
         """
         whole, damaged, present, source = set[str](), set[str](), False, None
         if self.exists:
-            misfits = list(checksums.misfits(self._path))
+            misfits = list(self._place.misfits(self._name))
             careful = anew = anew or any(not vector_index.holds(name) for name in misfits)
             try:
                 if misfits and not careful:
-                    with troubles(self._folder):
-                        vector_index.drop(self._table, self._path)
-                checksums.prune(self._path)
-                with troubles(self._folder):
+                    with troubles(self._place):
+                        vector_index.drop(self._table)
+                        self._place.remove_below(self._name, vector_index.FOLDER)
+                self._place.prune(self._name)
+                with troubles(self._place):
                     source, present = self._source(careful=careful)
                     whole, damaged, dims = sorted_out(whole_contents(self._batches(source), checked=present))
                 if dims - {self._dim}:
-                    raise Damaged(self._folder)
+                    raise Damaged(self._place)
             except Damaged:
                 self.unreadable, source, whole, damaged = True, None, set(), set()
         if anew or damaged or not present or self.unreadable:
@@ -310,10 +311,10 @@ class WindowTable(_Table):
 
     def train(self, tell: Callable[[str], None]) -> None:
         """See that there is a vector index which fits the table's size; `tell` is told a sentence before one is trained."""
-        with troubles(self._folder):
+        with changing(self._place):
             if vector_index.is_due(self._table):
                 tell(
-                    f"{self._folder}: training an index over {self.count():,} windows, by which searches find the nearest "
+                    f"{self._place}: training an index over {self.count():,} windows, by which searches find the nearest "
                     "without reading all. This is done again only when there are twice as many."
                 )
                 vector_index.train(self._table)
@@ -321,14 +322,14 @@ class WindowTable(_Table):
 
     def check_index(self) -> None:
         """Raises Damaged where the files by which a search finds its way are; vectors carry checksums of their own."""
-        with troubles(self._folder):
-            if next(checksums.misfits(self._path, without="data"), None) is not None:
-                raise Damaged(self._folder)
+        with troubles(self._place):
+            if next(self._place.misfits(self._name, without="data"), None) is not None:
+                raise Damaged(self._place)
 
     def counts(self) -> dict[str, int]:
         """How many windows each content has, by hash."""
         found = Counter[str]()
-        with troubles(self._folder):
+        with troubles(self._place):
             for batch in self._batches(None, ["hash"]):
                 found.update({each["values"].as_py(): each["counts"].as_py() for each in batch["hash"].value_counts()})
         return found
@@ -343,12 +344,12 @@ class WindowTable(_Table):
 
     def scan(self) -> Iterator[pa.RecordBatch]:
         """All rows, some at a time."""
-        with troubles(self._folder):
+        with troubles(self._place):
             yield from self._batches(None)
 
     def _asked(self, question: Callable[[Table], pa.Table]) -> pa.Table:
         """The answer of the table as it was opened, or, where those files were tidied away meanwhile, as it is now."""
-        with troubles(self._folder):
+        with troubles(self._place):
             try:
                 return question(self._table)
             except Exception:
@@ -357,17 +358,17 @@ class WindowTable(_Table):
 
     def count(self) -> int:
         """Windows of all contents."""
-        with troubles(self._folder):
+        with troubles(self._place):
             return int(self._table.count_rows())
 
     def add(self, contents: Mapping[str, ContentWindows]) -> None:
         """Append contents, by hash, that are not there."""
-        with troubles(self._folder):
+        with changing(self._place):
             self._table.add(self._to_arrow(contents))
 
     def keep(self, contents: set[str]) -> None:
         """Delete the windows of all other contents."""
-        with troubles(self._folder):
+        with changing(self._place):
             merge = self._table.merge_insert("hash").when_not_matched_by_source_delete()
             merge.execute(pa.table([sorted(contents)], schema=pa.schema([("hash", pa.string())])))
 

@@ -8,9 +8,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import DiffATRError
 from .report import CannotUpdate, Damaged
+
+if TYPE_CHECKING:
+    from .place import Place
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -29,12 +33,18 @@ def refused(folder: Path, number: int | None) -> CannotUpdate:
     return CannotUpdate(f"{folder}: {text}")
 
 
+def told_of_system(folder: Path, error: Exception) -> CannotUpdate | None:
+    """The error where the system refuses something, which may come as any kind of error with its words in it; None for others."""
+    number = _system_error(error)
+    return None if number is None else refused(folder, number)
+
+
 @contextlib.contextmanager
-def troubles(folder: Path) -> Iterator[None]:
-    """Tell a person about the troubles of LanceDB, which come as all kinds of errors with the system's words in them.
+def troubles(place: Place) -> Iterator[None]:
+    """Tell a person about the troubles of LanceDB.
 
     Raises:
-        CannotUpdate: the system refuses; the index may be whole.
+        DiffATRError: the place refuses, or cannot be reached; the index may be whole.
         Damaged: anything else.
     """
     try:
@@ -42,8 +52,20 @@ def troubles(folder: Path) -> Iterator[None]:
     except DiffATRError:
         raise
     except Exception as error:
-        number = _system_error(error)
-        raise (Damaged(folder) if number is None else refused(folder, number)) from error
+        raise (place.told(error) or Damaged(place)) from error
+
+
+@contextlib.contextmanager
+def changing(place: Place) -> Iterator[None]:
+    """As `troubles`, where something is written. Raises CannotUpdate where the lock of the place was lost meanwhile."""
+    place.may_write()
+    with troubles(place):
+        yield
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether LanceDB says that there is no such table."""
+    return str(error).rstrip(".").endswith("was not found")
 
 
 def _system_error(error: Exception) -> int | None:

@@ -20,7 +20,7 @@ from ..progress import Progress, duration
 from .contents import ContentWindows
 from .embedding import BATCH, READ_AHEAD, Elsewhere, embed, weight
 from .examine import Content, Failure, Finding, Vector, examine, reader
-from .frames import FrameTable
+from .frames import Frames
 from .read_ahead import read_ahead
 from .report import IndexReport, Skipped
 from .scan import Listing, Stamp
@@ -70,7 +70,7 @@ class Update:
         corpus: Path,
         files: FileTable,
         windows: WindowTable,
-        frames: FrameTable | None,
+        frames: Frames | None,
         model: Retriever,
         *,
         anew: bool = False,

@@ -9,12 +9,9 @@ D embedding size.
 
 from __future__ import annotations
 
-import contextlib
 import re
-import shutil
 from collections.abc import Iterable, Set
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +20,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from lancedb.table import Table
 
-_FOLDER = "_indices"  # below the table's
+FOLDER = "_indices"
+"""Below that of the table: the files of the index."""
 _NAME = re.compile(r"vectors-(\d+)")  # with the rows that it was trained on, since LanceDB keeps no such number
 _PARTITION = 4096  # vectors of one centroid
 _SUB_VECTOR = 8  # values that one byte stands for
@@ -37,7 +35,7 @@ _FAR = timedelta(days=1)
 
 def holds(name: str) -> bool:
     """Whether a file of a table, by its name below it, is of the index alone."""
-    return name.startswith(f"{_FOLDER}/")
+    return name.startswith(f"{FOLDER}/")
 
 
 def is_due(table: Table) -> bool:
@@ -69,12 +67,10 @@ def train(table: Table) -> None:
         table.drop_index(other)
 
 
-def drop(table: Table, path: Path) -> None:
-    """Remove the index and its files; of earlier versions of the table too, which nobody searches by it afterwards."""
+def drop(table: Table) -> None:
+    """Remove the index. Its files stay, for earlier versions of the table."""
     for name in _trained(table):
         table.drop_index(name)
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path / _FOLDER)
 
 
 def nearest(table: Table, query: np.ndarray, count: int, seen: Set[str]) -> pa.Table:
