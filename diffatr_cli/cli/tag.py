@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown"
 FITS = 0.2
-"""The probability from which on a label is given, where nothing else is said: of single recordings held out to choose by, two of
-three labels given were right then, and one of ten recordings got none."""
+"""The probability from which on a label is given, where nothing else is said: on single recordings held out to choose by, 63 % of
+the labels given were right then, and 9 % of the recordings got none (docs/tagging.md)."""
 _FIRST = 10  # lines of what was written to a file that are shown
 
 
