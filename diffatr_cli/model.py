@@ -108,6 +108,10 @@ def fill_towers(towers: TwoTowers, tensors: dict[str, Tensor], audio: AudioSecti
 _NO_ENCODERS = "was trained on vectors of a model run elsewhere, so it hears no sounds and reads no texts. Name another model."
 
 
+KINDS = "kinds.csv"
+"""In a run's folder: the kinds of sound that it was taught, where somebody lists them."""
+
+
 class Retriever:
     """A trained model for inference: embeds sounds and captions as unit vectors, and re-ranks by its denoisers.
 
@@ -130,6 +134,7 @@ class Retriever:
         given_sizes: of the vectors of a model run elsewhere, of sounds and of captions, that are all it takes; None where it has
             encoders.
         feature_sizes: F of the encoders, of sounds and of captions; None for a two-tower model of others.
+        kinds: the list of the kinds of sound that it was taught, as `tag` reads vocabularies; None where it brought none.
     """
 
     def __init__(
@@ -150,6 +155,7 @@ class Retriever:
         load_bank: Callable[[], CaptionBank | None] = lambda: None,
         given_sizes: tuple[int, int] | None = None,
         feature_sizes: tuple[int, int] | None = None,
+        kinds: Path | None = None,
     ) -> None:
         self._audio_head, self._text_head = (head.to(device).eval() for head in heads)
         self.dim = dim
@@ -159,7 +165,7 @@ class Retriever:
         self.device = device
         self.name = name
         self.hears_logmels, self.given_sizes, self.feature_sizes = hears_logmels, given_sizes, feature_sizes
-        self._diffusion, self._load_bank = diffusion, load_bank
+        self._diffusion, self._load_bank, self.kinds = diffusion, load_bank, kinds
         self._load_audio, self._load_text, self._key_of_audio = load_audio, load_text, key_of_audio
 
     @property
@@ -377,6 +383,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
         diffusion=run / "diffusion" / BEST if reranker and recipe.model.strategy != "gen" else None,
         given_sizes=sizes if is_given(recipe.audio) else None,
         feature_sizes=sizes,
+        kinds=kinds if (kinds := run / KINDS).is_file() else None,
     )
 
 

@@ -53,6 +53,7 @@ class FakeRetriever:
     windowing = OURS
     calibration = None
     bank = None
+    kinds = None
     given_sizes = None
     sees_frames = False
 

@@ -18,7 +18,7 @@ from diffatr_cli.cli import query as module
 from diffatr_cli.cli.corpus import clock_span
 from diffatr_cli.corpus.describe import CaptionHit, Described, describe
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
-from diffatr_cli.corpus.search import Found, Hit, embed_sound, embed_texts, search
+from diffatr_cli.corpus.search import Found, Hit, embed_sound, embed_texts, hear_sound, search
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.model import sampling_of
@@ -361,7 +361,7 @@ def test_captions_for_a_sound(clips, tmp_path):
     document = json.loads(result.stdout)
     model = FakeRetriever(phase_two=True)
     choices = ["200 Hz", "6000 Hz [red]", "900 Hz"]
-    expected = describe(model, embed_sound(model, load_audio(clips / "200.wav")), choices).hits
+    expected = describe(model, hear_sound(model, load_audio(clips / "200.wav"))[0], choices).hits
     assert list(document) == ["query", "model", "present", "verdict", "remark", "results"]
     assert document["query"] == str(clips / "200.wav")
     assert [list(row) for row in document["results"]] == [["rank", "caption", "score"]] * 3

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from audio_files import write
 
+from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.search import embed_texts, search
 from diffatr_cli.data.audio import load_audio
+from diffatr_cli.data.vocabulary import read_vocabulary
 from diffatr_cli.model import load_retriever, shipped_model
 from diffatr_cli.runs import recipe_of, recipe_of_record
 
@@ -98,6 +100,28 @@ def test_a_recording_scores_the_same_at_any_level(tmp_path: Path) -> None:
     of_dogs = [scores[name] for name in made]
     assert max(of_dogs) - min(of_dogs) < 0.02, scores
     assert min(of_dogs) > 0.5 > scores["cat_meowing"]
+
+
+def test_it_labels_the_example_clips(clips: Path) -> None:
+    command = [sys.executable, "-m", "diffatr_cli", "tag", str(clips), "--json"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, cwd=clips.parent).stdout)
+    assert found["labels"] > 200
+    labels = {Path(each["path"]).stem: [label["label"] for label in each["labels"]] for each in found["results"]}
+    wanted = {"applause_after_a_concert": "applause", "baby_crying": "baby crying", "cat_meowing": "cat meowing"}
+    wanted |= {"dog_barking": "dog barking", "police_siren": "siren", "car_horn": "car horn", "thunder": "thunder"}
+    assert {name: labels[name][0] for name in wanted} == wanted
+    assert len({"dog barking", "footsteps on gravel", "footsteps", "birds singing"} & set(labels["walk_through_a_village"])) >= 2
+
+
+def test_its_kinds_are_a_clean_list_of_what_it_learnt() -> None:
+    model = load_retriever(shipped_model(), "cpu")
+    assert model.kinds is not None
+    assert model.bank is not None
+    found = read_vocabulary(model.kinds)
+    assert (found.notes, found.columns) == ([], [])
+    learnt = {normalise_caption(label.caption) for label in found.labels}
+    assert len(learnt) == len(found.labels) > 200
+    assert learnt <= set(model.bank.texts)
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
     python tools/ship_model.py runs/small/seed-0 diffatr_cli/models/diffatr-small
 
 Keeps what inference reads and what tells where it came from: both phases' weights, recipe, record and metrics, and the captions
-learnt from.
+learnt from. The list of its kinds is `tools/list_kinds.py`'s to write.
 """
 
 from __future__ import annotations

@@ -108,14 +108,20 @@ def show(document: Any, *tables: Table, as_json: bool) -> None:
 
 def show_csv(rows: Sequence[Sequence[str | float | Path]]) -> None:
     """A result on stdout as CSV, UTF-8; names of files are the bytes that they are, but for a terminal. Raises as `show`."""
-    out = io.StringIO()
     if sys.stdout.isatty():
+        out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerows([printable(str(cell)) if isinstance(cell, (str, Path)) else cell for cell in row] for row in rows)
         _write(out.getvalue())
     else:
-        csv.writer(out).writerows([_utf8(cell) if isinstance(cell, Path) else cell for cell in row] for row in rows)
-        _write(out.getvalue().encode("utf-8", "surrogateescape"))
+        _write(csv_bytes(rows))
+
+
+def csv_bytes(rows: Sequence[Sequence[str | float | Path]]) -> bytes:
+    """Rows as a CSV file in UTF-8; names of files are the bytes that they are."""
+    out = io.StringIO()
+    csv.writer(out).writerows([_utf8(cell) if isinstance(cell, Path) else cell for cell in row] for row in rows)
+    return out.getvalue().encode("utf-8", "surrogateescape")
 
 
 def show_line(text: str) -> None:

@@ -12,11 +12,13 @@ from ..errors import DiffATRError, UsageError
 from .console import progress_bar, say
 
 if TYPE_CHECKING:
+    from ..core.sampling import Sampling
     from ..corpus.embedding import Elsewhere
-    from ..corpus.index import FolderIndex, IndexReport
+    from ..corpus.index import FolderIndex, IndexReport, Recordings
     from ..corpus.search import Hit
     from ..engines import Engine
     from ..model import Retriever
+    from ..types import Direction
 
 Corpus = Annotated[Path, typer.Option("--corpus", metavar="DIR", help="Folder of recordings to search, with all below it.")]
 Steps = Annotated[
@@ -117,11 +119,42 @@ def load_elsewhere(engine: Engine, run: Path | None, runs: Path | None, model: s
     return here, Elsewhere(engine, partial(load_any, name))
 
 
+def sampling_for(model: Retriever, steps: int | None, shortlist: int | None, seed: int, direction: Direction = "t2a") -> Sampling:
+    """How a command samples; it says where a setting means nothing."""
+    from ..model import sampling_of
+
+    if steps is not None and model.reranker is None:
+        say("This model has no diffusion phase; it ranks by cosine, and --steps means nothing.")
+    elif steps is not None and model.reranker and not model.reranker.counts(direction):
+        say("This model ranks by cosine, as validation chose, and --steps means nothing without --weight.")
+    return sampling_of(model, folder=True, steps=steps, shortlist=shortlist, seed=seed)
+
+
 def update_index(
     folder: FolderIndex, model: Retriever, workers: int | None = None, elsewhere: Elsewhere | None = None
 ) -> IndexReport:
     with progress_bar() as progress:
         return folder.update(model, progress, workers, wait=say, tell=say, elsewhere=elsewhere)
+
+
+def updated_recordings(folder: FolderIndex, model: Retriever) -> Recordings:
+    """What is in a folder, after bringing its index up to date and telling what that did; where it cannot be written, what is
+    indexed so far. Raises DiffATRError where there is nothing."""
+    from ..corpus.index import CannotUpdate, no_sounds
+
+    unusable = []
+    try:
+        report = update_index(folder, model)
+        unusable = report.skipped
+        tell_update(report)
+    except CannotUpdate as error:
+        if not len(folder.read(model.model_id, frames=model.sees_frames)):
+            raise
+        say(f"{error} Searching what is indexed so far.")
+    recordings = folder.read(model.model_id, frames=model.sees_frames)
+    if not len(recordings):
+        raise no_sounds(folder.corpus, unusable)
+    return recordings
 
 
 def tell_update(report: IndexReport) -> None:
@@ -150,6 +183,13 @@ def report_update(outcome: IndexReport | DiffATRError) -> None:
         say(f"diffatr: {outcome}")
     else:
         tell_update(outcome)
+
+
+def percent(score: float, calibrated: bool) -> str:
+    """A score as people read it: a probability in percent, any other as it is."""
+    if not calibrated:
+        return f"{score:.3f}"
+    return f"{100 * score:.0f} %" if score >= 0.01 else "< 1 %"
 
 
 def clock_span(hit: Hit) -> str:

@@ -30,17 +30,16 @@ from .corpus import (
     load_elsewhere,
     load_model,
     open_folder,
-    tell_update,
+    percent,
+    sampling_for,
     update_index,
+    updated_recordings,
 )
 from .engine import Address, Engine, EngineName, engine_of
 
 if TYPE_CHECKING:
-    from ..core.sampling import Sampling
     from ..corpus.describe import Described
     from ..corpus.search import Found, Hit
-    from ..model import Retriever
-    from ..types import Direction
 
 
 def query(
@@ -111,7 +110,7 @@ def query(
         choices = _captions_for(captions, audio)
         model = load_model(run, runs, model_name, device, weight)
         heard = load_audio(audio, rate=model.windowing.rate)
-        settings = _sampling(model, steps, shortlist, seed, "a2t")
+        settings = sampling_for(model, steps, shortlist, seed, "a2t")
         vector, frames = hear_sound(model, heard)
         described = describe(model, vector, choices, settings, frames=frames, top=top, min_score=min_score)
         _print_captions(str(audio), model.name, described, min_score, as_json, as_csv)
@@ -120,7 +119,6 @@ def query(
         raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {corpus}, where the copies would be found as well.")
     names = [str(audio)] if audio is not None else _lines(texts or [])
 
-    from ..corpus.index import CannotUpdate, no_sounds
     from ..corpus.search import embed_sound, embed_texts, search, search_texts
     from ..data.audio import load_audio, open_sound
 
@@ -129,19 +127,8 @@ def query(
         open_sound(audio).close()  # what is wrong with it is told before the model, which takes seconds
     model = load_model(run, runs, model_name, device, weight)
     sound = None if audio is None else load_audio(audio, rate=model.windowing.rate)
-    unusable = []
-    try:
-        report = update_index(folder, model)
-        unusable = report.skipped
-        tell_update(report)
-    except CannotUpdate as error:
-        if not len(folder.read(model.model_id, frames=model.sees_frames)):
-            raise
-        say(f"{error} Searching what is indexed so far.")
-    recordings = folder.read(model.model_id, frames=model.sees_frames)
-    if not len(recordings):
-        raise no_sounds(corpus, unusable)
-    settings = _sampling(model, steps, shortlist, seed)
+    recordings = updated_recordings(folder, model)
+    settings = sampling_for(model, steps, shortlist, seed)
     options: dict[str, Any] = {"top": top, "min_score": min_score}
     if unwanted is not None:
         options["unwanted"] = embed_texts(model, [_decoded(unwanted)])[0]
@@ -283,16 +270,6 @@ def _captions_for(captions: Path, audio: Path) -> list[str]:
     return choices
 
 
-def _sampling(model: Retriever, steps: int | None, shortlist: int | None, seed: int, direction: Direction = "t2a") -> Sampling:
-    from ..model import sampling_of
-
-    if steps is not None and model.reranker is None:
-        say("This model has no diffusion phase; it ranks by cosine, and --steps means nothing.")
-    elif steps is not None and model.reranker and not model.reranker.counts(direction):
-        say("This model ranks by cosine, as validation chose, and --steps means nothing without --weight.")
-    return sampling_of(model, folder=True, steps=steps, shortlist=shortlist, seed=seed)
-
-
 def _print_captions(name: str, model: str, described: Described, min_score: float | None, as_json: bool, as_csv: bool) -> None:
     """`present`, `verdict` and `remark` in the document are as in `found_document`, of the captions of the list."""
     from rich.text import Text
@@ -315,7 +292,7 @@ def _print_captions(name: str, model: str, described: Described, min_score: floa
     elif described.certain:
         table = _hits_table(name, "match" if described.calibrated else "score", "caption")
         for hit in hits:
-            table.add_row(str(hit.rank), _score(hit.score, described.calibrated), Text(hit.caption))
+            table.add_row(str(hit.rank), percent(hit.score, described.calibrated), Text(hit.caption))
         show(document, table, as_json=as_json)
     else:
         table = _hits_table(f"{name} (none of these captions fits; these are the nearest)", "caption")
@@ -364,7 +341,7 @@ def found_table(name: str, found: Found, corpus: Path) -> Any:
         return table
     table = _hits_table(name, "match" if found.calibrated else "score", "place", "file")
     for hit in found.hits:
-        table.add_row(str(hit.rank), _score(hit.score, found.calibrated), clock_span(hit), Text(str(corpus / hit.path)))
+        table.add_row(str(hit.rank), percent(hit.score, found.calibrated), clock_span(hit), Text(str(corpus / hit.path)))
     return table
 
 
@@ -373,12 +350,6 @@ _DOUBTS = {
     "unknown": "no sound by that name was learned",
     "negated": "what is named is not wanted",
 }
-
-
-def _score(score: float, calibrated: bool) -> str:
-    if not calibrated:
-        return f"{score:.3f}"
-    return f"{100 * score:.0f} %" if score >= 0.01 else "< 1 %"
 
 
 def _hits_table(title: str, *columns: str) -> Any:

@@ -1,12 +1,13 @@
-"""Captions for a sound: which of some texts fit it, and whether any does.
+"""Captions for sounds: which of some texts fit a sound, and whether any does; of one sound, or of all of a folder.
 
-N captions, D embedding size.
+N captions, W windows of a sound, D embedding size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,8 +15,10 @@ import numpy as np
 from ..core.calibration import distribution_of_cosines, of_known, presence_features, score_features
 from ..core.ragged import Ragged
 from ..core.sight import States
+from ..core.windows import mean_direction
 from ..model import sampling_of
-from .search import check_top, depth, embed_texts, final_scores, first, sample_x0, second_stage, token_states
+from .search import PLAINLY, check_texts, check_top, depth, final_scores, first, sample_x0, second_stage, token_states
+from .stopwatch import stage
 
 if TYPE_CHECKING:
     from ..core.sampling import Sampling
@@ -61,10 +64,47 @@ class Described:
         return None if self.certain else "none of these captions fits."
 
 
+class Choices:
+    """Captions to choose from, embedded once for any number of sounds.
+
+    Attributes:
+        captions: N different texts.
+        vectors: (N, D) unit vectors.
+
+    Raises:
+        UsageError: as `embed_texts`.
+    """
+
+    def __init__(self, retriever: Retriever, captions: Sequence[str]) -> None:
+        check_texts(captions)
+        self._retriever, self.captions = retriever, list(captions)
+        self.vectors, self._pooled = np.zeros((0, retriever.dim), np.float32), np.zeros((0, 1), np.float32)
+        if captions:
+            with stage("embed"):
+                self.vectors, self._pooled = retriever.embed_and_pool_text(captions)
+
+    @classmethod
+    def of(cls, retriever: Retriever, captions: Sequence[str] | Choices) -> Choices:
+        """Captions as they are, or embedded now."""
+        return captions if isinstance(captions, Choices) else cls(retriever, captions)
+
+    @cached_property
+    def tokens(self) -> Ragged | None:
+        """Of each caption, for a model that re-ranks by frames."""
+        return token_states(self._retriever, self.captions)
+
+    def unfamiliar(self) -> list[int]:
+        """Which of them plainly name no sound that the model learnt; none of a model that cannot tell."""
+        bank = self._retriever.bank
+        if bank is None or not self.captions:
+            return []
+        return np.flatnonzero(bank.strangeness(bank.nearest(self._pooled)[0]) > PLAINLY).tolist()
+
+
 def describe(
     retriever: Retriever,
     sound: np.ndarray,
-    captions: Sequence[str],
+    captions: Sequence[str] | Choices,
     sampling: Sampling | None = None,
     *,
     frames: Ragged | None = None,
@@ -75,9 +115,12 @@ def describe(
 
     As `search`, with the audio-to-text denoiser over the shortlist. No caption is given a higher probability than that any fits.
 
+    A caption's cosine is that of the window which it fits best: in a recording of minutes many things sound, one after another,
+    and the mean over all of it is near to none of them. The denoiser hears the whole recording, by the mean and all frames.
+
     Args:
-        sound: (D,) unit vector.
-        captions: different texts.
+        sound: (W, D) unit vectors of its windows, or (D,) of a sound that is one.
+        captions: different texts; as `Choices` where there are several sounds.
         frames: of the sound, for a model that re-ranks by frames (`hear_sound`).
 
     Raises:
@@ -88,27 +131,30 @@ def describe(
     calibration = retriever.calibration
     probability = calibration and calibration.audio_to_text
     sampling = sampling or sampling_of(retriever, folder=True)
-    if not captions:
+    choices = Choices.of(retriever, captions)
+    if not choices.captions:
         return Described([], None, calibrated=bool(probability))
-    vectors = embed_texts(retriever, captions)
-    cosine = vectors @ sound.astype(np.float32)
+    vectors = choices.vectors
+    windows = np.atleast_2d(sound).astype(np.float32)
+    cosine = (vectors @ windows.T).max(1)
     reranker = second_stage(retriever, "a2t")
-    order = np.argsort(-cosine, kind="stable")[: depth(reranker, sampling, len(captions))]
+    order = np.argsort(-cosine, kind="stable")[: depth(reranker, sampling, len(vectors))]
     scores, near, x0_hat = cosine[order].astype(np.float64), slice(sampling.shortlist), None
     if reranker and reranker.counts("a2t"):
-        tokens = token_states(retriever, [captions[i] for i in order[near]])
-        states = None if tokens is None or frames is None else States(tokens, frames)
-        x0_hat = sample_x0(retriever, "a2t", sound, vectors[order[near]], sampling, states=states)
+        whole = windows[0] if len(windows) == 1 else mean_direction(windows)
+        tokens = choices.tokens
+        states = None if tokens is None or frames is None else States(tokens.take(order[near]), frames)
+        x0_hat = sample_x0(retriever, "a2t", whole, vectors[order[near]], sampling, states=states)
     spread = distribution_of_cosines(scores[near]) if x0_hat is None else x0_hat
     present = calibration.fits(presence_features(scores[near], spread)) if calibration else None
     if reranker:
         scores = final_scores(reranker, "a2t", scores, vectors[order], x0_hat)
     best = first(scores, order, top)
     if probability:
-        scores = of_known(probability, score_features(scores, present, candidates=len(captions)))
+        scores = of_known(probability, score_features(scores, present, candidates=len(vectors)))
         scores = scores if present is None else np.minimum(scores, present)
     best = [i for i in best if min_score is None or scores[i] >= min_score]
-    hits = [CaptionHit(rank, captions[order[i]], float(scores[i])) for rank, i in enumerate(best, 1)]
+    hits = [CaptionHit(rank, choices.captions[order[i]], float(scores[i])) for rank, i in enumerate(best, 1)]
     verdict: Literal["found", "absent"] | None = None
     if calibration and present is not None:
         verdict = "found" if present >= calibration.captions_told_below else "absent"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..types import Direction
 
 
-_PLAINLY = 0.07  # strangeness from which on it tells by itself, without the cosines and scores of a judgement of presence
+PLAINLY = 0.07  # strangeness from which on it tells by itself, without the cosines and scores of a judgement of presence
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,17 @@ def embed_sound(retriever: Retriever, waveform: np.ndarray) -> np.ndarray:
 
 
 def hear_sound(retriever: Retriever, waveform: np.ndarray) -> tuple[np.ndarray, Ragged | None]:
-    """`embed_sound`, and, for a model that re-ranks by frames, those of its windows as one sequence, one behind the other."""
+    """A sound as `describe` takes it: the unit vectors of its windows, (W, D), rounded as an index keeps them, so that a file and
+    its index give the same answer; and, for a model that re-ranks by frames, their frames as one sequence."""
+    pieces = _windows(retriever, waveform)
     if not retriever.sees_frames:
-        return embed_sound(retriever, waveform), None
-    vectors, frames = retriever.embed_with_frames(_windows(retriever, waveform))
-    return mean_direction(vectors), Ragged.of(frames).joined()
+        return _as_kept(retriever.embed_audio(pieces)), None
+    vectors, frames = retriever.embed_with_frames(pieces)
+    return _as_kept(vectors), Ragged.of(frames).joined()
+
+
+def _as_kept(vectors: np.ndarray) -> np.ndarray:
+    return vectors.astype(np.float16).astype(np.float32)
 
 
 def token_states(retriever: Retriever, texts: Sequence[str]) -> Ragged | None:
@@ -240,7 +246,7 @@ def _verdict(reading: Reading | None, present: float | None, told_below: float) 
         return "negated"
     strangeness = reading.strangeness if reading else 0.0
     if present is None:
-        return "unknown" if strangeness > _PLAINLY else None
+        return "unknown" if strangeness > PLAINLY else None
     if present >= told_below:
         return "found"
     return "unknown" if strangeness else "absent"

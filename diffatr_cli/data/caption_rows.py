@@ -63,7 +63,7 @@ def caption_rows(path: Path, plan: Plan, split: str, files: bool) -> Iterator[Ca
     Raises:
         DiffATRError: the table cannot be read, or lacks a column.
     """
-    is_json, names, number, named, problem = _is_json(path), [], "", "", None
+    is_json, names, number, named, problem = named_json(path), [], "", "", None
     for place, columns, row in table_rows(path, plan, split, FILE_COLUMNS if files else ()):
         if files:
             names = [name for column in columns.files if (name := row[column]) not in (None, "")]
@@ -87,7 +87,7 @@ def table_rows(path: Path, plan: Plan, split: str, keys: tuple[str, ...]) -> Ite
     Raises:
         DiffATRError: the table cannot be read, or lacks a column.
     """
-    if _is_json(path):
+    if named_json(path):
         for place, row in read_json(path, split, plan):
             yield place, _columns(tuple(row)), row
         return
@@ -97,7 +97,8 @@ def table_rows(path: Path, plan: Plan, split: str, keys: tuple[str, ...]) -> Ite
         yield place, columns, row
 
 
-def _is_json(path: Path) -> bool:
+def named_json(path: Path) -> bool:
+    """Whether a table is one of JSON objects, by its name."""
     return path.suffix.lower() in (".json", ".jsonl", ".ndjson")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import DiffATRError
@@ -25,14 +26,24 @@ def read_captions(path: Path) -> tuple[list[str], list[str]]:
         for row in caption_rows(path, plan, split="", files=False):
             found.update(dict.fromkeys(row.captions))
     else:
-        for number, line in enumerate(read_text(path, plan).splitlines(), 1):
-            if "\0" in line:
-                raise DiffATRError(f"{path}: not a text file. Give one caption a line, or a CSV or JSON file with captions.")
-            caption = line.strip()
-            if caption and (problem := caption_problem(caption)):
-                plan.skipped.append(Skip("", f"{path.name}:{number}", problem))
-            elif caption:
+        for place, caption in caption_lines(path, plan):
+            if problem := caption_problem(caption):
+                plan.skipped.append(Skip("", place, problem))
+            else:
                 found[caption] = None
     if not found:
         raise DiffATRError(f"{path}: no captions in it. Give one caption a line, or a CSV or JSON file with captions.")
     return list(found), [*plan.notes, *(f"{skip.what}: {skip.reason}" for skip in plan.skipped)]
+
+
+def caption_lines(path: Path, plan: Plan) -> Iterator[tuple[str, str]]:
+    """The lines of a text file that are not blank, stripped, each after its place `FILE:LINE`.
+
+    Raises:
+        DiffATRError: the file is missing or no text.
+    """
+    for number, line in enumerate(read_text(path, plan).splitlines(), 1):
+        if "\0" in line:
+            raise DiffATRError(f"{path}: not a text file. Give one caption a line, or a CSV or JSON file with captions.")
+        if caption := line.strip():
+            yield f"{path.name}:{number}", caption
