@@ -18,7 +18,7 @@ from .. import __version__, launched
 from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..network import go_offline
-from . import demo, evaluate, models, prepare, query, reproduce, serve, signals, train, trajectory
+from . import demo, duplicates, evaluate, models, prepare, query, reproduce, serve, signals, train, trajectory
 from .console import ReaderGone, hear_package, prepare_streams, say, show_line
 
 app = typer.Typer(
@@ -63,6 +63,7 @@ evaluate.register(app)
 reproduce.register(app)
 trajectory.register(app)
 query.register(app)
+duplicates.register(app)
 serve.register(app)
 models.register(app)
 demo.register(app)
