@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,9 +23,8 @@ def effect(seed: int, seconds: float = 3.0) -> np.ndarray:
         length = int(rng.integers(RATE // 10, RATE // 2))
         time = np.arange(length) / RATE
         low, high = rng.uniform(150, 3500, 2)
-        sound = np.sin(2 * np.pi * (low + (high - low) * time / time[-1] / 2) * time) + rng.normal(
-            0, rng.uniform(0.05, 1), length
-        )
+        noise = rng.normal(0, rng.uniform(0.05, 1), length)
+        sound = np.sin(2 * np.pi * (low + (high - low) * time / time[-1] / 2) * time) + noise
         at = int(rng.integers(0, samples))
         sound = (sound * np.exp(-time * rng.uniform(1, 12)))[: samples - at]
         out[at : at + len(sound)] += rng.uniform(0.1, 1) * sound
@@ -54,7 +55,7 @@ def test_the_bits_are_those_of_the_paper() -> None:
     powers = []
     for frame in range(len(samples) // HOP + 2):
         spectrum = np.abs(np.fft.fft(around[frame * HOP : frame * HOP + FRAME] * window)) ** 2
-        powers.append([spectrum[a:b].sum() for a, b in zip(edges, edges[1:], strict=False)])
+        powers.append([spectrum[a:b].sum() for a, b in pairwise(edges)])
     got, different = of(samples), 0
     assert len(got) == len(powers) - 1
     for n in range(1, len(powers)):
