@@ -122,7 +122,7 @@ def test_broken_files_are_skipped_counted_and_listed(tmp_path: Path) -> None:
     assert [Path(each["path"]).name for each in document["partial"]] == ["truncated.wav"]
     assert listed(clips, "--same-only") == document | {"read": 0}
     told = typed(["duplicates", clips, "--same-only"]).err
-    assert "4 skipped" in told
+    assert "skipped: 4" in told
     assert "nan.wav: NaN" in told
 
 

@@ -93,14 +93,14 @@ def duplicates(
     for each in prints.partial:
         say(f"only in part {each.path}: {each.reason}")
     if found.silent:
-        say(f"{len(found.silent)} files are silent, and only compared byte by byte.")
+        say(f"silent files, only compared byte by byte: {len(found.silent)}")
     show(None, *_tables(found, corpus), as_json=False)
-    counts = [f"{sum(map(len, found.same))} files hold {len(found.same)} sounds"] if found.same else ["no sound is there twice"]
+    counts = [f"in {len(found.same)} groups of the same sound: {sum(map(len, found.same))}"]
     if found.alike is not None:
-        counts.append(f"{len(found.alike)} groups sound alike" if found.alike else "none sound alike")
+        counts.append(f"groups that sound alike: {len(found.alike)}")
     if prints.skipped:
-        counts.append(f"{len(prints.skipped)} skipped")
-    say(f"{corpus}: of {sum(map(len, prints.files.values()))} files " + "; ".join(counts) + ".")
+        counts.append(f"skipped: {len(prints.skipped)}")
+    say(f"{corpus}: files: {sum(map(len, prints.files.values()))}; " + "; ".join(counts))
 
 
 def register(app: typer.Typer) -> None:
