@@ -194,10 +194,11 @@ def percent(score: float, calibrated: bool) -> str:
 
 def clock_span(hit: Hit) -> str:
     """Where in its file a hit is, mm:ss-mm:ss or h:mm:ss, rounded outwards to whole seconds."""
-    return "-".join(_clock(seconds) for seconds in (math.floor(hit.start), math.ceil(hit.end)))
+    return "-".join(clock(seconds) for seconds in (math.floor(hit.start), math.ceil(hit.end)))
 
 
-def _clock(seconds: int) -> str:
+def clock(seconds: int) -> str:
+    """Seconds as mm:ss or h:mm:ss."""
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"

@@ -18,7 +18,7 @@ from .. import __version__, launched
 from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..network import go_offline
-from . import demo, evaluate, models, prepare, query, reproduce, serve, signals, tag, train, trajectory
+from . import demo, duplicates, evaluate, models, prepare, query, reproduce, serve, signals, tag, train, trajectory
 from .console import ReaderGone, hear_package, prepare_streams, say, show_line
 
 app = typer.Typer(
@@ -64,6 +64,7 @@ reproduce.register(app)
 trajectory.register(app)
 query.register(app)
 tag.register(app)
+duplicates.register(app)
 serve.register(app)
 models.register(app)
 demo.register(app)

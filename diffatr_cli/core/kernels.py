@@ -13,11 +13,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from .compiled import compiled
 from .threads import parallel_for
 
 CACHED_BYTES = 2**18  # of rows of candidate_hidden that stay in a core's second-level cache while every query passes over them
@@ -87,15 +87,8 @@ def _share_out(work: Callable[[int, int], None], count: int, worth_it: bool) -> 
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Compile for this processor on the first call, without the GIL, and remember it on disk.
-
-    numba keeps the compiled code beside this file, or in the user's cache folder if that place is read-only; where neither
-    can be written it compiles anew in each process.
-    """
-    try:
-        return numba.njit(function, fastmath=True, nogil=True, cache=True)
-    except RuntimeError:
-        return numba.njit(function, fastmath=True, nogil=True)
+    """`compiled`, with sums in any order."""
+    return compiled(function, fastmath=True)
 
 
 @jit

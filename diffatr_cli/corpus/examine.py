@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class Vector(NamedTuple):
     frames: np.ndarray | None
 
 
+T = TypeVar("T")
 Finding = Content | Window | Vector | Missing | Failure
 
 
@@ -57,7 +58,14 @@ def examine(path: Path, stamp: Stamp, windowing: Windowing, is_settled: Callable
         windowing: how it is cut.
         is_settled: whether a content, by hash, need not be decoded.
     """
-    failure, windows = None, 0
+    return look_into(path, stamp, is_settled, lambda: windows_of(path, windowing))
+
+
+def look_into(
+    path: Path, stamp: Stamp, is_settled: Callable[[str], bool], listen: Callable[[], Iterator[T | Missing]]
+) -> Iterator[T | Content | Missing | Failure]:
+    """As `examine`, with what `listen` finds in a file that is not settled in the place of windows."""
+    failure, heard = None, False
     try:
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
@@ -65,10 +73,10 @@ def examine(path: Path, stamp: Stamp, windowing: Windowing, is_settled: Callable
             yield Content(content)
             return
         yield Content(content)
-        for finding in windows_of(path, windowing):
-            windows += isinstance(finding, Window)
+        for finding in listen():
+            heard = heard or not isinstance(finding, Missing)
             yield finding
-        if not windows:
+        if not heard:
             failure = Failure("no samples", lasting=True)
         if Stamp.of(path.stat()) != stamp:  # hash and samples may be of different contents
             failure = Failure("changed while it was read", lasting=False)

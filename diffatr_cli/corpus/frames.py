@@ -10,12 +10,11 @@ windows are there: windows may be written while its recording is still being rea
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,24 +23,10 @@ import numpy as np
 from ..core.ragged import Ragged
 from ..files import replacing
 from .report import Damaged
-from .troubles import refused
+from .sqlite_file import UNREADABLE, SqliteFile, connected, refusal
 
 _KEEP_SECONDS = 600.0  # what no file has any more: a search that began before may still ask for it
-_LOCKED_SECONDS = 60.0  # another process commits a few megabytes
-_HEADER = b"SQLite format 3\0"
-_JOURNAL_FORMS = b"\1\1"  # bytes 18 and 19: no write-ahead log
-_REFUSALS = {
-    sqlite3.SQLITE_FULL: errno.ENOSPC,
-    sqlite3.SQLITE_PERM: errno.EACCES,
-    sqlite3.SQLITE_READONLY: errno.EACCES,
-    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
-    sqlite3.SQLITE_IOERR: errno.EIO,
-    sqlite3.SQLITE_BUSY: errno.EBUSY,
-    sqlite3.SQLITE_LOCKED: errno.EBUSY,
-    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
-}
 _WINDOWS = "SELECT number, length, checksum, frames FROM frames WHERE hash = ? AND number < ? ORDER BY number"
-_UNREADABLE = (sqlite3.Error, UnicodeDecodeError)  # the second where an error's own words are damaged
 _TABLES = """
     CREATE TABLE contents (hash TEXT PRIMARY KEY, windows INTEGER NOT NULL, added REAL NOT NULL, unused_since REAL) WITHOUT ROWID;
     CREATE TABLE frames (
@@ -90,7 +75,7 @@ class Frames(Protocol):
         """Delete the frames of contents that have not been used for a while, and those of contents that were never completed."""
 
 
-class FrameTable:
+class FrameTable(SqliteFile):
     """`Frames` in a file.
 
     Attributes:
@@ -98,14 +83,8 @@ class FrameTable:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.path = folder / f"{name}.sqlite"
+        super().__init__(folder, name)
         self.unreadable = False
-        self._folder = folder
-
-    @property
-    def exists(self) -> bool:
-        """Whether there is such a table."""
-        return self.path.is_file()
 
     def contents(self) -> set[str]:
         """As `Frames`."""
@@ -179,7 +158,7 @@ class FrameTable:
         """Make the table, with some contents of the one that is there, by how many windows each has."""
         with self._told(), replacing(self.path) as temporary:
             temporary.unlink(missing_ok=True)
-            with contextlib.closing(_connected(temporary, "rwc")) as new, new:
+            with contextlib.closing(connected(temporary, "rwc")) as new, new:
                 new.executescript(_TABLES)
                 if contents:
                     with self._open() as old:
@@ -188,28 +167,6 @@ class FrameTable:
                             new.executemany("INSERT INTO frames VALUES (?, ?, ?, ?, ?)", rows)
                     _count(new, contents)
             Path(f"{os.fspath(self.path)}-journal").unlink(missing_ok=True)  # of the file that is replaced
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """The table, in one transaction. Raises Damaged or CannotUpdate."""
-        with self._told():
-            with self.path.open("rb") as file:
-                if not (header := file.read(20)).startswith(_HEADER) or header[18:] != _JOURNAL_FORMS:
-                    raise Damaged(self._folder)
-            with contextlib.closing(_connected(self.path, "rw")) as database, database:
-                yield database
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except FileNotFoundError as error:
-            raise Damaged(self._folder) from error
-        except OSError as error:
-            raise refused(self._folder, error.errno) from error
-        except _UNREADABLE as error:
-            number = _refusal(error)
-            raise (Damaged(self._folder) if number is None else refused(self._folder, number)) from error
 
 
 class StoredFrames:
@@ -237,10 +194,6 @@ class StoredFrames:
             raise
 
 
-def _connected(path: Path, mode: str) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=_LOCKED_SECONDS)
-
-
 def _delete_incomplete(database: sqlite3.Connection) -> None:
     database.execute("DELETE FROM frames WHERE hash NOT IN (SELECT hash FROM contents)")
 
@@ -259,8 +212,8 @@ def _checked(database: sqlite3.Connection) -> tuple[dict[str, int], set[str]]:
         try:
             rows = database.execute(_WINDOWS, (content, windows))
             fit = [_fits(content, number, row) for number, row in enumerate(rows)]
-        except _UNREADABLE as error:
-            if _refusal(error) is not None:
+        except UNREADABLE as error:
+            if refusal(error) is not None:
                 raise
             fit = []
         if fit and all(fit) and len(fit) == windows:
@@ -268,11 +221,6 @@ def _checked(database: sqlite3.Connection) -> tuple[dict[str, int], set[str]]:
         else:
             damaged.add(content)
     return whole, damaged
-
-
-def _refusal(error: Exception) -> int | None:
-    """Which refusal of the system an error is, by its number; None where it is damage."""
-    return _REFUSALS.get((getattr(error, "sqlite_errorcode", None) or 0) & 0xFF)
 
 
 def _fits(content: str, number: int, row: Sequence[object]) -> bool:

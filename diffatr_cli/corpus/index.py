@@ -265,6 +265,10 @@ class FolderIndex:
             return bool(self.approximate)
         return sum(count for content, count in windows.counts().items() if content in contents) > BOUND
 
+    def name_beside(self, what: str) -> str:
+        """The name of something else that is remembered of this corpus, in `folder`; other corpora there have others."""
+        return f"{what}{self._suffix}"
+
     def _snapshot(self, model_id: str, frames: bool) -> Snapshot | None:
         """The snapshot of the tables as they are, in the form that a search is to have; None where there is none."""
         mark = self._mark_of_tables(model_id, frames)
