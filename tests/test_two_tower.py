@@ -244,7 +244,7 @@ def test_from_python(clap: Path, clips: Path) -> None:
     cosine = model.embed_text(texts) @ by_path[0]
     described = model.rank(clips / "a.wav", texts)
     assert [each.index for each in described] == np.argsort(-cosine).tolist()
-    assert [each.score for each in described] == pytest.approx(sorted(cosine, reverse=True), abs=1e-5)
+    assert [each.score for each in described] == pytest.approx(sorted(cosine, reverse=True), abs=1e-3)  # vectors of 16 bits
 
 
 @pytest.mark.parametrize("rate", [8_000, 48_000, 192_000])
