@@ -88,15 +88,11 @@ def load_reranker(
         tensors, facts = load_weights(path)
         if facts["encoders"] != weights:
             raise DiffATRError(f"{path}: was trained on other encoders than {first.folder} holds now. Run train-diffusion again.")
-    denoisers: dict[Direction, AttentionDenoiser] = {}
-    for direction in DIRECTIONS:
-        denoiser = build_denoiser(recipe.model, recipe.diffusion)
-        fill(denoiser, below(f"{inside}{direction}.", tensors), path)
-        denoisers[direction] = denoiser.to(device).eval()
+    denoisers = {direction: build_denoiser(recipe.model, recipe.diffusion) for direction in DIRECTIONS}
     conditioners = build_conditioners(recipe.model, recipe.diffusion, feature_sizes)
-    for direction, conditioner in conditioners.items():
-        fill(conditioner, below(f"{CONDITIONERS}{direction}.", tensors), path)
-        conditioner.to(device).eval()
+    fill_denoisers(denoisers, conditioners, tensors, path, inside)
+    for module in (*denoisers.values(), *conditioners.values()):
+        module.to(device).eval()
     fitted = facts.get("calibration")
     schedule = build_schedule(recipe.diffusion)
     fusion = facts["fusion_weights"], facts.get("fusion_shapes")
@@ -104,6 +100,24 @@ def load_reranker(
     priors = {d: Prior(queries[d].float().to(device), **settings) for d, settings in facts.get("priors", {}).items()}
     reranker = Reranker(denoisers, schedule, Sampling.of(recipe), *fusion, conditioners, priors)
     return reranker, Calibration.from_json(fitted) if fitted else None
+
+
+def fill_denoisers(
+    denoisers: Mapping[Direction, AttentionDenoiser],
+    conditioners: Mapping[Direction, QueryConditioner],
+    tensors: dict[str, Tensor],
+    path: Path,
+    inside: str = "",
+) -> None:
+    """Take the tensors of a checkpoint, read from `path`, that has the denoisers' names below `inside`.
+
+    Raises:
+        DiffATRError: they do not fit.
+    """
+    for direction, denoiser in denoisers.items():
+        fill(denoiser, below(f"{inside}{direction}.", tensors), path)
+    for direction, conditioner in conditioners.items():
+        fill(conditioner, below(f"{CONDITIONERS}{direction}.", tensors), path)
 
 
 def tensors_of(priors: Mapping[Direction, Prior]) -> dict[str, Tensor]:

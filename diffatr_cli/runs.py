@@ -108,15 +108,34 @@ class Encoders:
 
     def record(self, run: Path) -> dict[str, str]:
         """What the record of a run that stands on these says of them: their folder, relative to the run's where it can be."""
-        return {"run": place_from(run, self.run), "checkpoint": self.check()}
+        return place_and_hash(run, self.run, self.check())
 
 
-def place_from(run: Path, other: Path) -> str:
-    """Where another run's folder is, relative to a run's where it can be."""
+def place_and_hash(run: Path, other: Path, checkpoint: str) -> dict[str, str]:
+    """What a run's record says of another that it stands on: its folder, relative to the run's where it can be, and a hash."""
+    to, start = other.resolve(), run.resolve()
     try:
-        return os.path.relpath(other.resolve(), run.resolve())
+        place = os.path.relpath(to, start)
     except ValueError:  # on another drive
-        return str(other.resolve())
+        place = str(to)
+    return {"run": place, "checkpoint": checkpoint}
+
+
+def stands_on(run: Path, what: str) -> tuple[Path, str] | None:
+    """The other run whose `what` (encoders, denoisers) a run's phase two was begun on: its folder and the hash of its checkpoint.
+
+    None where the record names none. Raises DiffATRError where it cannot be read.
+    """
+    path = run / "diffusion" / RECORD
+    if not path.is_file():
+        return None
+    match read_record(path).get(what):
+        case None:
+            return None
+        case {"run": str(place), "checkpoint": str(checkpoint)}:
+            # Without the dots: a folder that is missing is then named as a person would.
+            return Path(os.path.normpath(run.resolve() / place)), checkpoint
+    raise DiffATRError(f"{path}: does not say which {what} it stands on. Train again, or restore the file.")
 
 
 def weights_hash(path: Path) -> str:
@@ -126,16 +145,8 @@ def weights_hash(path: Path) -> str:
 
 def borrowed_encoders(run: Path) -> Encoders | None:
     """The encoders of another run that a run's phase two was begun on; None where its record names none."""
-    path = run / "diffusion" / RECORD
-    if not path.is_file():
-        return None
-    match read_record(path).get("encoders"):
-        case None:
-            return None
-        case {"run": str(place), "checkpoint": str(checkpoint)}:
-            # Without the dots: a folder that is missing is then named as a person would.
-            return Encoders(Path(os.path.normpath(run.resolve() / place)), checkpoint)
-    raise DiffATRError(f"{path}: does not say which encoders it stands on. Train again, or restore the file.")
+    recorded = stands_on(run, "encoders")
+    return None if recorded is None else Encoders(*recorded)
 
 
 def encoders_of(run: Path) -> Encoders:

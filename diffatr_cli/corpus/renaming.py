@@ -213,9 +213,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def _is_entry(entry: dict[str, Any]) -> bool:
     """Whether it names two files of one folder, below the log's."""
     old, new = entry.get("old"), entry.get("new")
-    if not (
-        isinstance(old, str) and isinstance(new, str) and all(isinstance(entry.get(key), int) for key in ("size", "mtime_ns"))
-    ):
+    if not (isinstance(old, str) and isinstance(new, str)):
         return False
     one, other = Path(old), Path(new)
     inside = not one.is_absolute() and ".." not in one.parts and "\0" not in old + new

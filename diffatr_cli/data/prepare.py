@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -28,7 +27,7 @@ from ..types import SAMPLE_RATE
 from . import audio
 from .convert import Converter, Outcome, Produce, convert_all, convert_elsewhere
 from .earlier import JOURNAL, Earlier, append
-from .listing import as_text
+from .listing import as_text, folded
 from .manifest import SPLITS, Record, write_manifest
 from .plan import Item, Plan, Skip
 
@@ -250,25 +249,20 @@ def _paths(items: list[Item]) -> list[str]:
         folder = item.split
         for part in parts[:-1]:
             folder = _like(f"{folder}/{part}", "", lambda path: path in files)
-            folders.add(_folded(folder))
+            folders.add(folded(folder))
         stem = f"{folder}/{parts[-1].removesuffix('.wav')}"
         paths.append(_like(stem, ".wav", lambda path: path in files or path in folders))
-        files.add(_folded(paths[-1]))
+        files.add(folded(paths[-1]))
     return paths
 
 
 def _like(stem: str, ending: str, taken: Callable[[str], bool]) -> str:
     """A path like stem + ending that is free: numbered from 2 on, if need be."""
     path, number = stem + ending, 1
-    while taken(_folded(path)):
+    while taken(folded(path)):
         number += 1
         path = f"{stem}~{number}{ending}"
     return path
-
-
-def _folded(path: str) -> str:
-    """Equal for names that some file system takes for one."""
-    return path.lower() if path.isascii() else unicodedata.normalize("NFC", path).casefold()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ from ..data.manifest import Dataset
 from ..device import wants_bf16
 from ..errors import DiffATRError, UsageError
 from ..model import load_encoders
+from ..phase_two import fill_denoisers
 from ..processes import from_first
 from ..progress import Progress
 from ..recipe import differing_fields
 from ..recipe_schema import Recipe
-from ..runs import BEST, RECORD, Encoders, encoders_of, place_from, read_record, recipe_of_record, weights_hash
+from ..runs import BEST, RECORD, Encoders, encoders_of, place_and_hash, recipe_of_record, stands_on, weights_hash
 from .choosing import Choosing, best_of, row_of
 from .denoisers import DenoiserPair
 from .phase_folder import PhaseFolder
@@ -70,7 +70,7 @@ class TrainedDenoisers:
 
     def record(self, run: Path) -> dict[str, str]:
         """What the record of a run that takes these says of them."""
-        return {"run": place_from(run, self.run), "checkpoint": weights_hash(self.path)}
+        return place_and_hash(run, self.run, weights_hash(self.path))
 
 
 def denoisers_of(run: Path, named: Path | None) -> TrainedDenoisers | None:
@@ -81,11 +81,8 @@ def denoisers_of(run: Path, named: Path | None) -> TrainedDenoisers | None:
         UsageError: they are its own.
     """
     if named is None:
-        path = run / "diffusion" / RECORD
-        match read_record(path).get("denoisers") if path.is_file() else None:
-            case {"run": str(place), "checkpoint": str(checkpoint)}:
-                return TrainedDenoisers(Path(os.path.normpath(run.resolve() / place)), checkpoint)
-        return None
+        recorded = stands_on(run, "denoisers")
+        return None if recorded is None else TrainedDenoisers(*recorded)
     if not named.is_dir():
         raise DiffATRError(f"{named}: there is no such run. Name a seed folder, such as runs/RECIPE/seed-0.")
     if named.resolve() == run.resolve():
@@ -116,7 +113,7 @@ def choose_again(
     tensors, facts = load_weights(trained.path)
     retriever = load_encoders(first.run, str(device))
     pair = DenoiserPair(recipe.model, recipe.diffusion, retriever.feature_sizes).to(device)
-    pair.fill(tensors, trained.path)
+    fill_denoisers(pair.by_direction(), pair.conditioners_by_direction(), tensors, trained.path)
     choosing = Choosing(first, retriever, recipe, datasets, seed, progress)
     folder.record_start(device, "bf16" if wants_bf16(recipe.diffusion.precision, device) else "fp32", 0)
     fusions = choosing(pair)

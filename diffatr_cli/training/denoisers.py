@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from ..checkpoint import fill
 from ..core.denoiser import AttentionDenoiser
 from ..core.losses import generation_loss
 from ..core.query_conditioned import QueryConditioner, each_of
@@ -22,7 +20,7 @@ from ..core.sampler import predicted_x0
 from ..core.sampling import X0, Objective
 from ..core.schedule import NoiseSchedule
 from ..device import wants_bf16
-from ..phase_two import CONDITIONERS, below, build_conditioners, build_denoiser, build_schedule
+from ..phase_two import CONDITIONERS, build_conditioners, build_denoiser, build_schedule
 from ..processes import count, mean_gradients, share, summed
 from ..recipe_schema import DiffusionSection, ModelSection
 from ..types import DIRECTIONS, Direction
@@ -155,13 +153,6 @@ class DenoiserPair(nn.Module):
             of_conditioner = self.conditioners[direction].state_dict()
             found |= {f"{CONDITIONERS}{direction}.{name}": tensor for name, tensor in of_conditioner.items()}
         return found
-
-    def fill(self, tensors: dict[str, Tensor], path: Path) -> None:
-        """Take the tensors of phase two's checkpoint, read from `path`. Raises DiffATRError where they do not fit."""
-        for direction in DIRECTIONS:
-            fill(self.of(direction), below(f"{direction}.", tensors), path)
-        for direction, conditioner in self.conditioners_by_direction().items():
-            fill(conditioner, below(f"{CONDITIONERS}{direction}.", tensors), path)
 
     def loss(self, batch: Iterable[Task], generator: torch.Generator | None = None) -> Tensor:
         """L_G of a batch, mean over what it holds.
