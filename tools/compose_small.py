@@ -69,6 +69,7 @@ def load_composer(path: Path) -> ModuleType:
     composer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(composer)
     composer.add_effects()
+    composer.add_music()
     for label, (files, terse, wordy) in composer.EVENTS.items():
         terse = list(without_held_out(terse))
         composer.EVENTS[label] = (files, terse, list(without_held_out(wordy)) or terse)
