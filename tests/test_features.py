@@ -466,6 +466,13 @@ def test_whatever_is_bad_the_rest_keeps_its_vectors(tmp_path_factory: pytest.Tem
     assert next(vectors, None) is None
 
 
+def test_validation_splits_of_other_sizes_do_not_choose(shop: Path, tmp_path: Path) -> None:
+    chosen = recipe("evaluation.domains=[wide]")
+    encoders = shop / "runs" / "features" / "seed-0"
+    with pytest.raises(UsageError, match=r"wide: holds vectors of 14 .* trained on 12 and 10"):
+        train_diffusion("both", chosen, data=shop / "data", runs=tmp_path, device="cpu", encoders=encoders)
+
+
 def test_nothing_usable_is_a_failure(tmp_path: Path) -> None:
     matrices = make()
     told = typed_features(Matrices(matrices.audio * np.nan, matrices.text, matrices.rows).write(tmp_path), tmp_path / "data")

@@ -13,7 +13,7 @@ from ..progress import Progress, silent
 from ..recipe_schema import Recipe
 from ..types import DIRECTIONS, Direction
 from .earning import FusionTask, fusion_task
-from .embedded_split import EmbeddedSplit, cached_split
+from .embedded_split import EmbeddedSplit, cached_split, check_fit
 from .states import cached_states
 
 
@@ -54,9 +54,13 @@ def validations(
 
     Args:
         states: with token states and frames.
+
+    Raises:
+        UsageError: a data set is not of what the model takes.
     """
     same, found = recipe.data.same_captions, []
     for dataset in datasets:
+        check_fit(model, dataset)
         split = cached_split(model, run, dataset, "val", same, progress)
         seen = cached_states(model, run, dataset, "val", progress) if states else None
         found.append(Validation.of(split, dataset.split("val"), same, seen))
