@@ -61,15 +61,16 @@ class Job:
     arguments: tuple[Any, ...]
 
 
-def load_composer(path: Path) -> ModuleType:
-    """The composer as a module, with its kinds completed and its clauses without the held-out words."""
+def load_composer(path: Path, music: bool = False) -> ModuleType:
+    """The composer as a module, with its effects, and with `music` its instruments and speech; no clause has a held-out word."""
     spec = importlib.util.spec_from_file_location("composer", path)
     assert spec is not None
     assert spec.loader is not None
     composer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(composer)
     composer.add_effects()
-    composer.add_music()
+    if music:
+        composer.add_music()
     for label, (files, terse, wordy) in composer.EVENTS.items():
         terse = list(without_held_out(terse))
         composer.EVENTS[label] = (files, terse, list(without_held_out(wordy)) or terse)
@@ -176,7 +177,7 @@ COMPOSER: ModuleType
 
 def _start(composer: Path) -> None:
     global COMPOSER
-    COMPOSER = load_composer(composer)
+    COMPOSER = load_composer(composer, music=True)
     urban_files = COMPOSER.urban_files
     # Every piece of every scene asks for them.
     COMPOSER.urban_files = cache(lambda split: {label: even(files, *SHARE[split]) for label, files in urban_files(split).items()})

@@ -18,6 +18,7 @@ Kinds that share a clause count as one kind ("a gunshot" is both an urban record
 - scenes (`small_scenes.py`) by captions in the composer's terse and wordy clauses and in other words than any training caption's:
   a scene is right where it has all kinds of the caption;
 - long recordings by the kinds' clauses: whether the first has the kind, and whether its window overlaps it there;
+- instruments and speech in a folder of their own: the same of their kinds;
 - captions for a sound: whether "none fits" is told where the list lacks its kind, and where it does not.
 
 Presence and reliability count a recording as right where its kind is what the query's words mean (`small_queries.ALSO`);
@@ -29,7 +30,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -65,10 +66,10 @@ SYNONYMS = {
 }
 
 
-def write_clips(composer: ModuleType, split: str, folder: Path, gain: float = 0.0) -> None:
-    """Every recording of a split as `KIND-NUMBER.wav`, `gain` dB louder than it is: as floats, so that nothing else changes."""
+def write_clips(composer: ModuleType, split: str, folder: Path, kinds: Iterable[str], gain: float = 0.0) -> None:
+    """Every recording of some kinds as `KIND-NUMBER.wav`, `gain` dB louder: as floats, so that nothing else changes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in composer.kinds(split):
+    for kind in kinds:
         short = [*composer.urban_files(split).get(kind, []), *composer.effect_files(kind, split)]
         waves = [composer.load(str(file)) for file in short]
         for file in composer.EVENTS[kind][0]:
@@ -136,21 +137,8 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
     judged: dict[str, list[Judged]] = defaultdict(list)
     for kind in kinds:
         hits, scores, there = answer(texts[kind])
-        right = np.array([family[hit] == family[kind] for hit in hits])
-        own = np.array([hit == kind for hit in hits])
-        rows.append(
-            {
-                "kind": kind,
-                "query": texts[kind],
-                "clips": int(right.sum()),
-                "precision_at_10": float(right[:10].mean()),
-                "average_precision": float((right * np.cumsum(right) / np.arange(1, count + 1)).sum() / right.sum()),
-                "recall_at_10": float(right[:10].sum() / min(10, right.sum())),
-                "own_recall_at_10": float(own[:10].sum() / min(10, own.sum())),
-                "effects": kind in composer.EFFECTS,
-                "urban": kind in composer.URBAN,
-            }
-        )
+        row = _ranked(kind, texts[kind], hits, family)
+        rows.append(row | {"effects": kind in composer.EFFECTS, "urban": kind in composer.URBAN})
         judged["there, by its clause"].append(there)
         if not there.told:
             shown.append((scores, np.array([hit in answers[kind] for hit in hits])))
@@ -186,6 +174,47 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
         "presence": list(_presence(judged)) if model.calibration and model.calibration.presence else [],
         "told_below": model.calibration.told_below if model.calibration else None,
         "readings": _readings(model, split, answer),
+    }
+
+
+def _ranked(kind: str, text: str, hits: Sequence[str], family: dict[str, int]) -> dict[str, Any]:
+    """How well a text finds a kind: `hits` are the kinds of all recordings in their order."""
+    right, own = np.array([family[hit] == family[kind] for hit in hits]), np.array([hit == kind for hit in hits])
+    return {
+        "kind": kind,
+        "query": text,
+        "clips": int(right.sum()),
+        "precision_at_10": float(right[:10].mean()),
+        "average_precision": float((right * np.cumsum(right) / np.arange(1, len(hits) + 1)).sum() / right.sum()),
+        "recall_at_10": float(right[:10].sum() / min(10, right.sum())),
+        "own_recall_at_10": float(own[:10].sum() / min(10, own.sum())),
+    }
+
+
+def evaluate_music(composer: ModuleType, split: str, model: Retriever, recordings: Recordings) -> dict[str, Any]:
+    """A folder of instruments and speech alone, by each kind's clause: how well it is found, and whether its absence is told."""
+    family = families(composer)
+    kind_of = [Path(path).stem.rsplit("-", 1)[0] for path in recordings.paths]
+    rows, told, shown = [], defaultdict(list), []
+    for kind in (each for each in composer.kinds(split) if each in composer.MUSIC):
+        text = composer.EVENTS[kind][1][0]
+        found = search_texts(model, recordings, [text], top=len(recordings))[0]
+        hits = [Path(hit.path).stem.rsplit("-", 1)[0] for hit in found.hits]
+        rows.append(_ranked(kind, text, hits, family))
+        if found.certain:
+            shown.append((np.array([hit.score for hit in found.hits]), np.array([hit == kind for hit in hits])))
+        rest = without(recordings, [other == kind for other in kind_of])
+        told["there"].append(not found.certain)
+        told["taken away"].append(not search_texts(model, rest, [text], top=1)[0].certain)
+    return {
+        "recordings": len(recordings),
+        "kinds": len(rows),
+        "mean_average_precision": float(np.mean([row["average_precision"] for row in rows])),
+        "recall_at_10": float(np.mean([row["recall_at_10"] for row in rows])),
+        "told_there": float(np.mean(told["there"])),
+        "told_taken_away": float(np.mean(told["taken away"])),
+        "rows": rows,
+        "reliability": _reliability(model, shown),
     }
 
 
@@ -361,14 +390,10 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
     for key, value in document.items():
         if isinstance(value, float) and key != "told_below":
             yield f"| {key.replace('_', ' ')} | {value:.3f} |"
-    for name, wanted in (("Urban kinds", "urban"), ("Kinds of effects", "effects")):
-        yield f"\n{name}:\n\n| kind | query | clips | P@10 | AP | recall@10 | of its own files |\n|---|---|---|---|---|---|---|"
-        for row in document["rows"]:
-            if row[wanted]:
-                figures = " | ".join(
-                    f"{row[key]:.2f}" for key in ("precision_at_10", "average_precision", "recall_at_10", "own_recall_at_10")
-                )
-                yield f"| {row['kind']} | {row['query']} | {row['clips']} | {figures} |"
+    rows = document["rows"]
+    yield from _kinds_table("Urban kinds", [row for row in rows if row["urban"]])
+    yield from _kinds_table("Kinds of effects", [row for row in rows if row["effects"]])
+    yield from _kinds_table("Instruments and speech, in a folder of their own", document["instruments and speech"]["rows"])
     yield "\n| query | kind | first at rank | of the first ten |\n|---|---|---|---|"
     for row in document["synonyms"]:
         yield f"| {row['query']} | {row['kind']} | {row['first_rank']} | {row['in_top_10']} |"
@@ -384,7 +409,7 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
         if isinstance(share, float):
             yield f"| {name} | {100 * share:.0f} % |"
 
-    for name in ("scenes", "long recordings", "captions for a sound"):
+    for name in ("scenes", "long recordings", "instruments and speech", "captions for a sound"):
         part = document[name]
         yield f"\n{name.capitalize()}:\n\n| measure | value |\n|---|---|"
         for key, value in part.items():
@@ -394,6 +419,15 @@ def tables(document: dict[str, Any]) -> Iterator[str]:
     yield "\n| captions of scenes | R@1 | R@10 | mAP | told to be absent |\n|---|---|---|---|---|"
     for wording, row in document["captions of scenes"].items():
         yield f"| {wording} | {row['r1']:.3f} | {row['r10']:.3f} | {row['map']:.3f} | {row['told']:.3f} |"
+
+
+def _kinds_table(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield f"\n{name}:\n\n| kind | query | clips | P@10 | AP | recall@10 | of its own files |\n|---|---|---|---|---|---|---|"
+    for row in rows:
+        figures = " | ".join(
+            f"{row[key]:.2f}" for key in ("precision_at_10", "average_precision", "recall_at_10", "own_recall_at_10")
+        )
+        yield f"| {row['kind']} | {row['query']} | {row['clips']} | {figures} |"
 
 
 def _reliability_table(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -424,7 +458,7 @@ def main() -> None:
     options = parser.parse_args()
     composer, name = load_composer(options.composer), options.split + (f"{options.gain:+g}dB" if options.gain else "")
     clips = options.work / name
-    write_clips(composer, options.split, clips, options.gain)
+    write_clips(composer, options.split, clips, composer.kinds(options.split), options.gain)
     model = load_retriever(options.run or shipped_model(), "cpu")
     if options.weight is not None:
         model.reweigh(options.weight)
@@ -436,6 +470,9 @@ def main() -> None:
     kinds = {name: {place.kind for place in some} for name, some in places.items()}
     document["long recordings"] = evaluate_mixed(composer, model, _indexed(long, model), kinds, places)
     document["captions of scenes"] = evaluate_captions(composer, model, _indexed(scenes, model), of_scenes)
+    players, music = load_composer(options.composer, music=True), options.work / f"{name}-music"
+    write_clips(players, options.split, music, players.MUSIC, options.gain)
+    document["instruments and speech"] = evaluate_music(players, options.split, model, _indexed(music, model))
     document["captions for a sound"] = evaluate_described(composer, model, _indexed(clips, model))
     print(json.dumps(document, indent=2) if options.json else "\n".join(tables(document)))
 

@@ -46,7 +46,12 @@ SAME = (
     ("typing_on_keyboard", "keyboard", "typing"),
     ("vacuum_cleaner",),
     ("applause",),
-    ("guitar",),
+    ("guitar", "acoustic_guitar"),
+    ("church", "choir_singing"),
+    ("violin", "violin_solo"),
+    ("cello", "cello_solo"),
+    ("trumpet", "trumpet_solo"),
+    ("piano", "grand_piano"),
 )
 """Kinds by other names of the same sound; the first one names them. One alone is there twice: recorded, and made by a program."""
 NAMES = {
@@ -105,7 +110,7 @@ def main() -> None:
     parser.add_argument("--composer", type=Path, required=True, help="the file that knows the recordings")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     options = parser.parse_args()
-    found = kinds(load_composer(options.composer))
+    found = kinds(load_composer(options.composer, music=True))
     with replacing(options.out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("label", "caption"), *found])
     print(f"{len(found)} kinds -> {options.out}")
