@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import UsageError
+from ..launched import several
 
 if TYPE_CHECKING:
     from ..cluster.engine import RayEngine
@@ -35,6 +36,12 @@ Address = Annotated[
         "All its machines need the files under the same paths.",
     ),
 ]
+EngineWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=1, metavar="N", help="With --engine ray: how many workers embed; one a core, or a GPU, if not given."
+    ),
+]
 
 
 @contextlib.contextmanager
@@ -45,6 +52,8 @@ def engine_of(name: EngineName, address: str | None, workers: int | None, device
             raise UsageError("--address is for --engine ray alone.")
         yield None
         return
+    if several():
+        raise UsageError("--engine ray has workers of its own: start one process, without torchrun.")
     from ..cluster.engine import RayEngine
 
     with RayEngine(address, workers, device) as engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ import typer
 
 from ..errors import UsageError
 from .console import Data, Device, Json, Runs, joined, progress_bar, say, show
+from .engine import Address, Engine, EngineName, EngineWorkers, engine_of
 
 Model = Annotated[
     str | None, typer.Option("--model", help="Which runs: those with this audio.encoder in their recipe, such as resnet38.")
@@ -79,6 +80,9 @@ def evaluate(
     data: Data = Path("data"),
     runs: Runs = Path("runs"),
     device: Device = "auto",
+    engine: Engine = EngineName.local,
+    address: Address = None,
+    workers: EngineWorkers = None,
     as_json: Json = False,
 ) -> None:
     """Test trained models: the cosine baseline and diffusion side by side, in both directions.
@@ -110,39 +114,41 @@ def evaluate(
     sampling |= {} if weight is None else {"weight": weight}
     sampling |= {"rivals": True} if rivals else {}
     if scores is not None:
-        _evaluate_scores(scores, target, asked, as_json)
-    elif compare is not None:
-        _compare(compare, target, asked | sampling, as_json)
+        result, table = _evaluate_scores(scores, target, asked)
     else:
-        from ..evaluation.evaluate import evaluate as job
-        from ..report.tables import evaluation_table
+        with engine_of(engine, address, workers, device) as there, joined(device), progress_bar() as progress:
+            how = asked | sampling | {"engine": there, "progress": progress}
+            if compare is not None:
+                result, table = _compare(compare, target, how)
+            else:
+                models = {"runs": runs, "model": model, "recipe": recipe, "seeds": parse_seeds(seeds)}
+                result, table = _evaluate(source or "", target, how | models | {"export": export, "matrices": matrices})
+    _tell(result.notes)
+    if export is not None:
+        say(f"exported to {export}")
+    show(result.to_json(), table(result), as_json=as_json)
 
-        models: dict[str, Any] = {"runs": runs, "model": model, "recipe": recipe, "seeds": parse_seeds(seeds)}
-        with joined(device), progress_bar() as progress:
-            result = job(source or "", target, export=export, matrices=matrices, progress=progress, **asked, **models, **sampling)
-        _tell(result.notes)
-        if export is not None:
-            say(f"exported to {export}")
-        show(result.to_json(), evaluation_table(result), as_json=as_json)
+
+def _evaluate(source: str, target: str, options: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
+    """A result, and what makes its table."""
+    from ..evaluation.evaluate import evaluate as job
+    from ..report.tables import evaluation_table
+
+    return job(source, target, **options), evaluation_table
 
 
-def _evaluate_scores(scores: Path, target: str, asked: dict[str, Any], as_json: bool) -> None:
+def _evaluate_scores(scores: Path, target: str, options: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
     from ..evaluation.scores import evaluate_scores
     from ..report.tables import scores_table
 
-    result = evaluate_scores(scores, target, **asked)
-    _tell(result.notes)
-    show(result.to_json(), scores_table(result), as_json=as_json)
+    return evaluate_scores(scores, target, **options), scores_table
 
 
-def _compare(pair: tuple[Path, Path], target: str, options: dict[str, Any], as_json: bool) -> None:
+def _compare(pair: tuple[Path, Path], target: str, options: dict[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
     from ..evaluation.evaluate import compare
     from ..report.tables import comparison_table
 
-    with joined(str(options["device"])), progress_bar() as progress:
-        result = compare(*pair, target, progress=progress, **options)
-    _tell(list(dict.fromkeys((*result.first.notes, *result.second.notes))))
-    show(result.to_json(), comparison_table(result), as_json=as_json)
+    return compare(*pair, target, **options), comparison_table
 
 
 def cross_domain(
@@ -166,6 +172,9 @@ def cross_domain(
     data: Data = Path("data"),
     runs: Runs = Path("runs"),
     device: Device = "auto",
+    engine: Engine = EngineName.local,
+    address: Address = None,
+    workers: EngineWorkers = None,
     as_json: Json = False,
 ) -> None:
     """Out-of-domain tests: learn from one data set, test on the other, both ways, as in the paper's Tables 3 and 4.
@@ -178,7 +187,7 @@ def cross_domain(
     pair = names or ["clotho", "audiocaps"]
     if len(set(pair)) != 2 or len(pair) != 2:
         raise UsageError(f"cross-domain: takes two different data sets, got {' '.join(pair)}")
-    with joined(device), progress_bar() as progress:
+    with engine_of(engine, address, workers, device) as there, joined(device), progress_bar() as progress:
         results = job(
             (pair[0], pair[1]),
             models or (None,),
@@ -192,6 +201,7 @@ def cross_domain(
             noise_seed=noise_seed,
             rivals=rivals,
             device=device,
+            engine=there,
             progress=progress,
         )
     _tell(list(dict.fromkeys(note for result in results for note in result.notes)))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checkpoint import load_weights, save_weights
 from ..core.text import normalise_caption
-from ..core.windows import Windowing, spans
+from ..core.windows import spans
 from ..data.manifest import Clip, Dataset, read_piece
 from ..data.resample import resample
 from ..data.vectors import Vectors
@@ -27,6 +27,8 @@ from ..processes import count, from_first, gathered, is_first, share, shared_row
 from ..progress import Progress, silent
 from ..runs import encoders_of
 from ..types import SAMPLE_RATE, Direction
+from .by_workers import Workers
+from .pooled import Pooling, pooled_files
 
 CLIPS_AT_ONCE = 64  # whose audio is in memory together
 JOINED = 12  # clips of a long recording made of them
@@ -125,22 +127,15 @@ def recall_sum(metrics: dict[str, float]) -> float:
     return metrics["r1"] + metrics["r5"] + metrics["r10"]
 
 
-class SplitEncoders(Protocol):
+class SplitEncoders(Pooling, Protocol):
     """What embeds a split: a loaded model, or phase one's own towers in evaluation mode.
 
     Attributes:
-        windowing: what recordings are cut into, at which rate.
         audio_key: names a frozen audio encoder's pooled features in caches; None where the encoder is trained.
     """
 
     @property
-    def windowing(self) -> Windowing: ...
-
-    @property
     def audio_key(self) -> str | None: ...
-
-    def pool_audio(self, waveforms: Sequence[np.ndarray]) -> Tensor:
-        """Mono float32 waveforms at the windowing's rate -> pooled features (n, F)."""
 
     def embed_pooled_audio(self, pooled: Tensor) -> np.ndarray:
         """Pooled features (n, F) -> unit vectors (n, D)."""
@@ -153,17 +148,24 @@ class SplitEncoders(Protocol):
 
 
 def embed_split(
-    encoders: SplitEncoders, dataset: Dataset, split: str, same_captions: str = "negatives", progress: Progress = silent
+    encoders: SplitEncoders,
+    dataset: Dataset,
+    split: str,
+    same_captions: str = "negatives",
+    progress: Progress = silent,
+    workers: Workers | None = None,
 ) -> EmbeddedSplit:
     """A split by some encoders. Clips are embedded whole, a few at a time.
 
-    `same_captions` is as in `Captions.positive_groups`.
+    Args:
+        same_captions: as in `Captions.positive_groups`.
+        workers: who embed the clips, of a loaded model, if not this process.
     """
     clips = dataset.split(split)
     captions = Captions.of(clips)
-    given, pooled = dataset.given(split), pooled_clips(encoders, dataset, split, progress)
+    given, pooled = dataset.given(split), pooled_clips(encoders, dataset, split, progress, workers)
     if pooled is None:
-        parts = _pool(encoders, dataset, clips, f"embedding {dataset.name} {split}", progress, lambda wave: [wave])
+        parts = _pool(encoders, dataset, clips, f"embedding {dataset.name} {split}", progress, workers=workers)
         audio = np.concatenate([encoders.embed_pooled_audio(part) for part in parts])
     else:
         audio = encoders.embed_pooled_audio(pooled)
@@ -178,7 +180,9 @@ def embed_captions(encoders: SplitEncoders, texts: Sequence[str], given: Vectors
     return shared_rows(lambda some: torch.from_numpy(encoders.embed_text(some)), texts)
 
 
-def pooled_clips(encoders: SplitEncoders, dataset: Dataset, split: str, progress: Progress = silent) -> Tensor | None:
+def pooled_clips(
+    encoders: SplitEncoders, dataset: Dataset, split: str, progress: Progress = silent, workers: Workers | None = None
+) -> Tensor | None:
     """The pooled features (n, F) of a split's clips that no training changes: those that the data set holds, or those of a
     frozen encoder, from the cache beside the data set or computed into it; None where the encoder is trained."""
     if (given := dataset.given(split)) is not None:
@@ -191,7 +195,7 @@ def pooled_clips(encoders: SplitEncoders, dataset: Dataset, split: str, progress
     return _cached(
         path,
         source,
-        lambda: {"audio": torch.cat(_pool(encoders, dataset, dataset.split(split), note, progress, lambda wave: [wave]))},
+        lambda: {"audio": torch.cat(_pool(encoders, dataset, dataset.split(split), note, progress, workers=workers))},
     )["audio"]
 
 
@@ -216,14 +220,20 @@ def check_fit(model: Retriever, dataset: Dataset) -> None:
 
 
 def cached_split(
-    model: Retriever, run: Path, dataset: Dataset, split: str, same_captions: str = "negatives", progress: Progress = silent
+    model: Retriever,
+    run: Path,
+    dataset: Dataset,
+    split: str,
+    same_captions: str = "negatives",
+    progress: Progress = silent,
+    workers: Workers | None = None,
 ) -> EmbeddedSplit:
     """`embed_split` by the encoders of a run, from the cache in their folder or computed into it."""
     path = encoders_of(run).folder / f"embeddings-{dataset.name}-{split}.safetensors"
     source = {"encoders": model.model_id, "data": dataset.fingerprint}
 
     def embedded() -> dict[str, Tensor]:
-        found = embed_split(model, dataset, split, progress=progress)
+        found = embed_split(model, dataset, split, progress=progress, workers=workers)
         return {"audio": found.audio, "text": found.text}
 
     cached = _cached(path, source, embedded)
@@ -256,10 +266,7 @@ def embed_windows(model: SplitEncoders, dataset: Dataset, split: str, progress: 
     """The windows of a split's clips; of a set that holds vectors in the place of audio, each clip is one."""
     if (given := dataset.given(split)) is not None:
         return EmbeddedWindows(model.embed_pooled_audio(given.audio), np.arange(len(given.audio) + 1))
-    windowing, note = model.windowing, f"embedding windows of {dataset.name} {split}"
-    parts = _pool(
-        model, dataset, dataset.split(split), note, progress, lambda wave: [wave[a:b] for a, b in spans(len(wave), windowing)]
-    )
+    parts = _pool(model, dataset, dataset.split(split), f"embedding windows of {dataset.name} {split}", progress, windows=True)
     return EmbeddedWindows(model.embed_pooled_audio(torch.cat(parts)), np.cumsum([0, *map(len, parts)]))
 
 
@@ -305,17 +312,19 @@ def _pool(
     clips: Sequence[Clip],
     note: str,
     progress: Progress,
-    cut: Callable[[np.ndarray], list[np.ndarray]],
+    *,
+    windows: bool = False,
+    workers: Workers | None = None,
 ) -> list[Tensor]:
-    """The pooled features of each clip's pieces. Several processes take a share of the clips each."""
+    """The pooled features of each clip, whole or of its windows. Several processes take a share of the clips each."""
+    if workers is not None:
+        return list(workers.embed(dataset, clips, "clips", note, progress))
     shared = count() > 1 and len(clips) >= count()
     own = clips[share(len(clips))] if shared else clips
     parts: list[Tensor] = []
     for start in range(0, len(own), CLIPS_AT_ONCE):
-        waves = [read_piece(dataset.root / clip.path) for clip in own[start : start + CLIPS_AT_ONCE]]
-        pieces = [cut(resample(wave, SAMPLE_RATE, to=encoders.windowing.rate)) for wave in waves]
-        pooled = encoders.pool_audio([piece for some in pieces for piece in some])
-        parts += torch.split(pooled, [len(some) for some in pieces])
+        paths = [dataset.root / clip.path for clip in own[start : start + CLIPS_AT_ONCE]]
+        parts += pooled_files(encoders, paths, windows)
         progress(min(start + CLIPS_AT_ONCE, len(own)), len(own), note)
     if not shared:
         return parts

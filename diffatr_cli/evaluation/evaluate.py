@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..core.metrics import mean_metrics
 from ..core.sampling import Sampling
-from ..data.manifest import load_dataset
+from ..data.manifest import Dataset, load_dataset
+from ..engines import Engine
 from ..errors import DiffATRError, UsageError
 from ..model import Retriever, load_retriever, sampling_of
 from ..processes import from_first, is_first
@@ -24,6 +25,7 @@ from ..recipe import differing_fields
 from ..recipe_schema import Recipe
 from ..runs import find_runs, model_of, recipe_of, run_folder, seeds_of
 from ..types import DIRECTIONS, SYSTEMS, Direction, System
+from .by_workers import Workers
 from .embedded_split import cached_split, check_fit
 from .evaluation_set import EvaluationSet, load_evaluation_set
 from .export import Exporter, exporting
@@ -32,7 +34,7 @@ from .query_results import query_results_file, read_query_results, write_query_r
 from .ranking import rank_queries
 from .results import ComparisonResult, EvaluationResult, SystemResult
 from .rivals import Querybank, querybank_of, rank_rivals
-from .states import cached_states
+from .states import cached_frames, cached_states
 from .walk import Walk, ranks_by_cosine, walk_of
 
 COUNTED = 1
@@ -104,6 +106,7 @@ def evaluate_runs(
     notes: Sequence[str] = (),
     exporter: Exporter | None = None,
     reuse: bool = False,
+    engine: Engine | None = None,
 ) -> EvaluationResult:
     """Rank a split by the models of some seed folders of one recipe. What each query got is kept in their folders.
 
@@ -119,6 +122,7 @@ def evaluate_runs(
         notes: what is worth knowing already.
         reuse: take what an earlier evaluation with the same settings kept, where it is there; QB-Norm's beta and the weight of
             the walk are not kept.
+        engine: whose workers embed the clips, where that has not been done; None for this process.
 
     Raises as `evaluate`.
     """
@@ -142,8 +146,12 @@ def evaluate_runs(
         there = {system for system, _ in kept or ()}
         complete = bool(kept) and (not rivals or there & {"qbnorm", "one-step"}) and (not walks or "walk" in there)
         bank = walker = None
-        if (rivals or walks) and not complete:
-            learnt_from = load_dataset(asked.dataset.root.parent, learnt.data.name)
+        if not complete:
+            learnt_from = load_dataset(asked.dataset.root.parent, learnt.data.name) if rivals or walks else asked.dataset
+            if engine is not None:
+                others = [(learnt_from, "train")] * rivals + [(learnt_from, "val")] * (rivals or walks)
+                workers = Workers(engine, partial(load_retriever, run.absolute()), retriever.model_id)
+                embed_by(workers, retriever, run, [(asked.dataset, asked.split), *others], progress)
             if rivals:
                 bank = querybank_of(retriever, run, learnt_from, learnt.data.same_captions, progress)
             if walks:
@@ -206,6 +214,16 @@ def evaluate_runs(
         query_clips=asked.query_clips,
         notes=tuple(told),
     )
+
+
+def embed_by(
+    workers: Workers, retriever: Retriever, run: Path, wanted: Sequence[tuple[Dataset, str]], progress: Progress = silent
+) -> None:
+    """Have workers embed splits of data sets into the caches of a run, and make their frames where the model re-ranks by them."""
+    for dataset, split in wanted:
+        cached_split(retriever, run, dataset, split, progress=progress, workers=workers)
+        if retriever.sees_frames:
+            cached_frames(retriever, run, dataset, split, progress, workers)
 
 
 def _rank_run(

@@ -224,6 +224,11 @@ class ComparisonResult:
     first: EvaluationResult
     second: EvaluationResult
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing beside both, each once."""
+        return tuple(dict.fromkeys((*self.first.notes, *self.second.notes)))
+
     @cached_property
     def differences(self) -> Intervals:
         """Of each system that both have, with 95 % intervals."""

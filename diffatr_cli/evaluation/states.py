@@ -23,6 +23,7 @@ from ..model import Retriever
 from ..processes import first_alone
 from ..progress import Progress, silent
 from ..runs import encoders_of
+from .by_workers import Workers
 from .embedded_split import CLIPS_AT_ONCE, Captions, EmbeddedWindows
 
 CAPTIONS_AT_ONCE = 4096
@@ -44,10 +45,12 @@ def cached_tokens(model: Retriever, run: Path, dataset: Dataset, split: str, pro
     return cached_sequences(path, source_of(model, dataset), len(texts), lambda: _token_states(model, texts, progress))
 
 
-def cached_frames(model: Retriever, run: Path, dataset: Dataset, split: str, progress: Progress = silent) -> Ragged:
-    """The same of the frames of a split's clips."""
+def cached_frames(
+    model: Retriever, run: Path, dataset: Dataset, split: str, progress: Progress = silent, workers: Workers | None = None
+) -> Ragged:
+    """The same of the frames of a split's clips. `workers`: who make them, if not this process."""
     path, clips = encoders_of(run).folder / f"frames-{dataset.name}-{split}.f16", len(dataset.split(split))
-    return cached_sequences(path, source_of(model, dataset), clips, lambda: _frames(model, dataset, split, progress))
+    return cached_sequences(path, source_of(model, dataset), clips, lambda: _frames(model, dataset, split, progress, workers))
 
 
 def cached_states_of_windows(
@@ -97,12 +100,18 @@ def _token_states(model: Retriever, texts: list[str], progress: Progress) -> Ite
         progress(start + len(part), len(texts), "token states")
 
 
-def _frames(model: Retriever, dataset: Dataset, split: str, progress: Progress) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
-    clips = dataset.split(split)
+def _frames(
+    model: Retriever, dataset: Dataset, split: str, progress: Progress, workers: Workers | None
+) -> Iterator[tuple[np.ndarray, list[Tensor]]]:
+    clips, note = dataset.split(split), f"frames of {dataset.name} {split}"
+    if workers is not None:
+        for number, frames in enumerate(workers.embed(dataset, clips, "frames", note, progress)):
+            yield np.array([number]), [frames]
+        return
     for start in range(0, len(clips), CLIPS_AT_ONCE):
         waves = [read_piece(dataset.root / clip.path) for clip in clips[start : start + CLIPS_AT_ONCE]]
         yield np.arange(start, start + len(waves)), model.frames(waves)
-        progress(start + len(waves), len(clips), f"frames of {dataset.name} {split}")
+        progress(start + len(waves), len(clips), note)
 
 
 def cached_sequences(path: Path, source: Mapping[str, str], count: int, make: Callable[[], Sequences]) -> Ragged:
