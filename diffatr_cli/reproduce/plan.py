@@ -57,6 +57,11 @@ _LEVERS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Diff, embeddings moved by half their length", "jitter", ("diffusion.jitter=0.5",)),
     ("Diff, x_0 times 14, feedback over neighbours", "feedback", (_SCALED, "diffusion.feedback=neighbours")),
     ("Diff, held-out folds", "folds", ("diffusion.folds=2",)),
+    (
+        "Diff, x_0 times 14, feedback over neighbours, held-out folds",
+        "feedback-folds",
+        (_SCALED, "diffusion.feedback=neighbours", "diffusion.folds=2"),
+    ),
 )
 """What each row of the study of levers is called, its run's suffix, and the fields that it changes: phase two alone."""
 _ONE_PHASE = ("pretrain.head_steps=0", "diffusion.folds=0", "evaluation.bank=0")
