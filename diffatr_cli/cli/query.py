@@ -122,8 +122,9 @@ def query(
     if captions is not None:
         if audio is None:
             raise UsageError("--captions: they are ranked for a sound. Name it: --audio FILE.")
-        for option, given in (("--not", unwanted is not None), ("--copy-to", copy_to is not None), ("--play", play)):
-            if given:
+        given_too = (("--not", unwanted), ("--only", only), ("--copy-to", copy_to), ("--play", play or None))
+        for option, given in given_too:
+            if given is not None:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
         from ..corpus.describe import describe
         from ..corpus.search import hear_sound
@@ -179,7 +180,7 @@ def query(
             say(f"{name}: {each.remark}")
     documents = [found_document(name, model.name, each, corpus) for name, each in results]
     if as_csv:
-        _print_csv(documents, "path", "start", "end", "score")
+        _print_csv(documents, "path", "start", "end", "score", "by")
     elif as_json:
         several = len(documents) > 1 or "-" in (texts or [])
         show(documents if several else documents[0], as_json=True)
@@ -336,20 +337,16 @@ def found_document(name: str, model: str, found: Found, corpus: Path) -> dict[st
 
     `present`: the probability that anything searched matches; null where it is not known. `verdict`: `found`, `absent`, `unknown`
     (absent, and no sound by that name was learned), `negated`, or null where nothing is judged; but for `found` and null, the
-    results are the nearest there is and no matches. `filters`: those of the query, as they were written. `remark`: what is said of it. Of the text: `familiarity`, its cosine to
+    results are the nearest there is and no matches. `remark`: what is said of it. Of the text: `familiarity`, its cosine to
     `nearest_caption`, the nearest training caption, both null for a model that kept none; `suggestion`, the text respelt;
     `foreign`, whether it looks like another language; `negation`, its `wanted` (or null) and `unwanted`. All of these are null
-    for a sound.
+    for a sound. `filters`: those of the query, as they were written.
     """
     present = None if found.present is None else round(found.present, 6)
     told = found.reading.to_json() if found.reading else dict.fromkeys(_OF_TEXT)
     judged = {"present": present, "verdict": found.verdict, "remark": found.remark}
-    return (
-        {"query": name, "model": model, "filters": list(found.filters)}
-        | judged
-        | told
-        | {"results": [_row(hit, corpus) for hit in found.hits]}
-    )
+    results = [_row(hit, corpus) for hit in found.hits]
+    return {"query": name, "model": model, "filters": list(found.filters)} | judged | told | {"results": results}
 
 
 def _nothing(by: SearchBy, min_score: float | None) -> str:
