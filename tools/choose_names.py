@@ -2,8 +2,8 @@
 
     python tools/choose_names.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--split test]
 
-The recordings are those of `evaluate_small.py`. Effects and ambiences have the names that people gave them (`openclonk-DoorOpen2`,
-`m-animals-cows`); city recordings have none, and are `untitled` throughout. Each kind of sound is asked for by its first clause
+The recordings are those of `evaluate_small.py`. Effects and ambiences have the names that people gave them, such as
+`openclonk-DoorOpen2` and `m-animals-cows`; city recordings have none, and are `untitled` throughout. Each kind of sound is asked for by its first clause
 and by its plain name. The same recordings are searched under four sets of names:
 
 - true: as people named them;
@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from compose_small import RATE, load_composer
@@ -33,9 +33,11 @@ from evaluate_small import PIECE, answered, plain_name, write_clips
 
 from diffatr_cli.core.intervals import ClusterBootstrap
 from diffatr_cli.corpus import selection
-from diffatr_cli.corpus.asking import ask_texts
+from diffatr_cli.corpus.asking import select
 from diffatr_cli.corpus.index import FolderIndex, Recordings
 from diffatr_cli.corpus.notes import UNKNOWN, Notes
+from diffatr_cli.corpus.reading import Reading, read_queries
+from diffatr_cli.corpus.search import search
 from diffatr_cli.model import Retriever, load_retriever, shipped_model
 
 WEIGHTS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
@@ -83,16 +85,31 @@ def named(recordings: Recordings, given: dict[str, str], condition: str, rng: np
     return replace(recordings, paths=paths, notes=Notes.of(paths, [UNKNOWN] * len(paths)))
 
 
-def rankings(model: Retriever, recordings: Recordings, texts: Sequence[str], way: str) -> list[np.ndarray]:
+class Texts(NamedTuple):
+    """The queries as the model has them."""
+
+    texts: list[str]
+    vectors: np.ndarray
+    readings: list[Reading]
+
+    @classmethod
+    def of(cls, model: Retriever, texts: list[str]) -> Self:
+        """Texts, embedded and read once for all sets of names."""
+        vectors, pooled = model.embed_and_pool_text(texts)
+        return cls(texts, vectors, read_queries(model, texts, pooled))
+
+
+def rankings(model: Retriever, recordings: Recordings, asked: Texts, way: str) -> list[np.ndarray]:
     """For each text the numbers of the recordings, best first, as far as the way ranks them."""
-    count = len(recordings)
     if way == "reciprocal ranks":
-        return list(_reciprocal(rankings(model, recordings, texts, "sound"), recordings, texts))
+        return list(_reciprocal(rankings(model, recordings, asked, "sound"), recordings, asked.texts))
     by, _, weight = way.partition(" ")
     before = selection.WEIGHT
     try:
         selection.WEIGHT = float(weight or before)
-        found = ask_texts(model, recordings, texts, by=by, top=count)  # type: ignore[arg-type]
+        selections = [select(recordings, text, (), by) for text in asked.texts]  # type: ignore[arg-type]
+        how: dict[str, Any] = {"readings": asked.readings, "selections": selections, "top": len(recordings)}
+        found = search(model, recordings, asked.vectors, **how)
     finally:
         selection.WEIGHT = before
     return [np.array([recordings.number_of[hit.path] for hit in each.hits], int) for each in found]
@@ -138,7 +155,7 @@ def main() -> None:
     ways += [f"both {weight:g}" for weight in (WEIGHTS if options.split == "val" else (selection.WEIGHT,))]
     print(f"{len(recordings)} recordings, {len(given)} with a name that people gave them; {len(queries)} queries.")
     clusters = ClusterBootstrap([kinds.index(query.kind) for query in queries])
-    texts = [query.text for query in queries]
+    asked = Texts.of(model, [query.text for query in queries])
     for number, measure in enumerate(("recall at 10", "average precision")):
         print(f"\n| {measure} | " + " | ".join(f"{each} | to sound" for each in CONDITIONS) + " |")
         print("|---|" + "---:|---|" * len(CONDITIONS))
@@ -146,7 +163,7 @@ def main() -> None:
             cells = []
             for condition in CONDITIONS:
                 values = {
-                    each: measured(model, recordings, given, condition, texts, right, each)[:, :, number]
+                    each: measured(model, recordings, given, condition, asked, right, each)[:, :, number]
                     for each in (way, "sound")
                 }
                 told = clusters.difference(values["sound"], values[way])
@@ -162,7 +179,7 @@ def measured(
     recordings: Recordings,
     given: dict[str, str],
     condition: str,
-    texts: Sequence[str],
+    asked: Texts,
     right: Sequence[np.ndarray],
     way: str,
 ) -> np.ndarray:
@@ -171,7 +188,7 @@ def measured(
         rows = []
         for draw in range(DRAWS if condition in ("misleading", "mixed") else 1):
             others = named(recordings, given, condition, np.random.default_rng(draw))
-            ranked = rankings(model, others, texts, way)
+            ranked = rankings(model, others, asked, way)
             rows.append([measures(order, truth) for order, truth in zip(ranked, right, strict=True)])
         _MEASURED[condition, way] = np.array(rows)
     return _MEASURED[condition, way]

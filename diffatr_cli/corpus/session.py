@@ -199,8 +199,9 @@ class SearchSession:
     def trajectory(self, text: str) -> Trajectory:
         """How the answer to a text comes out of noise. Raises UsageError for a text without words, or without a denoiser."""
         with self._lock.take():
-            query = embed_texts(self.model, [text])[0]
-            return trajectory(self.model, self._state.recordings, query, self._sampling, token_states(self.model, [text]))
+            words = read_words(text).words
+            query = embed_texts(self.model, [words])[0]
+            return trajectory(self.model, self._state.recordings, query, self._sampling, token_states(self.model, [words]))
 
     def seconds(self, path: str) -> float:
         """How long a found file is: where its last window ends; 0 for one that the index has forgotten meanwhile."""
