@@ -3,8 +3,8 @@
     python tools/choose_names.py --composer PATH/make_scenes.py --work DIR [--run RUN] [--split test]
 
 The recordings are those of `evaluate_small.py`. Effects and ambiences have the names that people gave them, such as
-`openclonk-DoorOpen2` and `m-animals-cows`; city recordings have none, and are `untitled` throughout. Each kind of sound is asked for by its first clause
-and by its plain name. The same recordings are searched under four sets of names:
+`openclonk-DoorOpen2` and `m-animals-cows`; city recordings have none, and are `untitled` throughout. Each kind of sound that has
+one with a name is asked for by its first clause and by its plain name, under four sets of names:
 
 - true: as people named them;
 - withheld: `untitled_0007`, all of them;

@@ -211,13 +211,8 @@ def _interval(key: Key, value: str, text: str, at: int) -> Interval:
         found = _POINTS[key](said.strip().lower())
         if found is None:
             what = {"length": "length of time", "channels": "number of channels", "rate": "sample rate", "date": "date"}[key]
-            shown = said or value
-            raise FilterError(
-                f"this is no {what}: {shown}. Write for example {_EXAMPLES[key]}",
-                text,
-                at + offset,
-                at + offset + max(1, len(said)),
-            )
+            begin, end = (at + offset, at + offset + len(said)) if said else (at, at + len(value))
+            raise FilterError(f"this is no {what}: {said or value}. Write for example {_EXAMPLES[key]}", text, begin, end)
         return found
 
     if match := re.match(r"<=|>=|<|>|=", value):
