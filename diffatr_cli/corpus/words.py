@@ -80,16 +80,16 @@ def stem(word: str) -> str:
     """What forms of one English word have in common, of a word in small letters; of anything else itself."""
     if word.isdecimal():
         return word.lstrip("0") or "0"
-    if len(word) < 4 or not word.isascii():
+    if len(word) < 3 or not word.isascii():
         return word
-    word = _singular(word)
+    word = _singular(word) if len(word) > 3 else word
     for ending in ("ings", "ing", "ed"):
         rest = word.removesuffix(ending)
         if rest != word and len(rest) > 2 and _VOWEL.search(rest) and not (ending == "ed" and rest.endswith("e")):
             word = rest[:-1] if rest[-1] == rest[-2] and rest[-1] not in "lsz" else rest
             break
     word = word[:-1] if len(word) > 3 and word.endswith("e") else word
-    return f"{word[:-1]}i" if len(word) > 3 and word.endswith("y") and word[-2] not in "aeiou" else word
+    return f"{word[:-1]}i" if word.endswith("y") and len(word) > 2 and word[-2] not in "aeiou" else word
 
 
 def _singular(word: str) -> str:

@@ -172,7 +172,8 @@ def _texts(root: Element, *, attributes: bool = False) -> Iterator[tuple[tuple[s
         if path and element.text and element.text.strip():
             yield path, element.text
         if attributes:
-            yield from (((*path, name), text) for key, text in element.attrib.items() if (name := _name(key)) and text.strip())
+            own = ((_name(key), text) for key, text in element.attrib.items() if text.strip())
+            yield from (((*path, name), text) for name, text in own if not name.startswith(("rdf:", "x:")))
         waiting += reversed([(child, (*path, _name(child.tag))) for child in element])
 
 
@@ -217,8 +218,12 @@ def _of_tags(tags: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value := getattr(tags, name, None), str):
             yield name, value
     for name, values in dict(tags.other).items():
+        if str(name).lower() == "xmp":
+            with contextlib.suppress(Exception):
+                yield from _xmp(str(values[0]).encode())
+            continue
         texts = [value for value in (values if isinstance(values, list) else [values]) if isinstance(value, str)]
-        if texts and len(name) <= 40:
+        if texts and len(name) <= 40 and str(name).upper().encode() not in _INFO:  # which `_info` has read, by their names
             yield clean(str(name).lower()), "; ".join(texts)
 
 
