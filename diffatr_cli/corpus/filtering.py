@@ -47,7 +47,7 @@ class Columns:
     @cached_property
     def folders(self) -> tuple[list[str], np.ndarray]:
         """The different folders, and (F,) which of them each file is in."""
-        return _coded([os.path.dirname(path) for path in self._recordings.paths])
+        return _coded([path.rpartition(os.sep)[0] for path in self._recordings.paths])
 
     @cached_property
     def formats(self) -> tuple[list[str], np.ndarray]:

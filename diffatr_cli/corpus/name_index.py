@@ -12,10 +12,10 @@ F files, V words, P pairs of a word and a file that has it.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import PurePath
 
 import numpy as np
 
@@ -115,13 +115,12 @@ def index_names(paths: Iterable[str], texts: Iterable[str]) -> NameIndex:
     of_folder: dict[str, dict[str, float]] = {}
     count = 0
     for count, (path, text) in enumerate(zip(paths, texts, strict=True), 1):
-        pure = PurePath(path)
-        folder = path[: len(path) - len(pure.name)]
+        folder, name = os.path.split(path)
         if folder not in of_folder:
             of_folder[folder] = dict.fromkeys(_stems(folder), IN_FOLDER)
         worth = dict.fromkeys(_stems(text), IN_TEXT) if text else {}
         worth |= of_folder[folder]
-        worth |= dict.fromkeys(_stems(pure.stem, joined=True), IN_NAME)
+        worth |= dict.fromkeys(_stems(os.path.splitext(name)[0], joined=True), IN_NAME)
         for word, value in worth.items():
             of_word.setdefault(word, []).append((count - 1, value))
     words = sorted(of_word, key=str.encode)

@@ -6,10 +6,10 @@ F files.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -115,7 +115,8 @@ class Notes:
 
 def format_of(path: str) -> str:
     """The ending of a name, in small letters without the dot."""
-    return PurePath(path).suffix.lower().removeprefix(".")
+    _, dot, ending = path.rpartition(".")
+    return ending.lower() if dot and os.sep not in ending else ""
 
 
 def day_of(told: date | None, mtime_ns: int) -> int:
