@@ -59,6 +59,7 @@ def test_numbers_lose_their_zeros_and_idle_words_are_not_asked_for():
     assert stem("0003") == stem("3") != stem("30")
     assert stem("000") == "0"
     assert list(stems_of("the sound of a dog in some recordings")) == ["dog"]
+    assert list(stems_of("3 dogs and 007 808 kicks")) == ["dog", "808", "kick"]
 
 
 @given(st.text(max_size=60))

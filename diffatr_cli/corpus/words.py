@@ -66,8 +66,12 @@ def parts_of(text: str) -> list[str]:
 
 
 def stems_of(text: str) -> Iterator[str]:
-    """The stems of a text's words, in order, without those that say nothing; numbers without leading zeros."""
-    return (stem(part) for part in parts_of(text) if part not in _UNCOUNTED)
+    """The stems of a text's words, in order, without those that say nothing of a sound.
+
+    Numbers below 100 are of takes and versions as a rule: "3 dogs" is no word for `untitled_03`.
+    """
+    stems = (stem(part) for part in parts_of(text) if part not in _UNCOUNTED)
+    return (each for each in stems if not (each.isdecimal() and len(each) < 3))
 
 
 def _plain(text: str) -> str:
