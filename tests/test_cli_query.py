@@ -507,3 +507,42 @@ def test_a_weight_that_is_asked_for(clips, monkeypatch):
     assert [row["rank"] for row in asked["results"]] == list(range(1, len(asked["results"]) + 1))
     assert "--weight" in run("query", "900 Hz", "--corpus", "clips", "--weight", 0.25).stderr
     assert run("query", "900 Hz", "--corpus", "clips", "--weight", -1).exit_code == 2
+
+
+def test_by_name_and_filters_from_the_command_line(clips):
+    write_tone(clips / "deep" / "Wolf_Howl 02.wav", 3000, 2)
+    document = json.loads(run("query", "200 Hz wolves howling in:deep", "--corpus", clips, "--json").stdout)
+    assert document["filters"] == ["in:deep"]
+    assert {os.path.basename(row["path"]): row["by"] for row in document["results"]} == {
+        "long.wav": "sound",
+        "Wolf_Howl 02.wav": "both",
+    }
+    row = next(row for row in document["results"] if row["by"] == "both")
+    assert [row[name] for name in ("format", "channels", "rate", "metadata")] == ["wav", 1, RATE, {}]
+    by_name = run("query", "200 wolf", "--corpus", clips, "--by", "name")
+    assert "Wolf_Howl 02.wav" in by_name.stdout
+    assert "450" not in by_name.stdout
+    assert "calibration" not in by_name.stderr
+    nothing = run("query", "200 tiger", "--corpus", clips, "--by", "name", "--json")
+    assert [row["path"] for row in json.loads(nothing.stdout)["results"]] == [str(clips / "200.wav")]
+    only = json.loads(run("query", "--audio", clips / "200.wav", "--corpus", clips, "--only", "length:>5", "--json").stdout)
+    assert [os.path.basename(row["path"]) for row in only["results"]] == ["long.wav"]
+
+
+def test_no_file_that_fits_is_no_failure(clips):
+    result = run("query", "200 Hz format:mp3", "--corpus", clips)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.splitlines()[-1] == "200 Hz format:mp3: no file here fits format:mp3."
+    result = run("query", "10 tiger", "--corpus", clips, "--by", "name")
+    assert result.stderr.splitlines()[-1] == "10 tiger: no name and no metadata here has these words."
+
+
+def test_what_is_wrong_with_a_filter_is_told_before_anything_is_loaded(clips, monkeypatch):
+    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("loaded"))
+    error = failure("query", "dog lenght:<5", "--corpus", clips)
+    assert isinstance(error, UsageError)
+    assert str(error).splitlines()[1:] == ["  dog lenght:<5", "      ^^^^^^"]
+    assert "needs a value" in str(failure("query", "dog", "--only", "length:", "--corpus", clips))
+    assert "is no filter" in str(failure("query", "dog", "--only", "quiet", "--corpus", clips))
+    assert "Say beside them" in str(failure("query", "length:<5", "--corpus", clips))
+    assert "has no words" in str(failure("query", "--audio", clips / "200.wav", "--by", "name", "--corpus", clips))
