@@ -32,6 +32,7 @@ TOPICS = (
     "service",
     "cluster",
     "approximate",
+    "filters",
     "gpu",
 )
 ROOT = Path(__file__).parents[1]

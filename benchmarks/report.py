@@ -19,6 +19,7 @@ TITLES = {
     "clap": "A CLAP as it is",
     "long": "Long recordings",
     "approximate": "A large corpus",
+    "filters": "Filters",
     "gpu": "On a GPU",
 }
 UNITS = ((1e-3, 1e-6, "us"), (1, 1e-3, "ms"), (300, 1, "s"), (7200, 60, "min"), (float("inf"), 3600, "h"))

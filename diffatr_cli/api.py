@@ -15,10 +15,12 @@ import numpy as np
 
 from .core.ragged import Ragged
 from .core.windows import mean_direction, spans
+from .corpus.asking import ask_sound, ask_texts
 from .corpus.describe import Described, describe
 from .corpus.index import FolderIndex, Recordings
 from .corpus.reading import Reading, read_queries
 from .corpus.search import Found, Hit, check_texts, embed_texts, hear_sound, search, search_texts
+from .corpus.selection import By
 from .data.audio import load_audio
 from .data.resample import resample
 from .errors import UsageError
@@ -139,7 +141,15 @@ class Model:
         return describe(self._retriever, vector, captions, frames=frames, top=top)
 
     def search(
-        self, folder: str | Path, query: str | Sound, top: int = 10, index: str | Path | None = None, unwanted: str | None = None
+        self,
+        folder: str | Path,
+        query: str | Sound,
+        top: int = 10,
+        index: str | Path | None = None,
+        unwanted: str | None = None,
+        *,
+        by: By = "both",
+        only: str = "",
     ) -> list[Hit]:
         """The best files of a folder for a text (str) or a sound (Path or array), after bringing its index up to date.
 
@@ -148,14 +158,25 @@ class Model:
         Args:
             index: where the index is kept, a folder or an address such as s3://bucket/prefix; `folder/.diffatr` if None.
             unwanted: what they should not sound like, as `query --not`.
+            by: what a text finds files by: their `sound`, their `name` and metadata, or `both`. Sounds are found by sound.
+            only: filters, such as "length:<5 in:field -music"; a text may hold its own.
 
         Raises:
             DiffATRError: there is no such folder, no sound in it, or its index cannot be written.
+            FilterError: a filter makes no sense; a UsageError that points at the place.
         """
-        return self.find(folder, query, top, index, unwanted).hits
+        return self.find(folder, query, top, index, unwanted, by=by, only=only).hits
 
     def find(
-        self, folder: str | Path, query: str | Sound, top: int = 10, index: str | Path | None = None, unwanted: str | None = None
+        self,
+        folder: str | Path,
+        query: str | Sound,
+        top: int = 10,
+        index: str | Path | None = None,
+        unwanted: str | None = None,
+        *,
+        by: By = "both",
+        only: str = "",
     ) -> Found:
         """What `search` finds, with the probability that anything in the folder matches, the verdict, and what is known of the
         text. The arguments and errors are those of `search`."""
@@ -163,7 +184,11 @@ class Model:
         corpus.update(self._retriever)
         against = None if unwanted is None else self.embed_text(unwanted)[0]
         recordings = corpus.read(self._retriever.model_id, frames=self._retriever.sees_frames)
-        return self._search(recordings, query, top=top, unwanted=against)
+        how: dict[str, Any] = {"top": top, "unwanted": against, "only": only}
+        sampling = sampling_of(self._retriever, folder=True)
+        if isinstance(query, str):
+            return ask_texts(self._retriever, recordings, [query], sampling, by=by, **how)[0]
+        return ask_sound(self._retriever, recordings, self._query(query)[0], sampling, **how)
 
     def _search(self, recordings: Recordings, query: str | Sound, **options: Any) -> Found:
         sampling = sampling_of(self._retriever, folder=True)

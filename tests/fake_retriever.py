@@ -105,7 +105,7 @@ def contents(index):
 
 
 def as_the_last_version_wrote_it(index):
-    """Rewrite an index in the form of before: no ctime, inode, reader and checksums."""
+    """Rewrite an index in the form of before: no ctime, inode, reader and checksums, and no notes."""
     import lancedb
 
     for path in [*index.folder.glob("*.checksums"), *index.folder.glob("snapshot-*")]:
@@ -114,6 +114,8 @@ def as_the_last_version_wrote_it(index):
     for name in db.list_tables().tables:
         rows = db.open_table(name).to_arrow()
         shutil.rmtree(index.folder / f"{name}.lance")
+        if name.startswith("notes-"):
+            continue
         db.create_table(
             name, rows.drop_columns([c for c in ("ctime_ns", "inode", "missing", "reader", "checksum") if c in rows.schema.names])
         )

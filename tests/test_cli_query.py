@@ -23,6 +23,7 @@ from diffatr_cli.data.audio import load_audio
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.model import sampling_of
 
+FACTS = ["format", "channels", "rate", "date", "metadata"]
 app = typer.Typer()
 module.register(app)
 
@@ -62,10 +63,10 @@ def test_json_is_one_document_as_agreed(clips):
     document = json.loads(result.stdout)
     expected = direct(clips, "900 Hz", top=3)
     of_text = ["familiarity", "nearest_caption", "suggestion", "foreign", "negation"]
-    assert list(document) == ["query", "model", "present", "verdict", "remark", *of_text, "results"]
+    assert list(document) == ["query", "model", "filters", "present", "verdict", "remark", *of_text, "results"]
     assert [document[name] for name in ("verdict", "remark", *of_text)] == [None, None, None, None, None, False, None]
     assert (document["query"], document["present"]) == ("900 Hz", None)
-    assert [list(row) for row in document["results"]] == [["rank", "path", "start", "end", "score"]] * 3
+    assert [list(row) for row in document["results"]] == [["rank", "path", "start", "end", "score", "by", *FACTS]] * 3
     assert [(row["rank"], row["path"], row["start"], row["end"]) for row in document["results"]] == [
         (hit.rank, os.path.join("clips", hit.path), hit.start, hit.end) for hit in expected
     ]
@@ -88,7 +89,9 @@ def test_several_texts_give_a_list(clips):
 def test_csv_has_the_same_rows(clips):
     documents = json.loads(run("query", "200 Hz", "900 Hz", "--corpus", clips, "--json", "--top", 2).stdout)
     rows = list(csv.DictReader(io.StringIO(run("query", "200 Hz", "900 Hz", "--corpus", clips, "--csv", "--top", 2).stdout)))
-    assert rows == [{"query": d["query"], **{k: str(v) for k, v in row.items()}} for d in documents for row in d["results"]]
+    assert rows == [
+        {"query": d["query"], **{k: str(v) for k, v in row.items() if k not in FACTS}} for d in documents for row in d["results"]
+    ]
 
 
 def test_the_table_names_file_and_place(clips):
@@ -276,7 +279,7 @@ def found(monkeypatch, present, *scores):
     verdict = None if present is None else "found" if present >= 0.5 else "absent"
     hits = [Hit(rank, f"{rank}.wav", 0.0, 2.0, score) for rank, score in enumerate(scores, 1)]
     monkeypatch.setattr(
-        "diffatr_cli.corpus.search.search_texts",
+        "diffatr_cli.corpus.asking.ask_texts",
         lambda *_, **__: [Found(hits, present, calibrated=present is not None, verdict=verdict)],
     )
 
@@ -293,7 +296,7 @@ def test_calibrated_scores_are_shown_as_percentages(clips, monkeypatch):
     assert "nothing here" not in result.output
     document = json.loads(run("query", "900 Hz", "--corpus", "clips", "--json").stdout)
     assert (document["present"], [row["score"] for row in document["results"]]) == (0.97, [0.934, 0.081, 0.004])
-    assert ",0.934\r\n" in run("query", "900 Hz", "--corpus", "clips", "--csv").stdout_bytes.decode()
+    assert ",0.934,sound\r\n" in run("query", "900 Hz", "--corpus", "clips", "--csv").stdout_bytes.decode()
 
 
 def test_captions_of_which_none_fits_show_no_percentages(clips, monkeypatch):
@@ -504,3 +507,42 @@ def test_a_weight_that_is_asked_for(clips, monkeypatch):
     assert [row["rank"] for row in asked["results"]] == list(range(1, len(asked["results"]) + 1))
     assert "--weight" in run("query", "900 Hz", "--corpus", "clips", "--weight", 0.25).stderr
     assert run("query", "900 Hz", "--corpus", "clips", "--weight", -1).exit_code == 2
+
+
+def test_by_name_and_filters_from_the_command_line(clips):
+    write_tone(clips / "deep" / "Wolf_Howl 02.wav", 3000, 2)
+    document = json.loads(run("query", "200 Hz wolves howling in:deep", "--corpus", clips, "--json").stdout)
+    assert document["filters"] == ["in:deep"]
+    assert {os.path.basename(row["path"]): row["by"] for row in document["results"]} == {
+        "long.wav": "sound",
+        "Wolf_Howl 02.wav": "both",
+    }
+    row = next(row for row in document["results"] if row["by"] == "both")
+    assert [row[name] for name in ("format", "channels", "rate", "metadata")] == ["wav", 1, RATE, {}]
+    by_name = run("query", "200 wolf", "--corpus", clips, "--by", "name")
+    assert "Wolf_Howl 02.wav" in by_name.stdout
+    assert "450" not in by_name.stdout
+    assert "calibration" not in by_name.stderr
+    nothing = run("query", "200 tiger", "--corpus", clips, "--by", "name", "--json")
+    assert [row["path"] for row in json.loads(nothing.stdout)["results"]] == [str(clips / "200.wav")]
+    only = json.loads(run("query", "--audio", clips / "200.wav", "--corpus", clips, "--only", "length:>5", "--json").stdout)
+    assert [os.path.basename(row["path"]) for row in only["results"]] == ["long.wav"]
+
+
+def test_no_file_that_fits_is_no_failure(clips):
+    result = run("query", "200 Hz format:mp3", "--corpus", clips)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr.splitlines()[-1] == "200 Hz format:mp3: no file here fits format:mp3."
+    result = run("query", "10 tiger", "--corpus", clips, "--by", "name")
+    assert result.stderr.splitlines()[-1] == "10 tiger: no name and no metadata here has these words."
+
+
+def test_what_is_wrong_with_a_filter_is_told_before_anything_is_loaded(clips, monkeypatch):
+    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("loaded"))
+    error = failure("query", "dog lenght:<5", "--corpus", clips)
+    assert isinstance(error, UsageError)
+    assert str(error).splitlines()[1:] == ["  dog lenght:<5", "      ^^^^^^"]
+    assert "needs a value" in str(failure("query", "dog", "--only", "length:", "--corpus", clips))
+    assert "is no filter" in str(failure("query", "dog", "--only", "quiet", "--corpus", clips))
+    assert "Say beside them" in str(failure("query", "length:<5", "--corpus", clips))
+    assert "has no words" in str(failure("query", "--audio", clips / "200.wav", "--by", "name", "--corpus", clips))

@@ -10,6 +10,7 @@ import pytest
 from fake_retriever import FakeRetriever, write_tone
 
 from diffatr_cli.corpus import checksums, salvage, snapshot, store, update
+from diffatr_cli.corpus import table as stored_table
 from diffatr_cli.corpus.index import FolderIndex, IndexReport, Recordings
 from diffatr_cli.corpus.place import Folder
 from diffatr_cli.corpus.report import Damaged
@@ -33,7 +34,7 @@ def used(tmp_path_factory):
 
 def untidy_update(index):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store._Table, "tidy", lambda self: None)
+        patch.setattr(stored_table.StoredTable, "tidy", lambda self: None)
         index.update(FakeRetriever())
 
 

@@ -49,7 +49,7 @@ def no_tables(monkeypatch):
         raise AssertionError("the tables were used")
 
     def forbid():
-        monkeypatch.setattr("diffatr_cli.corpus.store._Table.__init__", refuse)
+        monkeypatch.setattr("diffatr_cli.corpus.table.StoredTable.__init__", refuse)
 
     return forbid
 

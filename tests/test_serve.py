@@ -17,6 +17,7 @@ from serving import client_of, make_session, refusal, until
 from diffatr_cli.core.calibration import Calibration, Logistic
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.scoring import query_noise
+from diffatr_cli.corpus.asking import ask_texts
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.search import embed_texts, search, search_texts
 from diffatr_cli.corpus.session import SearchSession, key_of
@@ -68,7 +69,7 @@ def test_settings_reach_the_search(session):
     sampling = sampling_of(model, folder=True, shortlist=2, steps=3, seed=7)
     other = SearchSession(model, session.folder, sampling)
     other.update()
-    expected = search_texts(model, session.folder.read(model.model_id), ["900 Hz"], sampling, top=5)
+    expected = ask_texts(model, session.folder.read(model.model_id), ["900 Hz"], sampling, top=5)
     assert other.by_text("900 Hz", 5) == expected[0]
     assert session.by_text("900 Hz", 5) != expected[0]
     with pytest.raises(UsageError, match="steps must lie between"):

@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from fake_retriever import RATE, FakeRetriever, tone, write_tone
@@ -309,6 +310,8 @@ def test_nothing_here_sounds_like_that(opened):
         document = route.fetch().json() | {"present": 0.2, "calibrated": True, "certain": False, "verdict": "absent"}
         for hit, score in zip(document["hits"], (0.31, 0.004, 0.996), strict=False):
             hit["score"] = score
+        for hit in document["hits"]:
+            hit["by"] = "sound"
         route.fulfill(json=document)
 
     page.route("**/api/search?*", doubtful)
@@ -322,6 +325,73 @@ def test_nothing_here_sounds_like_that(opened):
     page.locator("#near").click()
     assert page.locator(".hit:visible").count() == 10
     assert page.locator("#near").is_hidden()
+
+
+def test_what_is_called_so_is_shown_where_nothing_sounds_like_it(opened):
+    page = opened()
+
+    def doubtful(route):
+        document = route.fetch().json() | {"present": 0.2, "calibrated": True, "certain": False, "verdict": "absent"}
+        for i, hit in enumerate(document["hits"]):
+            hit["by"] = "name" if i < 2 else "sound"
+        route.fulfill(json=document)
+
+    page.route("**/api/search?*", doubtful)
+    ask(page, "900 Hz")
+    assert page.locator("#verdict").text_content() == "Nothing here sounds like that.These are called so."
+    assert page.locator(".hit:visible").count() == 2
+    assert page.locator(".hit:visible .found").all_text_contents() == ["by name"] * 2
+
+
+def test_names_and_metadata_are_found_and_shown_as_text(opened, tmp_path):
+    for hz in (200, 450, 900):
+        write_tone(tmp_path / "field" / f"{hz}.wav", hz, 2)
+    write_tone(tmp_path / "5000 wolf.wav", 5000, 8)
+    with soundfile.SoundFile(tmp_path / "field" / "6000.flac", "w", RATE, 2) as file:
+        file.comment = "wolf <img src=x onerror=alert(1)>"
+        file.write(np.stack([tone(6000, 2)] * 2, 1))
+    made = SearchSession(FakeRetriever(), FolderIndex(tmp_path))
+    made.update()
+    server = serve(made)
+    try:
+        page = opened(address=server.url)
+        ask(page, "200 wolf")
+        badges = dict(zip(names(page), page.locator(".found").all_text_contents(), strict=True))
+        assert badges == {
+            "200.wav": "by sound and name",
+            "450.wav": "by sound",
+            "900.wav": "by sound",
+            "5000 wolf.wav": "by sound and name",
+            "6000.flac": "by sound and name",
+        }
+        page.locator("#by").select_option("name")
+        until(page, "hits.length === 3")
+        assert set(page.locator(".found").all_text_contents()) == {"by name"}
+        place = place_of(page, "6000.flac")
+        page.locator(".hit").nth(place).focus()
+        page.locator(".hit").nth(place).locator(".facts summary").click()
+        told = page.locator(".hit").nth(place).locator(".facts dd").all_text_contents()
+        assert told[:3] == ["flac", "stereo", "32 kHz"]
+        assert told[4:] == ["wolf <img src=x onerror=alert(1)>"]
+        assert page.locator(".facts img").count() == 0
+        page.go_back()
+        until(page, "hits.length === 5")
+        ask(page, '200 wolf in:field channels:1 -"900"')
+        assert names(page) == ["200.wav", "450.wav"]
+        assert page.locator("#said").text_content().startswith("2 sounds of 2")
+        page.locator("#q").fill("200 wolf lenght:<5")
+        page.keyboard.press("Enter")
+        page.locator("#trouble:visible").wait_for()
+        assert "Did you mean length:?" in page.locator("#trouble").text_content()
+        assert page.evaluate("[input.selectionStart, input.selectionEnd, document.activeElement === input]") == [9, 15, True]
+        page.locator("#q").fill("200 wolf length:>99")
+        page.keyboard.press("Enter")
+        page.locator("#verdict h1", has_text="Nothing was found.").wait_for()
+        assert "No file fits the filters." in page.locator("#verdict").text_content()
+        page.locator("#filters summary").click()
+        assert page.locator("#filters dd").first.is_visible()
+    finally:
+        server.stop()
 
 
 def test_what_is_probably_not_it_is_folded_away(opened):
@@ -356,6 +426,7 @@ def test_skipped_files_are_told_with_their_reasons(opened, tmp_path):
     try:
         page = opened(address=server.url)
         page.locator("#skipped", has_text="1 skipped").click()
+        page.locator("#reasons li").first.wait_for()
         told = page.locator("#reasons li").all_text_contents()
         assert len(told) == 1
         assert told[0].startswith("empty.wav")

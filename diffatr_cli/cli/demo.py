@@ -20,8 +20,8 @@ def demo(
     Needs no data, no GPU and no network (and the extra `small`, for its text model). Each step says the command that does the
     same; what it reaches shows that the parts fit, not how good the method is.
     """
+    from ..corpus.asking import ask_texts
     from ..corpus.index import FolderIndex
-    from ..corpus.search import search_texts
     from ..data.synthetic import prepare_synthetic
     from ..evaluation.evaluate import evaluate
     from ..model import load_retriever, sampling_of
@@ -63,7 +63,7 @@ def demo(
     with progress_bar() as progress:
         folder.update(model, progress)
     recordings, sampling = folder.read(model.model_id, frames=model.sees_frames), sampling_of(model, folder=True, seed=seed)
-    found = search_texts(model, recordings, [QUERY], sampling, top=5)[0]
+    found = ask_texts(model, recordings, [QUERY], sampling, top=5)[0]
     command = f'diffatr query "{QUERY}" --corpus {corpus} --top 5 --run {run}'
     step("query", command, found_document(QUERY, model.name, found, corpus), found_table(QUERY, found, corpus))
     if as_json:

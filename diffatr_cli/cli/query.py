@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,14 @@ if TYPE_CHECKING:
     from ..corpus.search import Found, Hit
 
 
+class SearchBy(StrEnum):
+    """What a text finds files by."""
+
+    sound = "sound"
+    name = "name"
+    both = "both"
+
+
 def query(
     texts: Annotated[
         list[str] | None,
@@ -60,6 +69,13 @@ def query(
         ),
     ] = None,
     unwanted: Annotated[str | None, typer.Option("--not", metavar="TEXT", help="What it should not sound like.")] = None,
+    by: Annotated[
+        SearchBy, typer.Option("--by", help="What a text finds files by: their sound, their name and metadata, or both.")
+    ] = SearchBy.both,
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="FILTERS", help='Look at these files alone, such as "length:<5 in:field -music".'),
+    ] = None,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="Hits to show for each search.")] = 10,
     min_score: Annotated[float | None, typer.Option("--min-score", help="Leave out hits that score less; 0.5 is 50 %.")] = None,
     steps: Steps = None,
@@ -89,7 +105,13 @@ def query(
     calibration give scores that only rank. With --not, files lose by how much they sound like that text, while the match shown is
     that of the wanted one.
 
+    A text finds files by their sound, and by the words of their names and metadata; the match is that of the sound. It may hold
+    filters: length:<5, in:FOLDER, format:wav, channels:2, rate:>=48k, date:2024-05, and -WORD for a word that no name or metadata
+    is to have.
+
     Example: diffatr query "dog barking" --corpus ./clips
+
+    Example: diffatr query "dog length:<5 in:field -music"
 
     Example: diffatr query --audio what.wav --captions captions.txt
     """
@@ -100,8 +122,9 @@ def query(
     if captions is not None:
         if audio is None:
             raise UsageError("--captions: they are ranked for a sound. Name it: --audio FILE.")
-        for option, given in (("--not", unwanted is not None), ("--copy-to", copy_to is not None), ("--play", play)):
-            if given:
+        given_too = (("--not", unwanted), ("--only", only), ("--copy-to", copy_to), ("--play", play or None))
+        for option, given in given_too:
+            if given is not None:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
         from ..corpus.describe import describe
         from ..corpus.search import hear_sound
@@ -117,11 +140,19 @@ def query(
         return
     if copy_to is not None and copy_to.resolve().is_relative_to(corpus.resolve()):
         raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {corpus}, where the copies would be found as well.")
+    if audio is not None and by is SearchBy.name:
+        raise UsageError("--by name: a sound has no words to look for in names. Leave out --by, or search for a TEXT.")
     names = [str(audio)] if audio is not None else _lines(texts or [])
 
-    from ..corpus.search import embed_sound, embed_texts, search, search_texts
+    from ..corpus.asking import ask_sound, ask_texts, read_words
+    from ..corpus.filters import read_filters
+    from ..corpus.search import embed_sound, embed_texts
     from ..data.audio import load_audio, open_sound
 
+    filters = "" if only is None else _decoded(only)
+    read_filters(filters)  # what is wrong with them is told before the model, which takes seconds
+    for name in names if audio is None else ():
+        read_words(name)
     folder = open_folder(corpus, index_place, approximate)
     if audio is not None:
         open_sound(audio).close()  # what is wrong with it is told before the model, which takes seconds
@@ -129,17 +160,17 @@ def query(
     sound = None if audio is None else load_audio(audio, rate=model.windowing.rate)
     recordings = updated_recordings(folder, model)
     settings = sampling_for(model, steps, shortlist, seed)
-    options: dict[str, Any] = {"top": top, "min_score": min_score}
+    options: dict[str, Any] = {"top": top, "min_score": min_score, "only": filters}
     if unwanted is not None:
         options["unwanted"] = embed_texts(model, [_decoded(unwanted)])[0]
     if sound is None:
-        found = search_texts(model, recordings, names, settings, **options)
+        found = ask_texts(model, recordings, names, settings, by=by.value, **options)
     else:
-        found = search(model, recordings, embed_sound(model, sound)[None], settings, refine=False, **options)
+        found = [ask_sound(model, recordings, embed_sound(model, sound), settings, **options)]
     results = list(zip(names, found, strict=True))
     if copy_to is not None:
         _copy(results, corpus, copy_to)
-    if not all(each.calibrated for each in found):
+    if by is not SearchBy.name and not all(each.calibrated for each in found):
         what = "scores" if sound is None and model.reranker and model.reranker.counts("t2a") else "scores are cosines: they"
         remedy = "`diffatr calibrate` fits one." if weight is None else "Leave out --weight for what was calibrated."
         unfitted = "This model has no calibration for this kind of search"
@@ -149,15 +180,15 @@ def query(
             say(f"{name}: {each.remark}")
     documents = [found_document(name, model.name, each, corpus) for name, each in results]
     if as_csv:
-        _print_csv(documents, "path", "start", "end", "score")
+        _print_csv(documents, "path", "start", "end", "score", "by")
     elif as_json:
         several = len(documents) > 1 or "-" in (texts or [])
         show(documents if several else documents[0], as_json=True)
     else:
         show(None, *(found_table(name, each, corpus) for name, each in results if each.hits), as_json=False)
         for name, each in results:
-            if not each.hits:
-                say(f"{name}: no sound scores {min_score:g} or more.")
+            if not each.hits and each.fitting != 0:
+                say(f"{name}: {_nothing(by, min_score)}")
     if play:
         from .play import play_hit
 
@@ -309,24 +340,36 @@ def found_document(name: str, model: str, found: Found, corpus: Path) -> dict[st
     results are the nearest there is and no matches. `remark`: what is said of it. Of the text: `familiarity`, its cosine to
     `nearest_caption`, the nearest training caption, both null for a model that kept none; `suggestion`, the text respelt;
     `foreign`, whether it looks like another language; `negation`, its `wanted` (or null) and `unwanted`. All of these are null
-    for a sound.
+    for a sound. `filters`: those of the query, as they were written.
     """
     present = None if found.present is None else round(found.present, 6)
     told = found.reading.to_json() if found.reading else dict.fromkeys(_OF_TEXT)
     judged = {"present": present, "verdict": found.verdict, "remark": found.remark}
-    return {"query": name, "model": model} | judged | told | {"results": [_row(hit, corpus) for hit in found.hits]}
+    results = [_row(hit, corpus) for hit in found.hits]
+    return {"query": name, "model": model, "filters": list(found.filters)} | judged | told | {"results": results}
+
+
+def _nothing(by: SearchBy, min_score: float | None) -> str:
+    """Why there are no hits."""
+    if min_score is None:
+        return "no name and no metadata here has these words." if by is SearchBy.name else "nothing was found."
+    return f"no {'name' if by is SearchBy.name else 'sound'} scores {min_score:g} or more."
 
 
 _OF_TEXT = ("familiarity", "nearest_caption", "suggestion", "foreign", "negation")
 
 
 def _row(hit: Hit, corpus: Path) -> dict[str, Any]:
+    """`by`, `format`, `channels`, `rate`, `date` and `metadata` are as in `Hit` and `FileFacts`; null where it is not known."""
+    facts = hit.facts._asdict() if hit.facts else dict.fromkeys(("format", "channels", "rate", "date", "metadata"))
     return {
         "rank": hit.rank,
         "path": str(corpus / hit.path),
         "start": round(hit.start, 3),
         "end": round(hit.end, 3),
         "score": round(hit.score, 6),
+        "by": hit.by,
+        **facts,
     }
 
 
@@ -335,13 +378,15 @@ def found_table(name: str, found: Found, corpus: Path) -> Any:
     from rich.text import Text
 
     if not found.certain:
-        table = _hits_table(f"{name} ({_DOUBTS[found.verdict or 'absent']}; these are the nearest)", "place", "file")
+        table = _hits_table(f"{name} ({_DOUBTS[found.verdict or 'absent']}; these are the nearest)", "place", "by", "file")
         for hit in found.hits:
-            table.add_row(str(hit.rank), clock_span(hit), Text(str(corpus / hit.path)), style="dim")
+            style = "dim" if hit.by == "sound" else None
+            table.add_row(str(hit.rank), clock_span(hit), hit.by, Text(str(corpus / hit.path)), style=style)
         return table
-    table = _hits_table(name, "match" if found.calibrated else "score", "place", "file")
+    table = _hits_table(name, "match" if found.calibrated else "score", "place", "by", "file")
     for hit in found.hits:
-        table.add_row(str(hit.rank), percent(hit.score, found.calibrated), clock_span(hit), Text(str(corpus / hit.path)))
+        score = percent(hit.score, found.calibrated)
+        table.add_row(str(hit.rank), score, clock_span(hit), hit.by, Text(str(corpus / hit.path)))
     return table
 
 

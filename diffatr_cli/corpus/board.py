@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import DiffATRError
 from ..files import reason, write_text
+from .notes import ARRAYS, Notes
 from .session import IndexState, IndexStatus
 from .snapshot import Recordings, packed_paths, unpacked_paths
 
@@ -122,8 +123,9 @@ def _write(data: Path, recordings: Recordings) -> None:
     try:
         (temporary / "paths").write_bytes(packed_paths(recordings.paths))
         kinds = {}
-        for name in _ARRAYS:
-            array = np.ascontiguousarray(getattr(recordings, name))
+        arrays = {name: getattr(recordings, name) for name in _ARRAYS}
+        for name, array in (arrays | (recordings.notes.arrays() if recordings.notes else {})).items():
+            array = np.ascontiguousarray(array)
             array.tofile(temporary / name)
             kinds[name] = (array.dtype.str, array.shape)
         (temporary / _KINDS).write_text(json.dumps(kinds), encoding="utf-8")
@@ -136,7 +138,9 @@ def _write(data: Path, recordings: Recordings) -> None:
 def _mapped(data: Path) -> Recordings:
     kinds = json.loads((data / _KINDS).read_text(encoding="utf-8"))
     arrays: dict[str, Any] = {name: _array(data / name, *kinds[name]) for name in _ARRAYS}
-    return Recordings(unpacked_paths((data / "paths").read_bytes()), **arrays)
+    noted = {name: _array(data / name, *kinds[name]) for name in ARRAYS if name in kinds}
+    notes = Notes.of_arrays(noted) if noted else None
+    return Recordings(unpacked_paths((data / "paths").read_bytes()), **arrays, notes=notes)
 
 
 def _array(path: Path, dtype: str, shape: Sequence[int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """The remembered embeddings of a folder of recordings: LanceDB tables that follow the folder (`store`, `update`).
 
-For a model that re-ranks by frames there is a table of these too (`frames`). Runs on the same encoders share all tables.
+What files say of themselves beside their sound has a table of its own (`noting`). For a model that re-ranks by frames there is a
+table of these too (`frames`). Runs on the same encoders share all tables.
 
 Of a large corpus the vectors stay in the tables (`nearest`), which an approximate index then searches (`vector_index`).
 
@@ -24,6 +25,7 @@ from ..core.windows import spans
 from ..errors import UsageError
 from ..progress import Progress, silent
 from .examine import reader
+from .notes import UNKNOWN, Notes
 from .place import place_of
 from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds
 from .scan import Listing, fingerprint, scan
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .embedding import Elsewhere
     from .frames import Frames
     from .nearest import StoredVectors
+    from .note_table import NoteTable
     from .store import WindowTable
 
 __all__ = ["CannotUpdate", "FolderIndex", "IndexReport", "Recordings", "Skipped", "no_sounds", "spans"]
@@ -206,6 +209,10 @@ class FolderIndex:
             update = new_update(anew=True)
             report = update.run(state.seen, progress, workers, elsewhere)
             report.repaired += repaired
+        from .noting import update_notes
+
+        usable = {path: row.stamp for path, row in update.rows.items() if not row.reason}
+        update_notes(self.corpus, self._note_table(), usable, progress, workers)
         # Where something is to be tried again, no state of the folder makes the next update needless.
         mark = None if state.seen.unlisted or update.unsettled else state.mark
         unchanged = IndexReport(
@@ -247,16 +254,18 @@ class FolderIndex:
                 break  # else what is missing may be of files that have changed meanwhile
         present = sorted(path for path, content in files.items() if content in usable)
         number = {content: i for i, content in enumerate(dict.fromkeys(files[path] for path in present))}
+        noted, paths = self._note_table().rows(), list(map(os.fsdecode, present))
         slices = [contents.rows_of[content] for content in number]
         rows = np.concatenate([np.zeros(0, np.int64), *(np.arange(each.start, each.stop) for each in slices)])
         return Recordings(
-            [os.fsdecode(path) for path in present],
+            paths,
             np.array([number[files[path]] for path in present], np.int64),
             np.cumsum([0, *(each.stop - each.start for each in slices)]),
             contents.spans[rows],
             (contents.vectors if approximate else contents.vectors[rows]).astype(np.float32),
             hashes=np.array(list(number) if frames or approximate else [], "S32"),
             sums=contents.sums[rows] if approximate else contents.sums,
+            notes=Notes.of(paths, [noted[path].note if path in noted else UNKNOWN for path in present]),
         )
 
     def _approximates(self, windows: WindowTable, contents: Set[str]) -> bool:
@@ -280,10 +289,19 @@ class FolderIndex:
 
     def _snapshot_path(self, model_id: str, frames: bool = False, approximate: bool = False) -> Path:
         what = ("-frames" if frames else "") + ("-approximate" if approximate else "")
-        return self.folder / f"snapshot-v2{self._suffix}-{model_id}{what}.npz"
+        return self.folder / f"snapshot-v3{self._suffix}-{model_id}{what}.npz"
 
     def _frame_table(self, model_id: str) -> Frames:
         return self.place.frames(self._frames_name(model_id))
+
+    def _note_table(self) -> NoteTable:
+        from .note_table import NoteTable
+
+        return NoteTable(self.place, self._notes_name)
+
+    @property
+    def _notes_name(self) -> str:
+        return f"notes-v1{self._suffix}"
 
     @staticmethod
     def _frames_name(model_id: str) -> str:
@@ -294,7 +312,7 @@ class FolderIndex:
         return f"files-v1{self._suffix}", f"windows-v1-{model_id}"
 
     def _mark_of_tables(self, model_id: str, frames: bool = False) -> str | None:
-        return self.place.mark(self._table_names(model_id), [self._frames_name(model_id)] if frames else [])
+        return self.place.mark([*self._table_names(model_id), self._notes_name], [self._frames_name(model_id)] if frames else [])
 
 
 class _State(NamedTuple):

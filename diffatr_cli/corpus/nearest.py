@@ -29,6 +29,8 @@ _FETCH = 512  # windows at least: PQ puts them in nearly the right order
 _TIMES = 6  # windows fetched for each content that is asked for, at first
 _MOST = 16_384  # windows fetched at a time at most
 _ROUNDS = 12
+_FEW = 4096  # windows of all that is allowed, which are fetched without the index
+_AT_ONCE = 4096  # windows that are asked for by their places
 
 
 class _Windows(NamedTuple):
@@ -51,6 +53,7 @@ class StoredVectors:
         self._table, self._snapshot = table, snapshot
         self._order = np.argsort(hashes)
         self._sorted = hashes[self._order]
+        self._some: np.ndarray | None = None
 
     def at(self, recordings: Recordings, rows: np.ndarray) -> np.ndarray:
         """As `Recordings.vectors_at`."""
@@ -63,29 +66,71 @@ class StoredVectors:
             raise self._damaged()
         return found.vectors[[place[int(row)] for row in rows]]
 
-    def near(self, recordings: Recordings, query: np.ndarray, depth: int, unwanted: np.ndarray | None = None) -> Part:
+    def some(self, recordings: Recordings, count: int) -> np.ndarray:
+        """As `VectorStore.some`; fetched once."""
+        if self._some is None or len(self._some) < min(count, len(recordings.spans)):
+            rows = np.unique(np.linspace(0, len(recordings.spans) - 1, count).astype(np.int64))
+            self._some = self.at(recordings, rows)
+        return self._some
+
+    def near(
+        self,
+        recordings: Recordings,
+        query: np.ndarray,
+        depth: int,
+        unwanted: np.ndarray | None = None,
+        *,
+        allowed: np.ndarray | None = None,
+        besides: np.ndarray | None = None,
+    ) -> Part:
         """The `depth` contents nearest to a query, or more, each with its best window and perhaps others.
 
         Nearest by cosine - max(0, cosine to `unwanted`), whereas the index knows cosines alone: what it has not fetched can
         have no higher cosine than the lowest that it has, and so no higher score.
 
+        Args:
+            allowed: (C,) which contents are looked at; None for all. Where they are few, all of their windows are fetched.
+            besides: numbers of contents that are to be among them wherever they lie, with all their windows.
+
         Raises:
             Damaged: what was fetched does not fit its checksum.
         """
-        depth = min(depth, len(recordings.hashes))
-        windows = self._fetched(recordings, query, depth, unwanted)
+        depth = min(depth, len(recordings.hashes) if allowed is None else int(allowed.sum()))
+        windows: _Windows | None = _Windows(np.zeros(0, np.int64), np.zeros((0, len(query)), np.float32))
+        if allowed is not None and np.diff(recordings.offsets)[allowed].sum() <= _FEW:
+            windows = self._whole(recordings, np.flatnonzero(allowed), len(query))
+        elif depth:
+            windows = self._fetched(recordings, query, depth, unwanted, allowed)
         if windows is None:
-            windows = self._scanned(recordings, query, depth, unwanted)
+            windows = self._scanned(recordings, query, depth, unwanted, allowed)
+        if besides is not None and len(besides):
+            there = np.unique(np.searchsorted(recordings.offsets, windows.rows, "right") - 1)
+            more = self._whole(recordings, np.setdiff1d(besides, there), len(query))
+            windows = _Windows(*(np.concatenate(pair) for pair in zip(windows, more, strict=True)))
         contents = np.searchsorted(recordings.offsets, windows.rows, "right") - 1
         return _part(recordings, windows, contents)
 
-    def _fetched(self, recordings: Recordings, query: np.ndarray, depth: int, unwanted: np.ndarray | None) -> _Windows | None:
+    def _whole(self, recordings: Recordings, contents: np.ndarray, dim: int) -> _Windows:
+        """All windows of some contents, with vectors of `dim` values."""
+        ranges = (np.arange(*recordings.offsets[content : content + 2]) for content in contents)
+        rows = np.concatenate([np.zeros(0, np.int64), *ranges])
+        parts = [self.at(recordings, rows[first : first + _AT_ONCE]) for first in range(0, len(rows), _AT_ONCE)]
+        return _Windows(rows, np.concatenate(parts) if parts else np.zeros((0, dim), np.float32))
+
+    def _fetched(
+        self,
+        recordings: Recordings,
+        query: np.ndarray,
+        depth: int,
+        unwanted: np.ndarray | None,
+        allowed: np.ndarray | None = None,
+    ) -> _Windows | None:
         """Windows with the best of the `depth` nearest contents among them; None where they do not settle which these are."""
         count, seen = max(_FETCH, _TIMES * depth), set[str]()
         rows, vectors = [np.zeros(0, np.int64)], [np.zeros((0, len(query)), np.float32)]
         for _ in range(_ROUNDS):
             table = self._table.nearest(query, count, seen)
-            found = self._checked(recordings, table)
+            found = _only(recordings, self._checked(recordings, table), allowed)
             rows.append(found.rows)
             vectors.append(found.vectors)
             windows = _Windows(np.concatenate(rows), np.concatenate(vectors))
@@ -95,6 +140,8 @@ class StoredVectors:
             if unwanted is None:
                 if len(np.unique(contents)) >= depth:
                     return windows
+                if count >= _MOST and allowed is not None:
+                    return None
                 if count >= _MOST:  # many windows of few contents, whose best windows are known: the next are those of others
                     seen.update(table["hash"].to_pylist())
                     continue
@@ -110,12 +157,19 @@ class StoredVectors:
             count = min(4 * count, _MOST)
         return None
 
-    def _scanned(self, recordings: Recordings, query: np.ndarray, depth: int, unwanted: np.ndarray | None) -> _Windows:
+    def _scanned(
+        self,
+        recordings: Recordings,
+        query: np.ndarray,
+        depth: int,
+        unwanted: np.ndarray | None,
+        allowed: np.ndarray | None = None,
+    ) -> _Windows:
         """The best window of each of the `depth` nearest contents, found without the index."""
         best = np.full(len(recordings.hashes), -np.inf, np.float32)
         rows = np.zeros(len(recordings.hashes), np.int64)
         for batch in self._table.scan():
-            found = self._checked(recordings, batch)
+            found = _only(recordings, self._checked(recordings, batch), allowed)
             scores = _scores(found.vectors, query, unwanted)
             contents = np.searchsorted(recordings.offsets, found.rows, "right") - 1
             order = np.lexsort((found.rows, -scores))  # the earlier of equal windows
@@ -166,7 +220,15 @@ def _part(recordings: Recordings, windows: _Windows, contents: np.ndarray) -> Pa
         recordings.hashes[numbers],
         among=len(recordings.hashes),
     )
-    return Part(part, rows)
+    return Part(part, rows, files)
+
+
+def _only(recordings: Recordings, windows: _Windows, allowed: np.ndarray | None) -> _Windows:
+    """The windows of the contents that are allowed."""
+    if allowed is None:
+        return windows
+    own = allowed[np.searchsorted(recordings.offsets, windows.rows, "right") - 1]
+    return _Windows(windows.rows[own], windows.vectors[own])
 
 
 def _rows(recordings: Recordings, contents: Iterable[int], starts: Iterable[float]) -> Iterator[int]:

@@ -20,7 +20,9 @@ from ..core.windows import best_windows, mean_direction, spans
 from ..errors import UsageError
 from ..model import sampling_of
 from .index import Recordings
+from .notes import FileFacts
 from .reading import Reading, read_queries
+from .selection import EVERYTHING, By, Selection, best_of_contents, spread
 from .stopwatch import stage
 
 if TYPE_CHECKING:
@@ -38,7 +40,10 @@ PLAINLY = 0.07  # strangeness from which on it tells by itself, without the cosi
 class Hit:
     """One found file: `path` below the searched folder, and the window in it that fits best, in seconds.
 
-    `score` is the probability that the file matches, or, of a model without calibration, cosine + weight * x0_hat.
+    `score` is the probability that the file matches, or, of a model without calibration, cosine + weight * x0_hat; of a search by
+    name alone, the share of the query's words that name and metadata have. `by`: `sound`, where only the sound counted, or the
+    name has no word of the query; `name`, where the sound alone would not have brought it into the list; else `both`. `facts`
+    are known of files of an index.
     """
 
     rank: int
@@ -46,6 +51,8 @@ class Hit:
     start: float
     end: float
     score: float
+    by: By = "sound"
+    facts: FileFacts | None = None
 
 
 Verdict = Literal["found", "absent", "unknown", "negated"]
@@ -62,6 +69,8 @@ class Found:
         verdict: `found`; `absent`, where `present` is below what the calibration states; `unknown`, where that is so and no sound
             by the query's name was learned; `negated`, where the query names what is not wanted; None where nothing is judged.
         reading: what is known of the query, where it is a text.
+        filters: those of the query, as they were written.
+        fitting: how many files fit these; None without filters.
     """
 
     hits: list[Hit]
@@ -69,6 +78,8 @@ class Found:
     calibrated: bool = False
     verdict: Verdict | None = None
     reading: Reading | None = None
+    filters: tuple[str, ...] = ()
+    fitting: int | None = None
 
     @property
     def certain(self) -> bool:
@@ -79,17 +90,24 @@ class Found:
     def remark(self) -> str | None:
         """What is to be said of the query or of what was found, for people; None where there is nothing to say."""
         reading = self.reading
+        if self.fitting == 0:
+            return f"no file here fits {' '.join(self.filters)}."
         if reading is None or self.verdict in (None, "found", "absent"):
-            return "nothing here sounds like that." if self.verdict == "absent" else None
+            return f"nothing here sounds like that{self._called}." if self.verdict == "absent" else None
         if self.verdict == "negated" and reading.negation:
             return (
                 "the model looks for what a text names, also where the text says not. Say what you want, and apart from it what "
                 f"you do not: {reading.negation.remedy}"
             )
-        told = f"no sound by that name was learned; nearest: {reading.nearest}."
+        told = f"no sound by that name was learned; nearest: {reading.nearest}{self._called}."
         if reading.respelt:
             told += f' Did you mean "{reading.respelt}"?'
         return told + (" The model understands English alone." if reading.foreign else "")
+
+    @property
+    def _called(self) -> str:
+        named = sum(hit.by != "sound" for hit in self.hits)
+        return f"; {named} of these {'is' if named == 1 else 'are'} called so" if named else ""
 
 
 @stage("embed")
@@ -132,6 +150,7 @@ def search(
     unwanted: np.ndarray | None = None,
     refine: bool = True,
     readings: Sequence[Reading] | None = None,
+    selections: Sequence[Selection] | None = None,
     top: int = 10,
     min_score: float | None = None,
 ) -> list[Found]:
@@ -153,6 +172,10 @@ def search(
     Where the vectors stay in the tables (`Recordings.store`), all this is done over the contents that an approximate index finds
     nearest to the query, as many as the other stages look at, with their exact cosines.
 
+    With a selection, files that it leaves out are not looked at, in any stage. Where names count, what a name adds is added to
+    what its file is ranked by (`selection`); the score stays that of the sound. All that the sound alone would find is ranked,
+    and beside it the files whose names bring them that far; `present` speaks of the sound alone.
+
     A hit's probability is never above `present`: that any file matches is at least as probable as that this one does.
 
     Args:
@@ -165,6 +188,7 @@ def search(
             are sounds there is none.
         readings: of the queries, where they are texts (`read_queries`). Without them a calibration that goes by what is known of
             a query is left aside, and scores are no probabilities.
+        selections: for each query, which files may be found, and what their names add; None for all, by sound.
         top: hits a query at most.
         min_score: leave out hits that score less.
 
@@ -187,18 +211,17 @@ def search(
     deep = max(depth(reranker, sampling, top), sampling.shortlist or 0 if judges else 0)
     if recordings.store:
         how: dict[str, Any] = {"unwanted": unwanted, "refine": refine, "top": top, "min_score": min_score}
-        return [
-            search(
-                retriever,
-                recordings.store.near(recordings, query, deep, unwanted).recordings,
-                query[None],
-                sampling,
-                tokens=None if tokens is None else tokens.take(np.array([number])),
-                readings=readings and readings[number : number + 1],
-                **how,
-            )[0]
-            for number, query in enumerate(queries)
-        ]
+        results = []
+        for number, query in enumerate(queries):
+            part, selection = _part_for(recordings, query, deep, unwanted, selections[number] if selections else EVERYTHING)
+            own_tokens = None if tokens is None else tokens.take(np.array([number]))
+            own: dict[str, Any] = {
+                "tokens": own_tokens,
+                "readings": readings and readings[number : number + 1],
+                "selections": [selection],
+            }
+            results += search(retriever, part, query[None], sampling, **own, **how)
+        return results
     penalty = np.zeros(len(recordings.vectors), np.float32)
     with stage("cosine"):
         cosine = recordings.vectors @ queries.T.astype(np.float32)  # (W, Q)
@@ -206,8 +229,17 @@ def search(
             penalty = np.maximum(0, recordings.vectors @ unwanted.astype(np.float32))
     results = []
     for number, (query, of_window, reading) in enumerate(zip(queries, cosine.T, of_queries, strict=True)):
+        selection = selections[number] if selections else EVERYTHING
+        allowed, bonus = selection.contents(recordings), selection.bonus(recordings, query)
+        if allowed is not None and not allowed.any():
+            results.append(Found([], None, calibrated=bool(probability), reading=reading))
+            continue
         with stage("cosine"):
-            order, windows = best_windows(of_window - penalty, recordings.offsets, deep)
+            ranked = of_window - penalty
+            order, windows = _best(recordings, ranked, deep, allowed)
+            if bonus is not None and (reranker is None or reranker.fuses):
+                named = best_of_contents(recordings, bonus, selection.files)
+                order, windows = _with_named(recordings, ranked, named, top, allowed, order, windows)
         scores, present = of_window[windows].astype(np.float64), None
         near = slice(sampling.shortlist)
         x0_hat = None
@@ -231,14 +263,71 @@ def search(
             present = None  # which tells of the query as it is written
         if probability and present is not None:
             scores = np.minimum(scores, present)
+        files = _files(recordings, ranked_by, order, top, selection.files, bonus)
+        by_sound = (
+            {file for file, _ in _files(recordings, ranked_by, order, top, selection.files)} if bonus is not None else set()
+        )
+        by_name = selection.by == "name" and selection.names is not None
         hits: list[Hit] = []
-        for file, i in _files(recordings, ranked_by, order, top):
-            if min_score is None or scores[i] >= min_score:
+        for file, i in files:
+            score = float(selection.names[file] if by_name and selection.names is not None else scores[i])
+            if min_score is None or score >= min_score:
                 start, end = recordings.spans[windows[i]].tolist()
-                hits.append(Hit(len(hits) + 1, recordings.paths[file], start, end, float(scores[i])))
+                by = _by(selection, file, file in by_sound)
+                hits.append(Hit(len(hits) + 1, recordings.paths[file], start, end, score, by))
+        if by_name:
+            results.append(Found(hits, None, reading=reading))
+            continue
         verdict = _verdict(reading, present, calibration.told_below if calibration else 0.0)
         results.append(Found(hits, present, calibrated=bool(probability), verdict=verdict, reading=reading))
     return results
+
+
+def _by(selection: Selection, file: int, by_sound: bool) -> By:
+    """What a file was found by. `by_sound`: whether its sound alone would have brought it into the list."""
+    if selection.names is None or not selection.names[file]:
+        return "sound"
+    return "both" if by_sound and selection.by == "both" else "name"
+
+
+def _part_for(
+    recordings: Recordings, query: np.ndarray, deep: int, unwanted: np.ndarray | None, selection: Selection
+) -> tuple[Recordings, Selection]:
+    """What is fetched of vectors that stay in the tables, for a query and its selection, and the selection among that."""
+    assert recordings.store is not None
+    besides = unit = None
+    if selection.names is not None:
+        unit = spread(recordings, query)
+        called = np.where(True if selection.files is None else selection.files, selection.names, 0)
+        besides = np.unique(recordings.content[first(called, np.arange(len(called)), deep)])
+        besides = besides[best_of_contents(recordings, called, None)[besides] > 0]
+    part = recordings.store.near(recordings, query, deep, unwanted, allowed=selection.contents(recordings), besides=besides)
+    return part.recordings, selection.among(part.files, unit)
+
+
+def _best(recordings: Recordings, ranked: np.ndarray, depth: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """`best_windows` among the contents that are allowed, by the scores (W,) of all windows."""
+    if allowed is None:
+        return best_windows(ranked, recordings.offsets, depth)
+    shown = np.where(np.repeat(allowed, np.diff(recordings.offsets)), ranked, -np.inf)
+    order, windows = best_windows(shown, recordings.offsets, min(depth, int(allowed.sum())))
+    return order, windows
+
+
+def _with_named(
+    recordings: Recordings,
+    ranked: np.ndarray,
+    named: np.ndarray,
+    top: int,
+    allowed: np.ndarray | None,
+    order: np.ndarray,
+    windows: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Contents and their best windows, with those behind them that what their names add, (C,), brings among the first `top`."""
+    lifted = ranked + np.repeat(named, np.diff(recordings.offsets))
+    other, other_windows = _best(recordings, lifted, top, allowed)
+    new = ~np.isin(other, order)
+    return np.concatenate([order, other[new]]), np.concatenate([windows, other_windows[new]])
 
 
 def _verdict(reading: Reading | None, present: float | None, told_below: float) -> Verdict | None:
@@ -268,10 +357,26 @@ def search_texts(
     return search(retriever, recordings, queries, sampling, **how)
 
 
-def _files(recordings: Recordings, ranked_by: np.ndarray, order: np.ndarray, top: int) -> list[tuple[int, int]]:
-    """The `top` best files, best first, of equal ones the earlier path, each with the place of its content in `order`."""
-    best = first(ranked_by, order, top)
-    files = [(-float(ranked_by[i]), int(file), i) for i in best for file in recordings.files_of(order[i])]
+def _files(
+    recordings: Recordings,
+    ranked_by: np.ndarray,
+    order: np.ndarray,
+    top: int,
+    allowed: np.ndarray | None = None,
+    bonus: np.ndarray | None = None,
+) -> list[tuple[int, int]]:
+    """The `top` best files, best first, of equal ones the earlier path, each with the place of its content in `order`.
+
+    Args:
+        allowed, bonus: (F,) which may be found, and what is added to what the content of each is ranked by.
+    """
+    lifted = ranked_by if bonus is None else ranked_by + best_of_contents(recordings, bonus, allowed)[order]
+    files = [
+        (-float(ranked_by[i] + (0 if bonus is None else bonus[file])), int(file), i)
+        for i in first(lifted, order, top)
+        for file in recordings.files_of(order[i])
+        if allowed is None or allowed[file]
+    ]
     return [(file, i) for _, file, i in sorted(files)[:top]]
 
 

@@ -21,10 +21,12 @@ import numpy as np
 from ..data.audio import Samples
 from ..errors import DiffATRError
 from ..progress import Progress, silent
+from .asking import ask_sound, ask_texts, check_by, read_words
 from .index import FolderIndex, IndexReport, Recordings
 from .priority_lock import PriorityLock
 from .report import Skipped
-from .search import Found, check_texts, embed_sound, embed_texts, search, search_texts, token_states
+from .search import Found, check_texts, embed_sound, embed_texts, token_states
+from .selection import By
 from .snapshot import packed_paths
 from .together import Together
 from .trajectory import Trajectory, trajectory
@@ -92,6 +94,7 @@ class _Asked(NamedTuple):
     text: str
     top: int
     unwanted: str | None
+    by: By
 
 
 class _Stopped(Exception):
@@ -152,29 +155,33 @@ class SearchSession:
         state = self._state
         return state.version, state.since
 
-    def by_text(self, text: str, top: int, unwanted: str | None = None) -> Found:
-        """The best files for a text, that do not sound like another one. Raises UsageError for one without a letter or digit.
+    def by_text(self, text: str, top: int, unwanted: str | None = None, by: By = "both") -> Found:
+        """The best files for a text, which may hold filters (`filters`), that do not sound like another one.
+
+        Raises UsageError for one without a letter or digit, or with a filter that makes no sense.
 
         Who asks while others are answered is answered together with all who wait.
         """
-        check_texts([text] if unwanted is None else [text, unwanted])
-        return self._by_texts(_Asked(text, top, unwanted))
+        check_by(by)
+        words = read_words(text).words
+        check_texts([words] if unwanted is None else [words, unwanted])
+        return self._by_texts(_Asked(text, top, unwanted, by))
 
     def _answer_texts(self, asked: Sequence[_Asked]) -> list[Found]:
         recordings = self._state.recordings
         found: dict[_Asked, Found] = {}
-        for top, unwanted in dict.fromkeys((each.top, each.unwanted) for each in asked):
-            texts = list(dict.fromkeys(each.text for each in asked if each[1:] == (top, unwanted)))
+        for top, unwanted, by in dict.fromkeys((each.top, each.unwanted, each.by) for each in asked):
+            texts = list(dict.fromkeys(each.text for each in asked if each[1:] == (top, unwanted, by)))
             against = None if unwanted is None else embed_texts(self.model, [unwanted])[0]
-            of_texts = search_texts(self.model, recordings, texts, self._sampling, unwanted=against, top=top)
-            found |= {_Asked(text, top, unwanted): each for text, each in zip(texts, of_texts, strict=True)}
+            of_texts = ask_texts(self.model, recordings, texts, self._sampling, by=by, unwanted=against, top=top)
+            found |= {_Asked(text, top, unwanted, by): each for text, each in zip(texts, of_texts, strict=True)}
         return [found[each] for each in asked]
 
     def by_sound(self, waveform: Samples, top: int) -> Found:
         """The best files for a sound, mono at the rate of the model's windowing, not empty."""
         with self._lock.take():
-            query = embed_sound(self.model, waveform)[None]
-            return search(self.model, self._state.recordings, query, self._sampling, refine=False, top=top)[0]
+            query = embed_sound(self.model, waveform)
+            return ask_sound(self.model, self._state.recordings, query, self._sampling, top=top)
 
     def like(self, key: str, start: float, top: int) -> Found:
         """The best other files for the window of a clip that begins nearest to `start` seconds. Raises NotServed."""
@@ -184,16 +191,17 @@ class SearchSession:
         rows = recordings.rows_of(file)
         row = rows.start + int(np.abs(recordings.spans[rows, 0] - start).argmin())
         with self._lock.take():
-            query = recordings.vectors_at(np.array([row]))
-            found = search(self.model, recordings, query, self._sampling, refine=False, top=top + 1)[0]
+            query = recordings.vectors_at(np.array([row]))[0]
+            found = ask_sound(self.model, recordings, query, self._sampling, top=top + 1)
         others = [hit for hit in found.hits if hit.path != recordings.paths[file]][:top]
         return replace(found, hits=[replace(hit, rank=rank) for rank, hit in enumerate(others, 1)])
 
     def trajectory(self, text: str) -> Trajectory:
         """How the answer to a text comes out of noise. Raises UsageError for a text without words, or without a denoiser."""
         with self._lock.take():
-            query = embed_texts(self.model, [text])[0]
-            return trajectory(self.model, self._state.recordings, query, self._sampling, token_states(self.model, [text]))
+            words = read_words(text).words
+            query = embed_texts(self.model, [words])[0]
+            return trajectory(self.model, self._state.recordings, query, self._sampling, token_states(self.model, [words]))
 
     def seconds(self, path: str) -> float:
         """How long a found file is: where its last window ends; 0 for one that the index has forgotten meanwhile."""
@@ -347,7 +355,8 @@ def nothing_yet() -> IndexState:
 
 def _version(recordings: Recordings) -> str:
     content = hashlib.blake2b(packed_paths(recordings.paths), digest_size=8)
-    for array in (recordings.content, recordings.offsets, recordings.spans, recordings.vectors, recordings.sums):
+    noted = recordings.notes.arrays().values() if recordings.notes else ()
+    for array in (recordings.content, recordings.offsets, recordings.spans, recordings.vectors, recordings.sums, *noted):
         content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return content.hexdigest()
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..errors import DiffATRError
 from ..files import replacing
+from .notes import ARRAYS, Notes
 from .report import IndexReport
 from .scan import fingerprint
 
@@ -48,6 +49,7 @@ class Recordings:
         sums: (W,) uint32, `contents.vector_sums`, where the vectors stay in the tables; else (0,).
         store: gives vectors where they stay in the tables.
         among: how many contents there are in the whole of which these are a part; None where these are all.
+        notes: what is known of the files beside their sound; None where nothing was noted.
     """
 
     paths: list[str]
@@ -60,6 +62,7 @@ class Recordings:
     sums: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint32))
     store: VectorStore | None = None
     among: int | None = None
+    notes: Notes | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -77,6 +80,11 @@ class Recordings:
     def vectors_at(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of some windows, (n, D) float32. Raises Damaged."""
         return self.vectors[rows] if self.store is None else self.store.at(self, rows)
+
+    @cached_property
+    def number_of(self) -> dict[str, int]:
+        """The numbers of the files by their paths."""
+        return {path: number for number, path in enumerate(self.paths)}
 
     @cached_property
     def _by_content(self) -> tuple[np.ndarray, np.ndarray]:
@@ -101,15 +109,28 @@ class VectorStore(Protocol):
     def at(self, recordings: Recordings, rows: np.ndarray) -> np.ndarray:
         """As `Recordings.vectors_at`."""
 
-    def near(self, recordings: Recordings, query: np.ndarray, depth: int, unwanted: np.ndarray | None = None) -> Part:
-        """The `depth` contents nearest to a query."""
+    def near(
+        self,
+        recordings: Recordings,
+        query: np.ndarray,
+        depth: int,
+        unwanted: np.ndarray | None = None,
+        *,
+        allowed: np.ndarray | None = None,
+        besides: np.ndarray | None = None,
+    ) -> Part:
+        """The `depth` contents nearest to a query, of those that are `allowed`, (C,) bool, and the contents `besides`."""
+
+    def some(self, recordings: Recordings, count: int) -> np.ndarray:
+        """The vectors of `count` windows from all over the corpus, (n, D); fewer if there are no more."""
 
 
 class Part(NamedTuple):
-    """Some contents of many, with some of their windows: which `rows` these are in the whole."""
+    """Some contents of many, with some of their windows: which `rows` these are in the whole, and which `files`."""
 
     recordings: Recordings
     rows: np.ndarray
+    files: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -142,6 +163,7 @@ class Snapshot:
             vectors.astype(np.float32),
             hashes=arrays.get("hashes", np.zeros(0, "S32")),
             sums=arrays.get("sums", np.zeros(0, np.uint32)),
+            notes=Notes.of_arrays(arrays) if arrays.keys() >= set(ARRAYS) else None,
         )
 
 
@@ -163,7 +185,7 @@ def read_snapshot(path: Path, tables: str | None) -> Snapshot | None:
     try:
         with zipfile.ZipFile(path) as file:
             facts = json.loads(_array(file, "facts").tobytes())
-            if facts["tables"] != tables:
+            if tables is None or facts["tables"] != tables:
                 return None
             arrays = {name: _array(file, name) for name in facts["arrays"]}
             return Snapshot(facts["folder"], IndexReport.from_json(facts["report"]), arrays)
@@ -191,9 +213,10 @@ def write_snapshot(path: Path, tables: str | None, folder: str | None, report: I
         "vectors": recordings.vectors.astype(np.float16),  # as they are in the tables: exact
     }
     arrays |= {name: value for name in _SOMETIMES if len(value := getattr(recordings, name))}
+    arrays |= recordings.notes.arrays() if recordings.notes else {}
     facts = {"folder": folder, "tables": tables, "report": asdict(report), "arrays": list(arrays)}
     # Left by an update that was killed, or by a version of the package that wrote others.
-    for kind in (".snapshot-*.tmp", ".files-*.tmp", ".windows-*.tmp", "snapshot-v1*"):
+    for kind in (".snapshot-*.tmp", ".files-*.tmp", ".windows-*.tmp", "snapshot-v1*", "snapshot-v2*"):
         for left in path.parent.glob(kind):
             left.unlink(missing_ok=True)
     with (

@@ -69,7 +69,7 @@ def trajectory(
         return Trajectory([], np.zeros(0, np.int64), [], np.zeros((0, 0), np.float32), np.zeros((0, 0), np.float32))
     rows = np.arange(len(recordings.spans))
     if recordings.store:
-        recordings, rows = recordings.store.near(recordings, query, sampling.shortlist or len(recordings))
+        recordings, rows, _ = recordings.store.near(recordings, query, sampling.shortlist or len(recordings))
     cosine = recordings.vectors @ query.astype(np.float32)  # (W,)
     order, windows = best_windows(cosine, recordings.offsets, sampling.shortlist or len(recordings))
     levels: list[int] = []

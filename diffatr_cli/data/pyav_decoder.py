@@ -20,7 +20,7 @@ _ALLOWED = (
     "ircam,sox,nistsphere,spdif,sds"
 )
 """Kinds of file that may be opened. Others open further files or addresses that a file names, such as playlists."""
-_OPTIONS = {"format_whitelist": _ALLOWED, "protocol_whitelist": "file"}
+SAFELY = {"format_whitelist": _ALLOWED, "protocol_whitelist": "file"}
 _STATED = frozenset(
     ("mov,mp4,m4a,3gp,3g2,mj2", "asf", "avi", "wav", "w64", "caf", "aiff", "wv", "tta", "ape", "tak", "dsf", "flac")
 )
@@ -58,7 +58,7 @@ class PyAVDecoder:
 
         self._source.seek(0)
         try:
-            self._container: Any = av.open(self._source, options=dict(_OPTIONS), metadata_errors="replace")
+            self._container: Any = av.open(self._source, options=dict(SAFELY), metadata_errors="replace")
         except av.error.FFmpegError as error:
             self._source.close()
             self._reraise(error)

@@ -62,7 +62,8 @@ def found_response(session: SearchSession, found: Found, began: float, note: str
             "suggestion": found.reading and found.reading.respelt,
             "negation": negation and {"wanted": negation.wanted, "unwanted": negation.unwanted},
             "note": note,
-            "files": session.status.files,
+            "filters": list(found.filters),
+            "files": session.status.files if found.fitting is None else found.fitting,
             "seconds": round(time.perf_counter() - began, 4),
         }
     )
@@ -81,6 +82,8 @@ def _hit(session: SearchSession, hit: Hit) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "view": [round(second, 3) for second in view(hit.start, hit.end, seconds)],
         "score": round(hit.score, 4),
+        "by": hit.by,
+        "facts": hit.facts and hit.facts._asdict(),
         "type": media_type(hit.path),
     }
 

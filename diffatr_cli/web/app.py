@@ -12,6 +12,7 @@ import numpy as np
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import Response
 
+from ..corpus.selection import By
 from ..corpus.session import SearchSession
 from .answers import found_response, json_response, media_type, trajectory_response
 from .excerpts import Pictures, as_wav
@@ -90,9 +91,9 @@ def make_app(
         return state()
 
     @app.get("/api/search")
-    def by_text(q: _Text, top: _Top = TOP, unwanted: _Unwanted = None) -> Response:
+    def by_text(q: _Text, top: _Top = TOP, unwanted: _Unwanted = None, by: By = "both") -> Response:
         began = time.perf_counter()
-        return found_response(session, metrics.timed(lambda: session.by_text(q, top, unwanted)), began)
+        return found_response(session, metrics.timed(lambda: session.by_text(q, top, unwanted, by)), began)
 
     @app.get("/api/like/{key}")
     def like(key: str, start: _Second = 0.0, top: _Top = TOP) -> Response:

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..corpus.filters import FilterError
 from ..corpus.session import NotServed
 from ..data.audio import AudioError
 from ..errors import DiffATRError
@@ -34,6 +35,8 @@ def answer_failures(
             status = 413
         elif isinstance(error, AudioError):
             status = 422
+        elif isinstance(error, FilterError):
+            return json_response({"error": error.plain, "at": error.at}, status)
         return json_response({"error": str(error)}, status)
 
     @app.exception_handler(RequestValidationError)
