@@ -1,0 +1,77 @@
+/* hands */
+
+$("ask").addEventListener("submit", event => {
+  event.preventDefault();
+  const text = input.value.trim();
+  if (text) ask({text});
+});
+$("more").addEventListener("click", () => ask(asked, {top: Math.min(100, top_ + 10), push: false}));
+$("refresh").addEventListener("click", refresh);
+$("near").addEventListener("click", () => { const first = likely; unfold(); choose(first); });
+$("skipped").addEventListener("click", async () => {
+  try {
+    const answer = await get("/api/skipped");
+    $("reasons").replaceChildren(...answer.skipped.map(each => make("li", {}, make("bdi", {}, each.path), make("p", {}, each.reason))));
+    $("unread").showModal();
+  } catch (error) { trouble(error.message); }
+});
+$("unread-close").addEventListener("click", () => $("unread").close());
+$("unread").addEventListener("click", event => { if (event.target === $("unread")) $("unread").close(); });
+$("help").addEventListener("click", () => $("keys").showModal());
+$("close").addEventListener("click", () => $("keys").close());
+$("keys").addEventListener("click", event => { if (event.target === $("keys")) $("keys").close(); });
+$("file").addEventListener("change", () => {
+  const file = $("file").files[0];
+  if (file) ask({file, name: file.name});
+  $("file").value = "";
+});
+
+let depth = 0;
+const holdsFiles = event => [...(event.dataTransfer?.types || [])].includes("Files");
+addEventListener("dragenter", event => { if (holdsFiles(event)) { event.preventDefault(); depth++; $("drop").hidden = false; } });
+addEventListener("dragover", event => { if (holdsFiles(event)) event.preventDefault(); });
+addEventListener("dragleave", event => { if (holdsFiles(event) && --depth <= 0) { depth = 0; $("drop").hidden = true; } });
+addEventListener("drop", event => {
+  if (!holdsFiles(event)) return;
+  event.preventDefault();
+  depth = 0;
+  $("drop").hidden = true;
+  const file = event.dataTransfer.files[0];
+  if (file) ask({file, name: file.name});
+});
+
+addEventListener("keydown", event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || $("keys").open || $("unread").open) return;
+  const target = event.target, key = event.key, control = target.closest?.("button, summary, input, a, label");
+  const act = (does, ...args) => { event.preventDefault(); does(...args); };
+  if (target === input) {
+    if (key === "ArrowDown" && hits.length) act(choose, Math.max(0, chosen));
+    else if (key === "Escape") act(() => { if (hits.length) choose(Math.max(0, chosen)); else input.blur(); });
+    return;
+  }
+  if (key === "/") return act(() => { input.focus(); input.select(); });
+  if (key === "?") return act(() => $("keys").showModal());
+  if (key === "r") return act(refresh);
+  if (key === "u") return act(() => $("file").click());
+  if (key === "Escape") { audio.pause(); return; }
+  if (key === "d" && !$("way").hidden) return act(() => { if (!$("way").open || !way) $("way").open = true; else if (running) stopWay(); else runWay(); });
+  if (key === "s" && hits.length) return act(faster);
+  if (key === "l" && hits.length) return act(loop);
+  if (key === "v" && hits.length) return act(level);
+  if (!hits.length || target === $("scrub")) return;
+  const here = Math.max(0, chosen);
+  if (key === "j" || key === "ArrowDown") act(choose, chosen + 1);
+  else if (key === "k" || (key === "ArrowUp" && chosen > 0)) act(choose, chosen - 1);
+  else if (key === "ArrowUp") act(() => input.focus());
+  else if (key === "Home") act(choose, 0);
+  else if (key === "End") act(choose, hits.length - 1);
+  else if (key === "m") act(like, here);
+  else if (key === "c") act(copy, here);
+  else if ((key === "ArrowLeft" || key === "ArrowRight") && sounding) act(() => { audio.currentTime = Math.max(0, audio.currentTime + (key === "ArrowLeft" ? -2 : 2)); });
+  else if ((key === "Enter" || key === " ") && !control) act(toggle, here);
+});
+
+addEventListener("popstate", recall);
+if (new URLSearchParams(location.search).has("token")) history.replaceState(null, "", "/");  // the cookie has it now
+input.focus();
+look().then(() => { if (!asked && location.search) recall(); });  // unless somebody was quicker
