@@ -37,6 +37,7 @@ class Piece:
         file: where it is.
         start, end: seconds; `end` is None where the whole file is meant.
         query, rank, score: by which it was found.
+        why_not: why it cannot be taken out, where that is known before.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Piece:
     query: str = ""
     rank: int | None = None
     score: float | None = None
+    why_not: str | None = None
 
 
 @dataclass
@@ -103,6 +105,9 @@ def exporting(
     for piece in pieces:
         cuts = cut and piece.end is not None
         key = (piece.file, piece.start, piece.end) if cuts else (piece.file, 0.0, None)
+        if piece.why_not is not None:
+            outcome.skipped.append(Skipped(piece.path, piece.why_not))
+            continue
         if key in failed:
             continue
         if key not in names:

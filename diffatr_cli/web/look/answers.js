@@ -17,6 +17,8 @@ function welcome() {
 
 function clear() {
   hits = []; chosen = -1;
+  list.hidden = true;
+  selectNone();
   list.replaceChildren();
   fold(Infinity);
   $("more").hidden = true;
@@ -29,13 +31,21 @@ function clear() {
 function show(answer, question) {
   seen.disconnect();
   hits = answer.hits;
+  list.hidden = !hits.length;
   chosen = -1;
-  const weak = !answer.certain;
+  const weak = !(answer.certain || question.collection);
   $("columns").classList.toggle("weak", weak);
-  list.replaceChildren(...hits.map((hit, i) => row(hit, i, answer.calibrated, weak)));
-  $("more").dataset.none = hits.length < top_ || hits.length >= answer.files - (question.key ? 1 : 0) || top_ >= 100;
-  fold(top_ > 10 ? Infinity : weak ? 0 : answer.calibrated ? hits.filter((hit, i) => !i || hit.score >= Math.min(.5, hits[0].score / 2)).length : Infinity);
+  list.replaceChildren(...hits.map((hit, i) => row(hit, i, answer.calibrated, weak || Boolean(question.collection))));
+  keepSelection(top_ > first(question));
+  $("more").dataset.none = question.collection ? hits.length >= answer.all : hits.length < top_ || hits.length >= answer.files - (question.key ? 1 : 0) || top_ >= 100;
+  fold(top_ > first(question) ? Infinity : weak ? 0 : answer.calibrated ? hits.filter((hit, i) => !i || hit.score >= Math.min(.5, hits[0].score / 2)).length : Infinity);
   const title = question.key ? ["More like ", make("em", {}, make("bdi", {}, question.name))] : question.file ? ["What sounds like ", make("em", {}, make("bdi", {}, question.name))] : null;
+  if (question.collection) {
+    tellCollection(answer);
+    say(count(answer.all, "sound"));
+    for (const element of list.querySelectorAll(".hit")) seen.observe(element);
+    return;
+  }
   if (!hits.length) {
     if (state.indexing && !answer.files) verdict(["Nothing is known yet."], "The recordings are being listened to; the answer comes as soon as the first are known.");
     else verdict(title || ["Nothing was found."], answer.files > 1 ? "No recording could be compared with it." : "There is no other recording in the folder.");
@@ -96,6 +106,7 @@ function row(hit, i, calibrated, weak) {
   const percent = hit.score < .01 ? "< 1" : hit.score > .99 ? "> 99" : Math.round(hit.score * 100);
   const score = weak ? "" : calibrated ? `${percent} %` : hit.score.toFixed(3);
   const sound = make("div", {class: "sound", onclick: event => {
+    if (event.shiftKey || event.ctrlKey || event.metaKey) return;
     const box = sound.getBoundingClientRect();
     play(i, from + (event.clientX - box.left) / box.width * (to - from));
   }});
@@ -112,7 +123,7 @@ function row(hit, i, calibrated, weak) {
   const meta = make("p", {class: "meta number", id: `meta-${i}`});
   if (hit.folder) meta.append(make("bdi", {}, hit.folder), " · ");
   meta.append(hit.end - hit.start < hit.seconds - .05 ? `${place(hit)} of ${clock(hit.seconds, true)}` : clock(hit.seconds, true));
-  const article = make("article", {class: "hit", tabindex: i ? -1 : 0, "aria-labelledby": `rank-${i} name-${i} score-${i}`, "aria-describedby": `meta-${i}`, onfocusin: () => choose(i, {focus: false}), onpointerdown: () => choose(i, {focus: false})},
+  const article = make("div", {class: "hit", role: "gridcell", "aria-selected": "false", tabindex: i ? -1 : 0, "aria-labelledby": `rank-${i} name-${i} score-${i}`, "aria-describedby": `meta-${i}`, onfocusin: () => choose(i, {focus: false}), onpointerdown: () => choose(i, {focus: false}), onmousedown: event => { if (event.shiftKey) event.preventDefault(); }, onclick: event => pick(i, event)},
     make("span", {class: "rank number", id: `rank-${i}`}, String(hit.rank)),
     make("h2", {class: "name", id: `name-${i}`}, ...(folder ? [make("bdi", {class: "of"}, folder), make("span", {}, " / ")] : []), make("bdi", {}, stem, make("span", {}, suffix))),
     make("span", {class: "score number", id: `score-${i}`}, ...(score ? [make("button", {type: "button", tabindex: -1, "aria-label": `${score}. ${means(hit, calibrated)}`, title: means(hit, calibrated), onclick: () => explain(i, calibrated)}, score)] : [])),
@@ -124,9 +135,10 @@ function row(hit, i, calibrated, weak) {
       make("button", {type: "button", class: "speed", onclick: faster}, make("span", {}, speedText()), make("kbd", {"aria-hidden": "true"}, "s")),
       make("button", {type: "button", class: "level", "aria-pressed": String(Boolean(levels)), onclick: level}, "Level", make("kbd", {"aria-hidden": "true"}, "v")),
       make("button", {type: "button", class: "like", onclick: () => like(i)}, "More like this", make("kbd", {"aria-hidden": "true"}, "m")),
-      make("button", {type: "button", class: "copy", onclick: () => copy(i)}, make("span", {}, "Copy path"), make("kbd", {"aria-hidden": "true"}, "c"))));
+      make("button", {type: "button", class: "copy", onclick: () => copy(i)}, make("span", {}, "Copy path"), make("kbd", {"aria-hidden": "true"}, "c")),
+      ...waysOut(hit, i)));
   hit.parts = {article, image, source, wave, needle};
-  return make("li", {}, article);
+  return make("div", {class: "line", role: "row"}, article);
 }
 
 /* Pictures are asked for when their hit comes near the screen. */

@@ -1,6 +1,8 @@
 /* asking */
 
-async function ask(question, {top = 10, push = true} = {}) {
+const first = question => question.collection ? 50 : 10;  // how many are shown before somebody wants more
+
+async function ask(question, {top = first(question), push = true} = {}) {
   const mine = ++turn;
   const slow = setTimeout(() => document.body.classList.add("busy"), 120);
   trouble("");
@@ -12,6 +14,7 @@ async function ask(question, {top = 10, push = true} = {}) {
   try {
     let answer;
     if (question.text) answer = await get(`/api/search?top=${top}${words(question)}`);
+    else if (question.collection) answer = await get(`/api/collections/${encodeURIComponent(question.collection)}?top=${top}`);
     else if (question.key) answer = await get(`/api/like/${question.key}?top=${top}&start=${question.start}`);
     else {
       if (question.file.size > state.upload) {
@@ -22,11 +25,12 @@ async function ask(question, {top = 10, push = true} = {}) {
     }
     if (mine !== turn) return;
     const from = hits.length;
+    if (question.collection) question.name = answer.name;
     show(answer, question);
-    if (top > 10) choose(Math.min(from, hits.length - 1));
+    if (top > first(question)) choose(Math.min(from, hits.length - 1));
     else if (!question.text) choose(0);
     else if (hits.length) choose(0, {focus: document.activeElement !== input});
-    if (top === 10) watch(question);
+    if (top === first(question)) watch(question);
   } catch (error) {
     if (mine !== turn) return;
     clear();
@@ -42,6 +46,7 @@ const words = question => `&q=${encodeURIComponent(question.text)}` + (question.
 
 function remember(question) {
   if (question.text) history.pushState(null, "", words(question).replace("&", "?"));
+  else if (question.collection) history.pushState(null, "", `?collection=${encodeURIComponent(question.collection)}`);
   else if (question.key) history.pushState(null, "", `?like=${question.key}&start=${question.start}&name=${encodeURIComponent(question.name)}`);
   else history.pushState(null, "", "/");
 }
@@ -49,6 +54,7 @@ function remember(question) {
 function recall() {
   const address = new URLSearchParams(location.search);
   if (address.has("q") && address.get("q").trim()) ask({text: address.get("q"), not: address.get("not")?.trim() || null}, {push: false});
+  else if (address.has("collection")) ask({collection: address.get("collection"), name: "Collection"}, {push: false});
   else if (address.has("like")) ask({key: address.get("like"), start: +address.get("start") || 0, name: address.get("name") || "this"}, {push: false});
   else { turn++; asked = null; input.value = ""; document.title = "DiffATR"; clear(); say(""); welcome(); }
 }

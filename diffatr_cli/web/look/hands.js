@@ -5,7 +5,7 @@ $("ask").addEventListener("submit", event => {
   const text = input.value.trim();
   if (text) ask({text});
 });
-$("more").addEventListener("click", () => ask(asked, {top: Math.min(100, top_ + 10), push: false}));
+$("more").addEventListener("click", () => ask(asked, {top: asked.collection ? top_ + first(asked) : Math.min(100, top_ + 10), push: false}));
 $("refresh").addEventListener("click", refresh);
 $("near").addEventListener("click", () => { const first = likely; unfold(); choose(first); });
 $("skipped").addEventListener("click", async () => {
@@ -27,7 +27,7 @@ $("file").addEventListener("change", () => {
 });
 
 let depth = 0;
-const holdsFiles = event => [...(event.dataTransfer?.types || [])].includes("Files");
+const holdsFiles = event => !carrying && [...(event.dataTransfer?.types || [])].includes("Files");
 addEventListener("dragenter", event => { if (holdsFiles(event)) { event.preventDefault(); depth++; $("drop").hidden = false; } });
 addEventListener("dragover", event => { if (holdsFiles(event)) event.preventDefault(); });
 addEventListener("dragleave", event => { if (holdsFiles(event) && --depth <= 0) { depth = 0; $("drop").hidden = true; } });
@@ -41,7 +41,9 @@ addEventListener("drop", event => {
 });
 
 addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || $("keys").open || $("unread").open) return;
+  if (event.isComposing || event.altKey || document.querySelector("dialog[open]")) return;
+  if ((event.ctrlKey || event.metaKey) && event.target !== input) steerSelection(event);
+  if (event.ctrlKey || event.metaKey) return;
   const target = event.target, key = event.key, control = target.closest?.("button, summary, input, a, label");
   const act = (does, ...args) => { event.preventDefault(); does(...args); };
   if (target === input) {
@@ -53,18 +55,25 @@ addEventListener("keydown", event => {
   if (key === "?") return act(() => $("keys").showModal());
   if (key === "r") return act(refresh);
   if (key === "u") return act(() => $("file").click());
-  if (key === "Escape") { audio.pause(); return; }
+  if (key === "Escape") { audio.pause(); selectNone(); return; }
+  if (key === "g") return act(openCollections);
   if (key === "d" && !$("way").hidden) return act(() => { if (!$("way").open || !way) $("way").open = true; else if (running) stopWay(); else runWay(); });
   if (key === "s" && hits.length) return act(faster);
   if (key === "l" && hits.length) return act(loop);
   if (key === "v" && hits.length) return act(level);
   if (!hits.length || target === $("scrub")) return;
   const here = Math.max(0, chosen);
-  if (key === "j" || key === "ArrowDown") act(choose, chosen + 1);
-  else if (key === "k" || (key === "ArrowUp" && chosen > 0)) act(choose, chosen - 1);
-  else if (key === "ArrowUp") act(() => input.focus());
-  else if (key === "Home") act(choose, 0);
-  else if (key === "End") act(choose, hits.length - 1);
+  const goes = {j: chosen + 1, ArrowDown: chosen + 1, k: Math.max(0, chosen - 1), ArrowUp: chosen - 1, Home: 0, End: hits.length - 1}[key];
+  if (goes !== undefined && event.shiftKey) act(extend, Math.max(0, goes));
+  else if (key === "ArrowUp" && chosen <= 0) act(() => input.focus());
+  else if (goes !== undefined) act(move, goes);
+  else if (key === "x") act(flip, here);
+  else if (key === "e") act(take, false);
+  else if (key === "w") act(take, true);
+  else if (key === "f") act(star);
+  else if (key === "a") act(openAdding);
+  else if (key === "o" && state.local) act(reveal, here);
+  else if (key === "Delete" && asked.collection) act(removeMembers);
   else if (key === "m") act(like, here);
   else if (key === "c") act(copy, here);
   else if ((key === "ArrowLeft" || key === "ArrowRight") && sounding) act(() => { audio.currentTime = Math.max(0, audio.currentTime + (key === "ArrowLeft" ? -2 : 2)); });

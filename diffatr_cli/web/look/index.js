@@ -7,6 +7,7 @@ async function look() {
     const before = state;
     state = await get("/api/state");
     const text = $("state"), busy = Boolean(state.indexing);
+    document.body.classList.toggle("local", state.local);
     $("folder").textContent = state.folder.split(/[/\\]/).pop() || state.folder;
     $("folder").title = state.folder;
     text.classList.toggle("busy", busy);
@@ -16,6 +17,7 @@ async function look() {
     $("skipped").textContent = `${state.skipped.toLocaleString("en")} skipped`;
     text.textContent = parts.join(" · ");
     if (!busy && before.indexing) {
+      lookAtCollections();
       if (!state.problem) say(`Up to date: ${count(state.files, "recording")}.`);
       if (asked && !hits.length && state.files) ask(asked, {push: false});
     }
