@@ -117,7 +117,7 @@ def timecode(frames: int, rate: int) -> str:
 
 def _head(title: str, rate: int) -> list[str]:
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
-    plain = " ".join(printable(plain).split())
+    plain = " ".join(re.sub(r"[^\x20-\x7e]", " ", plain).split())
     return [f"TITLE: {(plain or 'sounds')[:_TITLE]}", "FCM: NON-DROP FRAME", f"* FRAME RATE: {rate}"]
 
 

@@ -214,7 +214,8 @@ def _whole(file: Path) -> Iterator[bytes]:
             while block := stream.read(_BLOCK):
                 yield block
     except OSError as error:
-        raise Unreadable(f"cannot be read ({error.strerror or error})") from None
+        gone = isinstance(error, FileNotFoundError)
+        raise Unreadable("missing" if gone else f"cannot be read ({error.strerror or error})") from None
 
 
 class _Folder:

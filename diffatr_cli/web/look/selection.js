@@ -1,5 +1,6 @@
 /* choosing several */
 
+const MOST = 200;  // that one address can name
 const selected = new Map();  // hits by the name that the server knows them by
 let anchor = 0;  // where a row of chosen ones begins
 const named = hit => `${hit.key}-${hit.start}-${hit.end}`;
@@ -18,7 +19,7 @@ function showSelection() {
     hit.parts.article.setAttribute("aria-selected", String(on));
   }
   $("bar").hidden = !selected.size;
-  $("bar-count").textContent = `${selected.size.toLocaleString("en")} chosen`;
+  $("bar-count").textContent = `${selected.size.toLocaleString("en")} chosen` + (selected.size > MOST ? `; up to ${MOST} can be taken out at a time` : "");
   $("bar-remove").hidden = !asked?.collection;
   addressBar();
 }

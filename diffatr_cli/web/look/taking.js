@@ -48,6 +48,7 @@ function download(address, name) {
 function take(cut) {
   const some = these();
   if (!some.length) return;
+  if (some.length > MOST) return trouble(`Up to ${MOST} sounds can be taken out at a time. A collection can be exported whole.`);
   if (some.length > 1) {
     download(bundle(some, "zip", cut || $("cut").checked), `${title()}.zip`);
     say(`${count(some.length, "sound")} on the way as ZIP.`);
@@ -68,8 +69,9 @@ async function reveal(i) {
 
 /* The addresses of what is chosen. */
 function addressBar() {
-  if (!selected.size) return;
   for (const kind of ["zip", "m3u8", "edl", "csv"]) {
+    $(`bar-${kind}`).hidden = selected.size > MOST;
+    if (!selected.size || selected.size > MOST) continue;
     $(`bar-${kind}`).href = bundle(these(), kind, kind === "zip" && $("cut").checked);
     $(`bar-${kind}`).download = `${title()}.${kind}`;
   }
