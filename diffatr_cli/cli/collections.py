@@ -176,9 +176,8 @@ def _part(text: str | None) -> tuple[float, float | None]:
 
 
 def _below(file: Path, corpus: Path) -> str:
-    """A file by its path below the corpus; also where that is how it was given."""
-    for path in (file, corpus / file):
-        full = Path(os.path.abspath(path))
-        if os.path.lexists(full) and full.is_relative_to(os.path.abspath(corpus)):
-            return str(full.relative_to(os.path.abspath(corpus)))
-    return str(file)
+    """A file by its path below the corpus; also where that is how it was given, or where it is gone."""
+    root = Path(os.path.abspath(corpus))
+    inside = [full for each in (file, corpus / file) if (full := Path(os.path.abspath(each))).is_relative_to(root)]
+    found = next(filter(os.path.lexists, inside), inside[0] if inside else None)
+    return str(file if found is None else found.relative_to(root))

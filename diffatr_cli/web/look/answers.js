@@ -123,7 +123,7 @@ function row(hit, i, calibrated, weak) {
   const meta = make("p", {class: "meta number", id: `meta-${i}`});
   if (hit.folder) meta.append(make("bdi", {}, hit.folder), " · ");
   meta.append(hit.end - hit.start < hit.seconds - .05 ? `${place(hit)} of ${clock(hit.seconds, true)}` : clock(hit.seconds, true));
-  const article = make("div", {class: "hit", role: "gridcell", "aria-selected": "false", tabindex: i ? -1 : 0, "aria-labelledby": `rank-${i} name-${i} score-${i}`, "aria-describedby": `meta-${i}`, onfocusin: () => choose(i, {focus: false}), onpointerdown: () => choose(i, {focus: false}), onmousedown: event => { if (event.shiftKey) event.preventDefault(); }, onclick: event => pick(i, event)},
+  const article = make("div", {class: "hit", role: "gridcell", "aria-selected": "false", tabindex: i ? -1 : 0, "aria-labelledby": `rank-${i} name-${i} score-${i}`, "aria-describedby": `meta-${i}`, onfocusin: () => choose(i, {focus: false}), onpointerdown: event => { if (!event.shiftKey) choose(i, {focus: false}); }, onmousedown: event => { if (event.shiftKey) event.preventDefault(); }, onclick: event => pick(i, event)},
     make("span", {class: "rank number", id: `rank-${i}`}, String(hit.rank)),
     make("h2", {class: "name", id: `name-${i}`}, ...(folder ? [make("bdi", {class: "of"}, folder), make("span", {}, " / ")] : []), make("bdi", {}, stem, make("span", {}, suffix))),
     make("span", {class: "score number", id: `score-${i}`}, ...(score ? [make("button", {type: "button", tabindex: -1, "aria-label": `${score}. ${means(hit, calibrated)}`, title: means(hit, calibrated), onclick: () => explain(i, calibrated)}, score)] : [])),
