@@ -154,12 +154,13 @@ def dragged(page, selector):
     return page.evaluate(
         """selector => {
             const transfer = new DataTransfer(), element = document.querySelector(selector);
-            const event = type => element.dispatchEvent(new DragEvent(type, {dataTransfer: transfer, bubbles: true, cancelable: true}));
-            if (!element.draggable || !event("dragstart")) return null;
-            document.body.dispatchEvent(new DragEvent("dragenter", {dataTransfer: transfer, bubbles: true, cancelable: true}));
-            const given = [transfer.getData("DownloadURL"), transfer.getData("text/uri-list"), document.getElementById("drop").hidden];
-            event("dragend");
-            return [...given, carrying];
+            const options = {dataTransfer: transfer, bubbles: true, cancelable: true};
+            if (!element.draggable) return null;
+            element.dispatchEvent(new DragEvent("dragstart", options));
+            document.body.dispatchEvent(new DragEvent("dragenter", options));
+            const given = ["DownloadURL", "text/uri-list"].map(type => transfer.getData(type)), still = $("drop").hidden;
+            element.dispatchEvent(new DragEvent("dragend", options));
+            return [...given, still, carrying];
         }""",
         selector,
     )

@@ -98,6 +98,15 @@ function fold(count_) {
 
 const unfold = () => { fold(Infinity); for (const hit of hits) { seen.unobserve(hit.parts.article); if (!hit.parts.image.src) seen.observe(hit.parts.article); } };
 
+/* Where a picture was pressed. Choosing its hit moves the list, so that what is let go may be another element. */
+let pressed = null;
+addEventListener("pointerdown", () => { pressed = null; }, {capture: true});
+list.addEventListener("click", event => {
+  const where = pressed;
+  pressed = null;
+  if (where && !(event.shiftKey || event.ctrlKey || event.metaKey)) play(where.i, where.second);
+});
+
 function row(hit, i, calibrated, weak) {
   const dot = hit.name.lastIndexOf("."), stem = dot > 0 ? hit.name.slice(0, dot) : hit.name, suffix = dot > 0 ? hit.name.slice(dot) : "";
   const cryptic = hit.folder && !/\p{L}{3}/u.test(stem);  // 0012, A3, 2024-05-01: the folder says more
@@ -105,10 +114,9 @@ function row(hit, i, calibrated, weak) {
   const [from, to] = hit.view, part = second => Math.min(1, Math.max(0, (second - from) / (to - from || 1)));
   const percent = hit.score < .01 ? "< 1" : hit.score > .99 ? "> 99" : Math.round(hit.score * 100);
   const score = weak ? "" : calibrated ? `${percent} %` : hit.score.toFixed(3);
-  const sound = make("div", {class: "sound", onclick: event => {
-    if (event.shiftKey || event.ctrlKey || event.metaKey) return;
+  const sound = make("div", {class: "sound", onpointerdown: event => {
     const box = sound.getBoundingClientRect();
-    play(i, from + (event.clientX - box.left) / box.width * (to - from));
+    pressed = {i, second: from + (event.clientX - box.left) / box.width * (to - from)};
   }});
   const image = make("img", {alt: `Spectrogram of ${hit.name}, ${clock(from)} to ${clock(to, true)}, the hit at ${place(hit)}`, onerror: () => image.classList.add("gone")});
   const source = make("source", {media: "(prefers-color-scheme: dark)"});

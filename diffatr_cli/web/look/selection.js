@@ -76,7 +76,7 @@ function pick(i, event) {
   if (event.target.closest("a, button, input")) return;
   if (event.shiftKey) extend(i);
   else if (event.ctrlKey || event.metaKey) flip(i);
-  else if (!event.target.closest(".sound")) move(i);
+  else if (!pressed) move(i);
 }
 
 /* Keys with Ctrl or Cmd. */
