@@ -546,3 +546,61 @@ def test_what_is_wrong_with_a_filter_is_told_before_anything_is_loaded(clips, mo
     assert "is no filter" in str(failure("query", "dog", "--only", "quiet", "--corpus", clips))
     assert "Say beside them" in str(failure("query", "length:<5", "--corpus", clips))
     assert "has no words" in str(failure("query", "--audio", clips / "200.wav", "--by", "name", "--corpus", clips))
+
+
+def test_export_takes_files_out_with_lists(clips, tmp_path):
+    out = tmp_path / "out"
+    result = run("query", "900 Hz", "200 Hz", "--corpus", clips, "--top", 2, "--export", out, "--json")
+    documents = json.loads(result.stdout)
+    for document in documents:
+        files = document["export"]["files"]
+        assert [each["path"] for each in files] == [hit["path"] for hit in document["results"]]
+        assert [(each["start"], each["end"]) for each in files] == [(hit["start"], hit["end"]) for hit in document["results"]]
+        for each in files:
+            assert (tmp_path / each["file"]).read_bytes() == (tmp_path / each["path"]).read_bytes()
+        assert document["export"]["lists"] == [str(out / name) for name in ("sounds.csv", "sounds.m3u8", "sounds.edl")]
+    with (out / "sounds.csv").open() as table:
+        rows = [(row["query"], row["source"]) for row in csv.DictReader(table)]
+    assert rows == [(each["query"], hit["path"]) for each in documents for hit in each["results"]]
+    assert f"files and sounds.csv, sounds.m3u8, sounds.edl in {out}" in result.stderr
+
+
+def test_export_of_parts_skips_what_is_broken(clips, tmp_path, monkeypatch):
+    folder = FolderIndex(clips)
+    folder.update(FakeRetriever(phase_two=True))
+    monkeypatch.setattr(module, "updated_recordings", lambda folder, model: folder.read(model.model_id))
+    (clips / "900.wav").write_bytes(b"no sound any more")
+    out = tmp_path / "out"
+    result = run("query", "6000 Hz", "--corpus", clips, "--top", 6, "--export", out, "--cut", "--fps", 24, "--json")
+    document = json.loads(result.stdout)["export"]
+    assert [each["path"] for each in document["skipped"]] == [str(clips / "900.wav")]
+    assert len(document["files"]) == 5
+    (long,) = [each for each in document["files"] if each["path"].endswith("long.wav")]
+    part, rate = soundfile.read(long["file"], dtype="int16")
+    original, _ = soundfile.read(clips / "deep" / "long.wav", dtype="int16")
+    assert np.array_equal(part, original[round(long["start"] * rate) : round(long["end"] * rate)])
+    assert "* FRAME RATE: 24\r\n" in (out / "6000 Hz.edl").read_bytes().decode()
+    assert "skipped 900.wav: not audio" in result.stderr
+    assert "skipped: 1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--cut",), "--export DIR"),
+        (("--export", "clips/out"), "lies in the folder of recordings"),
+        (("--export", "out", "--fps", 29), "24, 25, 30"),
+    ],
+)
+def test_wrong_use_of_export(clips, arguments, words):
+    error = failure("query", "900 Hz", "--corpus", clips, *arguments)
+    assert isinstance(error, UsageError)
+    assert words in str(error)
+    assert not (clips.parent / "out").exists()
+
+
+def test_export_says_where_it_cannot_write(clips, tmp_path):
+    (tmp_path / "out").write_bytes(b"a file")
+    result = run("query", "900 Hz", "--corpus", clips, "--export", tmp_path / "out")
+    assert isinstance(result.exception, DiffATRError)
+    assert "a file is where a folder should be" in str(result.exception)

@@ -1,35 +1,20 @@
 """The page of `diffatr serve` in a real browser, against a real server."""
 
 import base64
-import os
 import re
-import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from browser import PHONE, WIDE, ask, must_have_browser, names, place_of, serve, until
 from fake_retriever import RATE, FakeRetriever, tone, write_tone
 
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.session import SearchSession
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if BROWSER is None:
-    pytest.skip("no Chromium to open the page in (Debian's package: chromium)", allow_module_level=True)
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
-pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
-
-WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
-
-
-def serve(session, token=None):
-    from serving import Running
-
-    from diffatr_cli.web.app import make_app
-
-    return Running(make_app(session, hosts=frozenset(("127.0.0.1",)), token=token))
+must_have_browser()
+pytest_plugins = ["browser_fixtures"]
 
 
 @pytest.fixture(scope="module")
@@ -43,73 +28,6 @@ def session(tmp_path_factory):
     made = SearchSession(FakeRetriever(phase_two=True), FolderIndex(folder))
     made.update()
     return made
-
-
-@pytest.fixture(scope="module")
-def server(session):
-    made = serve(session)
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    options = [
-        "--autoplay-policy=no-user-gesture-required",
-        *(["--no-sandbox"] if os.name == "posix" and os.geteuid() == 0 else []),
-    ]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=options)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(chromium, server):
-    """Opens the page; in the end, nothing may have failed in it, and it may have asked nobody else."""
-    contexts, complaints, asked = [], [], set()
-
-    def open_page(query="", address=None, **options):
-        context = chromium.new_context(viewport=options.pop("viewport", WIDE), **options)
-        context.grant_permissions(["clipboard-read", "clipboard-write"])
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if "Policy" in message.text else None)
-        page.on("request", lambda request: asked.add(re.match(r"(data:|[a-z]+://[^/]+/)", request.url)[0]))
-        page.goto((address or server.url) + query)
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert all(place.startswith(("http://127.0.0.1:", "data:")) for place in asked)
-
-
-def until(page, condition):
-    """Wait for an expression. Not by `wait_for_function`, which evaluates text in the page: its policy forbids that."""
-    end = time.monotonic() + 10
-    while not page.evaluate(condition):
-        assert time.monotonic() < end, f"never: {condition}"
-        page.wait_for_timeout(20)
-
-
-def ask(page, text):
-    page.evaluate("before = hits")
-    page.locator("#q").fill(text)
-    page.keyboard.press("Enter")
-    until(page, "hits !== before && hits.length > 0")
-
-
-def names(page):
-    return page.locator(".name bdi:not(.of)").all_text_contents()
-
-
-def place_of(page, name):
-    (place,) = [i for i, each in enumerate(names(page)) if each == name]
-    return place
 
 
 def test_type_and_see(opened):

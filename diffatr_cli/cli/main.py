@@ -18,7 +18,7 @@ from .. import __version__, launched
 from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..network import go_offline
-from . import demo, duplicates, evaluate, models, prepare, query, reproduce, serve, signals, tag, train, trajectory
+from . import collections, demo, duplicates, evaluate, models, prepare, query, reproduce, serve, signals, tag, train, trajectory
 from .console import ReaderGone, hear_package, prepare_streams, say, show_line
 
 app = typer.Typer(
@@ -65,6 +65,7 @@ trajectory.register(app)
 query.register(app)
 tag.register(app)
 duplicates.register(app)
+collections.register(app)
 serve.register(app)
 models.register(app)
 demo.register(app)

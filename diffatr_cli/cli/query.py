@@ -37,6 +37,7 @@ from .corpus import (
     updated_recordings,
 )
 from .engine import Address, Engine, EngineName, engine_of
+from .export import Cut, Fps, check_export, export, export_document, pieces_of
 
 if TYPE_CHECKING:
     from ..corpus.describe import Described
@@ -84,6 +85,14 @@ def query(
     copy_to: Annotated[
         Path | None, typer.Option("--copy-to", metavar="DIR", help="Copy the found files into this folder too.")
     ] = None,
+    export_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", metavar="DIR", help="Copy the found files into this folder too, with a CSV, a playlist (M3U) and an EDL."
+        ),
+    ] = None,
+    cut: Cut = False,
+    fps: Fps = 25,
     play: Annotated[
         bool, typer.Option("--play", help="Play the best hit, from its place, with ffplay, mpv, sox, paplay, aplay or afplay.")
     ] = False,
@@ -113,17 +122,27 @@ def query(
 
     Example: diffatr query "dog length:<5 in:field -music"
 
+    Example: diffatr query "rain on a roof" --corpus ./clips --export ./for-the-edit --cut
+
     Example: diffatr query --audio what.wav --captions captions.txt
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other: stdout carries one of them.")
+    if cut and export_to is None:
+        raise UsageError("--cut: the parts are to go somewhere. Name a folder: --export DIR")
     if (audio is None) == (not texts):
         raise UsageError("Say what to look for: a TEXT in quotes, or --audio FILE" + (", not both." if texts else "."))
     if captions is not None:
         if audio is None:
             raise UsageError("--captions: they are ranked for a sound. Name it: --audio FILE.")
-        given_too = (("--not", unwanted), ("--only", only), ("--copy-to", copy_to), ("--play", play or None))
-        for option, given in given_too:
+        of_files = (
+            ("--not", unwanted),
+            ("--only", only),
+            ("--copy-to", copy_to),
+            ("--export", export_to),
+            ("--play", play or None),
+        )
+        for option, given in refused.items():
             if given is not None:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
         from ..corpus.describe import describe
@@ -140,6 +159,8 @@ def query(
         return
     if copy_to is not None and copy_to.resolve().is_relative_to(corpus.resolve()):
         raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {corpus}, where the copies would be found as well.")
+    if export_to is not None:
+        check_export(export_to, corpus, fps)
     if audio is not None and by is SearchBy.name:
         raise UsageError("--by name: a sound has no words to look for in names. Leave out --by, or search for a TEXT.")
     names = [str(audio)] if audio is not None else _lines(texts or [])
@@ -170,6 +191,10 @@ def query(
     results = list(zip(names, found, strict=True))
     if copy_to is not None:
         _copy(results, corpus, copy_to)
+    exported = None
+    if export_to is not None:
+        title = names[0] if len(names) == 1 and audio is None else "sounds"
+        exported = export(pieces_of(results, corpus), export_to, cut=cut, title=title, fps=fps)
     if by is not SearchBy.name and not all(each.calibrated for each in found):
         what = "scores" if sound is None and model.reranker and model.reranker.counts("t2a") else "scores are cosines: they"
         remedy = "`diffatr calibrate` fits one." if weight is None else "Leave out --weight for what was calibrated."
@@ -179,6 +204,9 @@ def query(
         if each.remark:
             say(f"{name}: {each.remark}")
     documents = [found_document(name, model.name, each, corpus) for name, each in results]
+    if exported is not None and export_to is not None:
+        for document in documents:
+            document["export"] = export_document(exported, export_to, corpus, document["query"])
     if as_csv:
         _print_csv(documents, "path", "start", "end", "score", "by")
     elif as_json:

@@ -136,6 +136,25 @@ class FolderIndex:
         snapshot = self._snapshot(model_id, frames)
         return snapshot.report if snapshot else None
 
+    def contents(self) -> dict[str, str]:
+        """The hash of the content of each file that can be searched, by its path below the corpus, as of the last commit.
+
+        Raises:
+            DiffATRError: the index is damaged, or cannot be read.
+        """
+        from .store import FileTable
+
+        table = FileTable(self.place, self._table_names("")[0])
+        if not table.exists:
+            return {}
+        return {os.fsdecode(path): row.content for path, row in table.rows().items() if not row.reason}
+
+    @property
+    def notes(self) -> Path:
+        """The folder of what people noted of this corpus, which nothing can make again: that of the index, or, where the index is
+        in object storage, of which this machine keeps only copies, `.diffatr` in the corpus."""
+        return self.corpus / FOLDER if self.place.remote else self.folder
+
     def _fetch(self, model_id: str, frames: bool) -> Recordings:
         """What the tables hold; where they lie elsewhere, a snapshot of it stays here."""
         mark = self._mark_of_tables(model_id, frames)  # before: of what changes meanwhile nothing is said

@@ -106,7 +106,7 @@ def plan_renames(corpus: Path, wanted: Mapping[str, str]) -> list[Rename]:
     for path, stem in wanted.items():
         old = Path(path)
         suffix = old.suffix
-        stem = _short(legal(stem), len(suffix.encode("utf-8", "surrogateescape")))
+        stem = shortened(legal(stem), len(suffix.encode("utf-8", "surrogateescape")))
         if stem + suffix == old.name:
             continue
         why_not = _left_alone(corpus, path, targets)
@@ -121,7 +121,7 @@ def plan_renames(corpus: Path, wanted: Mapping[str, str]) -> list[Rename]:
         name, number = stem + suffix, 1
         while folded(name) in used:
             number += 1
-            name = f"{_short(stem, len(f' ({number}){suffix}'.encode('utf-8', 'surrogateescape')))} ({number}){suffix}"
+            name = f"{shortened(stem, len(f' ({number}){suffix}'.encode('utf-8', 'surrogateescape')))} ({number}){suffix}"
             if name == old.name:
                 break
         taken[folder].add(folded(name))
@@ -147,7 +147,7 @@ def _left_alone(corpus: Path, path: str, targets: Mapping[str, int]) -> str | No
     return None if os.access(file.parent, os.W_OK) else "its folder cannot be written"
 
 
-def _short(stem: str, beside: int) -> str:
+def shortened(stem: str, beside: int) -> str:
     """A stem cut such that a name has `_LONGEST` bytes at most, `beside` of them for what comes after it."""
     cut = stem.encode("utf-8")[: max(1, _LONGEST - beside)].decode("utf-8", "ignore")
     return cut.rstrip(" .") or "_"

@@ -22,7 +22,7 @@ class Damaged(DiffATRError):
     def __init__(self, place: Path | Place) -> None:
         super().__init__(
             f"{place}: the index is damaged. Index the folder again, which mends it: diffatr index. If this repeats, remove "
-            f"{place} first."
+            f"{place} first, but keep its collections*.json: nothing can make them again."
         )
 
 

@@ -209,6 +209,11 @@ class SearchSession:
         file = state.files.get(key_of(path))
         return 0.0 if file is None else _seconds(state, file)
 
+    def path(self, key: str) -> str:
+        """The path of a clip below the folder. Raises NotServed where the index has none of this key."""
+        state = self._state
+        return state.recordings.paths[_file_of(state, key)]
+
     def clip(self, key: str) -> Clip:
         """The clip of a key, if its file may be given out.
 

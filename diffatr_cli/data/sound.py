@@ -140,7 +140,21 @@ class Sound:
         """
         with as_audio_error(self.path):
             mono = _Mono(self.path, self._resampler, self.rate, strict=False)
-            out, offset = [np.zeros(0, np.float32)], 0.0
+            out = [np.zeros(0, np.float32)]
+            for block in self.stretch(start, end):
+                out += mono(block.samples, block.rate)
+            return np.concatenate([*out, *mono.rest()])
+
+    def stretch(self, start: float, end: float) -> Iterator[Block]:
+        """The blocks from second `start` to `end` as the file holds them: all channels, at its own rate, which may change.
+
+        What lies beyond the end is missing. A block may be empty.
+
+        Raises:
+            AudioError: it cannot be decoded there.
+        """
+        with as_audio_error(self.path):
+            offset = 0.0
             for number, part in enumerate(self._parts):
                 seconds = self._seconds(part)
                 if seconds is not None and number + 1 < len(self._parts) and offset + seconds <= start:
@@ -150,14 +164,13 @@ class Sound:
                 for block in self._decoded(number, max(0.0, start - offset)):
                     at = offset + block.start
                     first, last = (max(0, round((second - at) * block.rate)) for second in (start, end))
-                    out += mono(block.samples[first:last], block.rate)
+                    yield Block(block.samples[first:last], block.rate, at + first / block.rate)
                     decoded = block.start + len(block.samples) / block.rate
                     if offset + decoded >= end:
                         break
                 offset += seconds if seconds is not None else decoded
                 if offset >= end:
                     break
-            return np.concatenate([*out, *mono.rest()])
 
     def _note(self, part: Part) -> None:
         self.notes += part.notes

@@ -53,7 +53,7 @@ def found_response(session: SearchSession, found: Found, began: float, note: str
     negation = found.reading and found.reading.negation
     return json_response(
         {
-            "hits": [_hit(session, hit) for hit in found.hits],
+            "hits": [hit_document(session, hit) for hit in found.hits],
             "present": found.present,
             "calibrated": found.calibrated,
             "verdict": found.verdict,
@@ -69,7 +69,8 @@ def found_response(session: SearchSession, found: Found, began: float, note: str
     )
 
 
-def _hit(session: SearchSession, hit: Hit) -> dict[str, Any]:
+def hit_document(session: SearchSession, hit: Hit) -> dict[str, Any]:
+    """A hit as the page shows it."""
     seconds = max(session.seconds(hit.path), hit.end)
     return {
         "key": key_of(hit.path),

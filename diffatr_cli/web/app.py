@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from ..corpus.selection import By
 from ..corpus.session import SearchSession
 from .answers import found_response, json_response, media_type, trajectory_response
+from .collecting import add_collecting
 from .excerpts import Pictures, as_wav
 from .failures import answer_failures
 from .gate import Gate
@@ -23,6 +24,7 @@ from .metrics import Measure, Metrics, make_metrics
 from .page import read_page
 from .ranges import send_bytes, send_file
 from .spectrogram import Theme, png
+from .taking import add_taking
 from .uploads import UPLOAD, Uploads
 
 TOP = 10
@@ -62,6 +64,7 @@ def make_app(
     place, metrics = place or Place(), metrics or make_metrics()
     pictures, uploads = Pictures(), Uploads(session, upload, metrics.timed)
     begin = session.start if refresh is None else refresh
+    local = hosts is not None and token is None  # it answers to this machine's names alone, and to whoever sits there
 
     @app.get("/")
     def index() -> Response:
@@ -78,7 +81,8 @@ def make_app(
     @app.get("/api/state")
     def state() -> Response:
         return json_response(
-            {"folder": str(session.corpus), "diffuses": session.diffuses, "upload": upload} | session.status._asdict()
+            {"folder": str(session.corpus), "diffuses": session.diffuses, "upload": upload, "local": local}
+            | session.status._asdict()
         )
 
     @app.get("/api/skipped")
@@ -129,6 +133,8 @@ def make_app(
     def transcoded(key: str, request: Request, start: _Second, end: _Second) -> Response:
         return send_bytes(as_wav(session.clip(key), start, end), request.headers, "audio/wav")
 
+    add_taking(app, session, local=local)
+    add_collecting(app, session)
     answer_failures(app, tell, metrics.failed)
     app.add_middleware(Gate, hosts=hosts, token=token, policy=policy)
     app.add_middleware(Measure, metrics=metrics)  # the last added is the outermost

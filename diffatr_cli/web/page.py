@@ -1,4 +1,8 @@
-"""The page itself, read from `page.html`, and the policy that browsers hold it to."""
+"""The page itself, put together of the files in `look`, and the policy that browsers hold it to.
+
+It is one answer with its style and its script inside, so that a key, a version or a cache never fits one part and not another.
+`page.html` names the files of each, a line each; a script is one, in which all of them see one another's names.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from importlib.resources import files
 
 def read_page() -> tuple[bytes, str]:
     """The page, and the policy that lets its own script and style run, by their hashes, and nothing else."""
-    text = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    text = re.sub(r"^[\w-]+\.(?:css|js)\n", lambda name: _read(name[0].strip()), _read("page.html"), flags=re.MULTILINE)
 
     def hashes(tag: str) -> str:
         found = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
@@ -30,3 +34,7 @@ def read_page() -> tuple[bytes, str]:
         )
     )
     return text.encode(), policy
+
+
+def _read(name: str) -> str:
+    return files(__package__).joinpath("look", name).read_text(encoding="utf-8")
