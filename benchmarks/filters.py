@@ -101,8 +101,9 @@ def search(size: Size) -> list[Row]:
         return [plain(recordings, notes, model._vector, text, 10) for text in QUERIES]
 
     began = time.perf_counter()
+    Columns.of(recordings).prepare()  # as a session does when it takes up an index
+    prepared = time.perf_counter() - began
     first = ask("sound")
-    began_with = (time.perf_counter() - began) / len(QUERIES)
     if first != loop():
         raise RuntimeError("the plain loop finds other files")
     took = medians({"sound": lambda: ask("sound"), "both": lambda: ask("both"), "loop": loop}, rounds)
@@ -115,7 +116,7 @@ def search(size: Size) -> list[Row]:
             f"a query with filters, by sound, {what}",
             each["sound"],
             each["loop"],
-            remark=f"{100 * share:.0f} % of the files fit; {1e3 * began_with:.0f} ms the first time",
+            remark=f"{100 * share:.0f} % of the files fit; {1e3 * prepared:.0f} ms once, when an index is taken up",
         ),
         Row(f"a query with filters, by sound and name, {what}", each["both"], goal="goal: 0.3 s"),
     ]

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..errors import DiffATRError
 from ..files import reason, write_text
+from .filtering import Columns
 from .notes import ARRAYS, Notes
 from .session import IndexState, IndexStatus
 from .snapshot import Recordings, packed_paths, unpacked_paths
@@ -63,7 +64,9 @@ class Board:
             for old in self.place.glob(f"{_DATA}*"):
                 if old != data:
                     shutil.rmtree(old, ignore_errors=True)
-            return state._replace(recordings=replace(_mapped(data), frames=state.recordings.frames))
+            recordings = replace(_mapped(data), frames=state.recordings.frames)
+            Columns.of(recordings).prepare()
+            return state._replace(recordings=recordings)
         except OSError as error:
             raise DiffATRError(f"{self.place}: {reason(error)}") from error
 

@@ -54,6 +54,11 @@ class Columns:
         """The different formats, and (F,) which of them each file has."""
         return _coded([format_of(path) for path in self._recordings.paths])
 
+    def prepare(self) -> None:
+        """Work out now what takes longest, so that no search has to: some tenths of a second for 100,000 files."""
+        for _ in (self.folders, self.formats, self.seconds, self._recordings.number_of):
+            pass
+
     def fitting(self, conditions: Sequence[Condition]) -> np.ndarray:
         """Which files fit all conditions, (F,) bool."""
         fits = np.ones(len(self._recordings), bool)

@@ -22,6 +22,7 @@ from ..data.audio import Samples
 from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .asking import ask_sound, ask_texts, check_by, read_words
+from .filtering import Columns
 from .index import FolderIndex, IndexReport, Recordings
 from .priority_lock import PriorityLock
 from .report import Skipped
@@ -84,7 +85,8 @@ class IndexState(NamedTuple):
 
     @classmethod
     def of(cls, recordings: Recordings, outside: dict[str, str], version: str, since: float) -> IndexState:
-        """The state of recordings, with the keys of its files."""
+        """The state of recordings, with the keys of its files, ready for filters."""
+        Columns.of(recordings).prepare()
         return cls(recordings, {key_of(path): number for number, path in enumerate(recordings.paths)}, outside, version, since)
 
 
