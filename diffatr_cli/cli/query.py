@@ -135,13 +135,7 @@ def query(
     if captions is not None:
         if audio is None:
             raise UsageError("--captions: they are ranked for a sound. Name it: --audio FILE.")
-        of_files = (
-            ("--not", unwanted),
-            ("--only", only),
-            ("--copy-to", copy_to),
-            ("--export", export_to),
-            ("--play", play or None),
-        )
+        refused = {"--not": unwanted, "--only": only, "--copy-to": copy_to, "--export": export_to, "--play": play or None}
         for option, given in refused.items():
             if given is not None:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
