@@ -5,6 +5,7 @@ n sounds or texts, D embedding size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,8 @@ import numpy as np
 from .core.ragged import Ragged
 from .core.windows import mean_direction, spans
 from .corpus.describe import Described, describe
-from .corpus.index import FolderIndex, Recordings
+from .corpus.index import Recordings
+from .corpus.library import open_corpora, through_ancestors
 from .corpus.reading import Reading, read_queries
 from .corpus.search import Found, Hit, check_texts, embed_texts, hear_sound, search, search_texts
 from .data.audio import load_audio
@@ -28,6 +30,8 @@ from .types import SAMPLE_RATE
 
 Sound = Path | np.ndarray
 """A sound file, or mono samples at 32 kHz with full scale +-1."""
+Folders = str | Path | Sequence[str | Path]
+"""A folder of recordings, or several."""
 
 
 @dataclass(frozen=True)
@@ -139,28 +143,36 @@ class Model:
         return describe(self._retriever, vector, captions, frames=frames, top=top)
 
     def search(
-        self, folder: str | Path, query: str | Sound, top: int = 10, index: str | Path | None = None, unwanted: str | None = None
+        self, folder: Folders, query: str | Sound, top: int = 10, index: str | Path | None = None, unwanted: str | None = None
     ) -> list[Hit]:
         """The best files of a folder for a text (str) or a sound (Path or array), after bringing its index up to date.
 
         `find` says more: whether they are matches at all.
 
         Args:
+            folder: one, or several that are searched together; then each hit's path begins with its folder's. One that lies below
+                a folder which is indexed for this model is searched through that index, where `index` is not given.
             index: where the index is kept, a folder or an address such as s3://bucket/prefix; `folder/.diffatr` if None.
             unwanted: what they should not sound like, as `query --not`.
 
         Raises:
-            DiffATRError: there is no such folder, no sound in it, or its index cannot be written.
+            DiffATRError: there is no such folder, no sound in it, or its index cannot be written. Of several, one with which
+                something is wrong is left out, and logged.
+            UsageError: there is no folder to search.
         """
         return self.find(folder, query, top, index, unwanted).hits
 
     def find(
-        self, folder: str | Path, query: str | Sound, top: int = 10, index: str | Path | None = None, unwanted: str | None = None
+        self, folder: Folders, query: str | Sound, top: int = 10, index: str | Path | None = None, unwanted: str | None = None
     ) -> Found:
         """What `search` finds, with the probability that anything in the folder matches, the verdict, and what is known of the
         text. The arguments and errors are those of `search`."""
-        corpus = FolderIndex(Path(folder), index)
-        corpus.update(self._retriever)
+        folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
+        if not folders:
+            raise UsageError("there is no folder to search")
+        tell = logging.getLogger(__name__).warning
+        corpus = through_ancestors(open_corpora(list(map(Path, folders)), index, tell=tell), self._retriever.model_id)
+        corpus.update(self._retriever, tell=tell)
         against = None if unwanted is None else self.embed_text(unwanted)[0]
         recordings = corpus.read(self._retriever.model_id, frames=self._retriever.sees_frames)
         return self._search(recordings, query, top=top, unwanted=against)

@@ -143,7 +143,7 @@ def test_debug_shows_the_traceback(diffatr: Diffatr, tmp_path: Path) -> None:
         (("query", "x", "--top", "0"), "--top"),
         (("query", "x", "--top", "many"), "--top"),
         (("index",), "DIR"),
-        (("index", "a", "b"), "b"),
+        (("tag", "a", "b"), "b"),
         (("evaluate",), "--target"),
         (("pretrain",), "RECIPE"),
         (("pretrain", "demo", "--data", __file__), "--data"),

@@ -18,7 +18,7 @@ from .. import __version__, launched
 from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..network import go_offline
-from . import demo, duplicates, evaluate, models, prepare, query, reproduce, serve, signals, tag, train, trajectory
+from . import demo, duplicates, evaluate, index, models, prepare, query, reproduce, serve, signals, tag, train, trajectory
 from .console import ReaderGone, hear_package, prepare_streams, say, show_line
 
 app = typer.Typer(
@@ -63,6 +63,7 @@ evaluate.register(app)
 reproduce.register(app)
 trajectory.register(app)
 query.register(app)
+index.register(app)
 tag.register(app)
 duplicates.register(app)
 serve.register(app)
@@ -72,7 +73,7 @@ demo.register(app)
 
 # What typer raises for wrong use; not all of its versions have a name for it.
 _WrongUse: Any = typer.BadParameter.__base__
-_INDEXING = "index"  # the name of the thread of `corpus.session`
+_INDEXING = {"index", "watch"}  # the names of the threads of `corpus.session` and `corpus.watching`
 _BY_SIGPIPE = 141  # what shells show for a program that ends because nobody reads what it writes
 
 
@@ -95,7 +96,7 @@ def main() -> None:
         if (line := signals.farewell()) and _tells("signal"):
             say(line, for_all=False)
     signals.finished(code)
-    if any(thread.name == _INDEXING for thread in threading.enumerate()):  # `serve` was ended in the midst of a long file
+    if any(thread.name in _INDEXING for thread in threading.enumerate()):  # `serve` was ended in the midst of a long file
         signals.end_at_once(code)
     sys.exit(code)
 

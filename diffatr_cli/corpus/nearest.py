@@ -31,7 +31,7 @@ _MOST = 16_384  # windows fetched at a time at most
 _ROUNDS = 12
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """Windows of a corpus: their `rows` in it, and their `vectors` (n, D) float32."""
 
     rows: np.ndarray
@@ -76,10 +76,9 @@ class StoredVectors:
         windows = self._fetched(recordings, query, depth, unwanted)
         if windows is None:
             windows = self._scanned(recordings, query, depth, unwanted)
-        contents = np.searchsorted(recordings.offsets, windows.rows, "right") - 1
-        return _part(recordings, windows, contents)
+        return part_of(recordings, windows)
 
-    def _fetched(self, recordings: Recordings, query: np.ndarray, depth: int, unwanted: np.ndarray | None) -> _Windows | None:
+    def _fetched(self, recordings: Recordings, query: np.ndarray, depth: int, unwanted: np.ndarray | None) -> Windows | None:
         """Windows with the best of the `depth` nearest contents among them; None where they do not settle which these are."""
         count, seen = max(_FETCH, _TIMES * depth), set[str]()
         rows, vectors = [np.zeros(0, np.int64)], [np.zeros((0, len(query)), np.float32)]
@@ -88,7 +87,7 @@ class StoredVectors:
             found = self._checked(recordings, table)
             rows.append(found.rows)
             vectors.append(found.vectors)
-            windows = _Windows(np.concatenate(rows), np.concatenate(vectors))
+            windows = Windows(np.concatenate(rows), np.concatenate(vectors))
             if len(table) < count:  # there are no more
                 return windows
             contents = np.searchsorted(recordings.offsets, windows.rows, "right") - 1
@@ -110,7 +109,7 @@ class StoredVectors:
             count = min(4 * count, _MOST)
         return None
 
-    def _scanned(self, recordings: Recordings, query: np.ndarray, depth: int, unwanted: np.ndarray | None) -> _Windows:
+    def _scanned(self, recordings: Recordings, query: np.ndarray, depth: int, unwanted: np.ndarray | None) -> Windows:
         """The best window of each of the `depth` nearest contents, found without the index."""
         best = np.full(len(recordings.hashes), -np.inf, np.float32)
         rows = np.zeros(len(recordings.hashes), np.int64)
@@ -124,9 +123,9 @@ class StoredVectors:
             best[contents[better]], rows[contents[better]] = scores[better], found.rows[better]
         nearest = np.argsort(-best, kind="stable")[:depth]
         chosen = rows[nearest[np.isfinite(best[nearest])]]
-        return _Windows(chosen, self.at(recordings, chosen))
+        return Windows(chosen, self.at(recordings, chosen))
 
-    def _checked(self, recordings: Recordings, table: pa.Table | pa.RecordBatch) -> _Windows:
+    def _checked(self, recordings: Recordings, table: pa.Table | pa.RecordBatch) -> Windows:
         """The windows of the corpus among some rows. Raises Damaged."""
         contents, starts = self._contents(table), table["start"].to_numpy()
         own = np.flatnonzero(contents >= 0)
@@ -135,7 +134,7 @@ class StoredVectors:
         halves = vectors_of(table)[own]
         if (rows < 0).any() or (vector_sums(halves) != recordings.sums[rows]).any():
             raise self._damaged()
-        return _Windows(rows, halves.astype(np.float32))
+        return Windows(rows, halves.astype(np.float32))
 
     def _contents(self, table: pa.Table | pa.RecordBatch) -> np.ndarray:
         """The numbers of the contents of rows; -1 for one of another corpus, or one that came after this was read."""
@@ -149,8 +148,9 @@ class StoredVectors:
         return self._table.damaged()
 
 
-def _part(recordings: Recordings, windows: _Windows, contents: np.ndarray) -> Part:
-    """Some windows, of these contents, as recordings of their own, in the order of the whole."""
+def part_of(recordings: Recordings, windows: Windows) -> Part:
+    """Some windows as recordings of their own, in the order of the whole."""
+    contents = np.searchsorted(recordings.offsets, windows.rows, "right") - 1
     order = np.unique(windows.rows, return_index=True)[1]
     rows, contents = windows.rows[order], contents[order]
     numbers, firsts = np.unique(contents, return_index=True)

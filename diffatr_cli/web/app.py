@@ -76,9 +76,7 @@ def make_app(
 
     @app.get("/api/state")
     def state() -> Response:
-        return json_response(
-            {"folder": str(session.corpus), "diffuses": session.diffuses, "upload": upload} | session.status._asdict()
-        )
+        return json_response({"folder": session.title, "diffuses": session.diffuses, "upload": upload} | session.status._asdict())
 
     @app.get("/api/skipped")
     def skipped() -> Response:
