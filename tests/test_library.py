@@ -43,11 +43,6 @@ def hits(searched, text="900 Hz", model=None, **options):
     return search(model, recordings, embed_texts(model, [text]), **options)[0].hits
 
 
-def as_rows(found):
-    """Ranks, places and scores, with the names of copies left aside: which of them comes first is a matter of paths."""
-    return [(hit.rank, hit.start, hit.end, pytest.approx(hit.score, abs=1e-5), hit.path) for hit in found]
-
-
 @pytest.mark.parametrize("approximate", [None, True])
 @pytest.mark.parametrize("text", ["900 Hz", "320 Hz", "5000 Hz"])
 def test_two_folders_rank_as_one_folder_that_holds_both(there, text, approximate):
@@ -222,7 +217,7 @@ def test_a_subfolder_is_searched_through_the_index_above(indexed, approximate):
     if approximate:
         FolderIndex(indexed, approximate=True).update(FakeRetriever())
     alone = hits(FolderIndex(indexed / "a", index=indexed.parent / "elsewhere"), top=20)
-    part = through_ancestor(FolderIndex(indexed / "a", approximate=approximate), "model-a", home=indexed / "home")
+    part = through_ancestor(FolderIndex(indexed / "a", approximate=approximate), "model-a", home=indexed.parent / "home")
     assert isinstance(part, Subfolder)
     model = FakeRetriever(phase_two=True)
     found = hits(part, model=model, top=20)
@@ -301,7 +296,7 @@ def test_nothing_is_looked_for_beyond_a_mount_point(indexed, monkeypatch):
     folder = FolderIndex(indexed / "a" / "deep")
     is_mount = type(indexed).is_mount
     monkeypatch.setattr(type(indexed), "is_mount", lambda path: path == indexed / "a" or is_mount(path))
-    assert through_ancestor(folder, "model-a", home=indexed / "home") is folder
+    assert through_ancestor(folder, "model-a", home=indexed.parent / "home") is folder
 
 
 def test_a_subfolder_on_the_command_line(indexed):
