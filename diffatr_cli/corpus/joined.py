@@ -27,7 +27,7 @@ class _Origin(NamedTuple):
 
 def named(folder: Path, path: str) -> str:
     """A path below a folder, with the folder as it was named."""
-    return str(path) if folder == Path() else os.path.join(folder, path)
+    return path if folder == Path() else os.path.join(folder, path)
 
 
 def join(parts: Sequence[tuple[Path, Recordings]]) -> Recordings:
@@ -52,10 +52,8 @@ def join(parts: Sequence[tuple[Path, Recordings]]) -> Recordings:
         hashes.append(names[part][content])
         owners.setdefault(hashes[-1], (part, content))
     number = {name: i for i, name in enumerate(owners)}
-    starts, lengths = (
-        np.array([function(parts[part][1], content) for part, content in owners.values()], np.int64)
-        for function in (_start, lambda recordings, content: _start(recordings, content + 1) - _start(recordings, content))
-    )
+    bounds = np.array([parts[part][1].offsets[content : content + 2] for part, content in owners.values()], np.int64)
+    starts, lengths = bounds[:, 0], bounds[:, 1] - bounds[:, 0]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     origin = _Origin(
         np.repeat([part for part, _ in owners.values()], lengths),
@@ -78,23 +76,20 @@ def join(parts: Sequence[tuple[Path, Recordings]]) -> Recordings:
     )
 
 
-def _start(recordings: Recordings, content: int) -> int:
-    return int(recordings.offsets[content])
-
-
 def _files(parts: Sequence[tuple[Path, Recordings]]) -> list[tuple[bytes, int, int]]:
     """All files, each once, in the order of their paths: path, number of the folder, number there."""
-    seen = set[str]()
+    seen = set[tuple[str, str]]()
     files = []
     for number, (folder, recordings) in enumerate(parts):
         places: dict[str, str] = {}
+        prefix = named(folder, "")
         for file, path in enumerate(recordings.paths):
             below, name = os.path.split(path)
-            if below not in places:
-                places[below] = os.path.realpath(folder / below)
-            if (real := os.path.join(places[below], name)) not in seen:
-                seen.add(real)
-                files.append((os.fsencode(named(folder, path)), number, file))
+            if (place := places.get(below)) is None:
+                place = places[below] = os.path.realpath(prefix + below)
+            if (place, name) not in seen:
+                seen.add((place, name))
+                files.append((os.fsencode(prefix + path), number, file))
     return sorted(files)
 
 

@@ -132,9 +132,14 @@ class SearchSession:
         self._skipped = 0
 
     @property
+    def roots(self) -> list[str]:
+        """The folders that are searched."""
+        return [os.path.abspath(root) for root in self.folder.roots]
+
+    @property
     def title(self) -> str:
         """What is searched, for people: the folder, or the folders."""
-        return ", ".join(os.path.abspath(root) for root in self.folder.roots)
+        return ", ".join(self.roots)
 
     @property
     def diffuses(self) -> bool:

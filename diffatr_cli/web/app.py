@@ -76,7 +76,8 @@ def make_app(
 
     @app.get("/api/state")
     def state() -> Response:
-        return json_response({"folder": session.title, "diffuses": session.diffuses, "upload": upload} | session.status._asdict())
+        where = {"folder": session.title, "folders": session.roots}
+        return json_response(where | {"diffuses": session.diffuses, "upload": upload} | session.status._asdict())
 
     @app.get("/api/skipped")
     def skipped() -> Response:
