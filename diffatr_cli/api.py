@@ -5,6 +5,7 @@ n sounds or texts, D embedding size.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +18,8 @@ from .core.ragged import Ragged
 from .core.windows import mean_direction, spans
 from .corpus.asking import ask_sound, ask_texts
 from .corpus.describe import Described, describe
-from .corpus.index import FolderIndex, Recordings
+from .corpus.index import Recordings
+from .corpus.library import open_corpora, through_ancestors
 from .corpus.reading import Reading, read_queries
 from .corpus.search import Found, Hit, check_texts, embed_texts, hear_sound, search, search_texts
 from .corpus.selection import By
@@ -30,6 +32,8 @@ from .types import SAMPLE_RATE
 
 Sound = Path | np.ndarray
 """A sound file, or mono samples at 32 kHz with full scale +-1."""
+Folders = str | Path | Sequence[str | Path]
+"""A folder of recordings, or several."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class Model:
 
     def search(
         self,
-        folder: str | Path,
+        folder: Folders,
         query: str | Sound,
         top: int = 10,
         index: str | Path | None = None,
@@ -156,20 +160,24 @@ class Model:
         `find` says more: whether they are matches at all.
 
         Args:
+            folder: one, or several that are searched together; then each hit's path begins with its folder's. One that lies below
+                a folder which is indexed for this model is searched through that index, where `index` is not given.
             index: where the index is kept, a folder or an address such as s3://bucket/prefix; `folder/.diffatr` if None.
             unwanted: what they should not sound like, as `query --not`.
             by: what a text finds files by: their `sound`, their `name` and metadata, or `both`. Sounds are found by sound.
             only: filters, such as "length:<5 in:field -music"; a text may hold its own.
 
         Raises:
-            DiffATRError: there is no such folder, no sound in it, or its index cannot be written.
+            DiffATRError: there is no such folder, no sound in it, or its index cannot be written. Of several, one with which
+                something is wrong is left out, and logged.
+            UsageError: there is no folder to search.
             FilterError: a filter makes no sense; a UsageError that points at the place.
         """
         return self.find(folder, query, top, index, unwanted, by=by, only=only).hits
 
     def find(
         self,
-        folder: str | Path,
+        folder: Folders,
         query: str | Sound,
         top: int = 10,
         index: str | Path | None = None,
@@ -180,8 +188,12 @@ class Model:
     ) -> Found:
         """What `search` finds, with the probability that anything in the folder matches, the verdict, and what is known of the
         text. The arguments and errors are those of `search`."""
-        corpus = FolderIndex(Path(folder), index)
-        corpus.update(self._retriever)
+        folders = [folder] if isinstance(folder, (str, Path)) else list(folder)
+        if not folders:
+            raise UsageError("there is no folder to search")
+        tell = logging.getLogger(__name__).warning
+        corpus = through_ancestors(open_corpora(list(map(Path, folders)), index, tell=tell), self._retriever.model_id)
+        corpus.update(self._retriever, tell=tell)
         against = None if unwanted is None else self.embed_text(unwanted)[0]
         recordings = corpus.read(self._retriever.model_id, frames=self._retriever.sees_frames)
         how: dict[str, Any] = {"top": top, "unwanted": against, "only": only}

@@ -59,3 +59,12 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours:,} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def ago(seconds: float) -> str:
+    """How long ago something was, in one unit: `just now`, `3 minutes ago`, `1 day ago`."""
+    for length, unit in ((86_400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count:,} {unit}{'' if count == 1 else 's'} ago"
+    return "just now"

@@ -143,7 +143,7 @@ def test_debug_shows_the_traceback(diffatr: Diffatr, tmp_path: Path) -> None:
         (("query", "x", "--top", "0"), "--top"),
         (("query", "x", "--top", "many"), "--top"),
         (("index",), "DIR"),
-        (("index", "a", "b"), "b"),
+        (("tag", "a", "b"), "b"),
         (("evaluate",), "--target"),
         (("pretrain",), "RECIPE"),
         (("pretrain", "demo", "--data", __file__), "--data"),
@@ -163,11 +163,25 @@ def test_a_line_that_no_command_understands_is_answered_by_one(diffatr: Diffatr,
     assert ".." not in line
 
 
-@pytest.mark.parametrize("arguments", [(), ("prepare",)])
-def test_no_command_gives_the_help(diffatr: Diffatr, arguments: tuple[str, ...]) -> None:
-    code, out, err = diffatr(*arguments)
+def test_a_command_of_several_gives_their_help(diffatr: Diffatr) -> None:
+    code, out, err = diffatr("prepare")
     assert (code, err) == (2, "")
-    assert out.strip() == diffatr(*arguments, "--help")[1].strip()
+    assert out.strip() == diffatr("prepare", "--help")[1].strip()
+
+
+def test_no_command_says_what_to_try(diffatr: Diffatr) -> None:
+    code, out, err = diffatr()
+    assert (code, err) == (0, "")
+    first, *tries, last = out.splitlines()
+    assert "Three" in first
+    assert len(tries) == 3
+    assert "--help" in last
+    known = diffatr("--help")[1]
+    for line in tries:
+        program, command, *_ = line.split()
+        assert program == "diffatr"
+        assert command in known
+    assert diffatr("--debug")[:2] == (0, out)
 
 
 def test_the_demo_runs_everything(diffatr: Diffatr, workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

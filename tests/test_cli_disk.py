@@ -20,7 +20,7 @@ from conftest import Workshop
 from fake_retriever import FakeRetriever, write_tone
 from safetensors.torch import save_file
 
-from diffatr_cli.cli import query
+from diffatr_cli.cli import index, query
 from diffatr_cli.data.write_wav import write_wav
 from diffatr_cli.errors import DiffATRError
 from diffatr_cli.files import replacing, write_text
@@ -159,7 +159,8 @@ def test_places_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.fixture
 def commands(workshop: Workshop, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     """Every command that writes, given where it is to write."""
-    monkeypatch.setattr(query, "load_model", lambda *_: FakeRetriever(phase_two=True))
+    for command in (query, index):
+        monkeypatch.setattr(command, "load_model", lambda *_: FakeRetriever(phase_two=True))
     write_tone(tmp_path / "clips" / "900.wav", 900, 2)
     tone(tmp_path / "in" / "good.wav")
     table(tmp_path / "in" / "captions.csv", "file,caption,split", [["good.wav", "x", "train"]])

@@ -14,6 +14,7 @@ import typer
 from fake_retriever import RATE, FakeRetriever, write_tone
 from typer.testing import CliRunner
 
+from diffatr_cli.cli import index as index_module
 from diffatr_cli.cli import query as module
 from diffatr_cli.cli.corpus import clock_span
 from diffatr_cli.corpus.describe import CaptionHit, Described, describe
@@ -26,12 +27,14 @@ from diffatr_cli.model import sampling_of
 FACTS = ["format", "channels", "rate", "date", "metadata"]
 app = typer.Typer()
 module.register(app)
+index_module.register(app)
 
 
 @pytest.fixture
 def clips(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(module, "load_model", lambda *_: FakeRetriever(phase_two=True))
+    for command in (module, index_module):
+        monkeypatch.setattr(command, "load_model", lambda *_: FakeRetriever(phase_two=True))
     for hz in (200, 450, 900, 2000, 4000):
         write_tone(tmp_path / "clips" / f"{hz}.wav", hz, 2)
     write_tone(tmp_path / "clips" / "deep" / "long.wav", 6000, 12)
@@ -64,6 +67,7 @@ def test_json_is_one_document_as_agreed(clips):
     expected = direct(clips, "900 Hz", top=3)
     of_text = ["familiarity", "nearest_caption", "suggestion", "foreign", "negation"]
     assert list(document) == ["query", "model", "filters", "present", "verdict", "remark", *of_text, "results"]
+    assert list(document) == ["query", "model", "present", "verdict", "remark", *of_text, "results", "index"]
     assert [document[name] for name in ("verdict", "remark", *of_text)] == [None, None, None, None, None, False, None]
     assert (document["query"], document["present"]) == ("900 Hz", None)
     assert [list(row) for row in document["results"]] == [["rank", "path", "start", "end", "score", "by", *FACTS]] * 3

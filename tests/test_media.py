@@ -14,6 +14,7 @@ av = pytest.importorskip("av")
 
 from media_files import write_media, write_picture  # noqa: E402
 
+from diffatr_cli.cli import index as index_module  # noqa: E402
 from diffatr_cli.cli import query as module  # noqa: E402
 from diffatr_cli.data.audio import AudioError, load_audio, open_sound  # noqa: E402
 from diffatr_cli.data.excerpt import read_excerpt  # noqa: E402
@@ -21,6 +22,7 @@ from diffatr_cli.data.excerpt import read_excerpt  # noqa: E402
 RATE = 44_100
 app = typer.Typer()
 module.register(app)
+index_module.register(app)
 
 
 def sines(*parts):
@@ -30,7 +32,8 @@ def sines(*parts):
 
 @pytest.fixture
 def diffatr(monkeypatch):
-    monkeypatch.setattr(module, "load_model", lambda *_: FakeRetriever())
+    for command in (module, index_module):
+        monkeypatch.setattr(command, "load_model", lambda *_: FakeRetriever())
 
     def run(*arguments):
         result = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffatr_cli.cli import console
-from diffatr_cli.progress import ProgressLog
+from diffatr_cli.progress import ProgressLog, ago
 
 
 class Clock:
@@ -131,3 +131,50 @@ def test_the_command_logs_while_it_works(tmp_path: Path) -> None:
     assert lines
     pattern = r"generating: \d+ of 14 \(\d+%\)(, [\d.,]+/s(, (\d+ min )?\d+ s left)?)?"
     assert all(re.fullmatch(pattern, line) for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "just now"),
+        (59, "just now"),
+        (60, "1 minute ago"),
+        (200, "3 minutes ago"),
+        (3599, "59 minutes ago"),
+        (7300, "2 hours ago"),
+        (90_000, "1 day ago"),
+        (200 * 86_400, "200 days ago"),
+        (-5, "just now"),
+    ],
+)
+def test_how_long_ago(seconds: float, words: str) -> None:
+    assert ago(seconds) == words
+
+
+def test_looking_through_a_large_folder_and_then_indexing_it_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scan has no total yet; the indexing after it has a rate of its own."""
+    from fake_retriever import FakeRetriever, write_tone
+
+    from diffatr_cli.corpus import scan
+    from diffatr_cli.corpus.index import FolderIndex
+
+    for number in range(6):
+        write_tone(tmp_path / str(number % 3) / f"{number}.wav", 300 + number, 0.1)
+    told: list[tuple[int, int, str]] = []
+    FolderIndex(tmp_path / "0").update(FakeRetriever(), lambda *each: told.append(each))
+    assert all(note != "looking for recordings" for _, _, note in told)  # it took no second
+    told.clear()
+    monkeypatch.setattr(scan, "_SOON", -1.0)
+    FolderIndex(tmp_path).update(FakeRetriever(), lambda *each: told.append(each))
+    looking = [each for each in told if each[2] == "looking for recordings"]
+    assert [done for done, _, _ in looking] == [0, 2, 4, 6]
+    assert {total for _, total, _ in looking} == {0}
+    indexing = told[len(looking) :]
+    assert [done for done, _, _ in indexing] == [0, 1, 2, 3, 4, 5, 6]
+    assert {total for _, total, _ in indexing} == {6}
+    log = ProgressLog()
+    for each in looking:
+        log.update(*each)
+    assert str(log.line()).startswith("looking for recordings: 6")
+    log.update(*indexing[0])
+    assert str(log.line()).startswith("indexing: 0 of 6 (0%)")

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .console import progress_bar, say
-from .corpus import load_model, open_folder, report_update
+from .corpus import load_model, open_folders, placed, report_update
+from .watch import following
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -25,13 +26,14 @@ class Settings:
     Attributes:
         hosts, token: of `web.app.make_app`.
         began: when the service was started, by `time.time`.
+        watch: the folder is followed.
         workers: how many processes answer.
         worker: which of them this is. 0 keeps the index up to date.
         place: the folder that several of them share.
         listener: the number of the listening socket in a worker.
     """
 
-    corpus: str
+    corpora: list[str]
     index_place: str | None
     run: str | None
     runs: str | None
@@ -45,6 +47,7 @@ class Settings:
     token: str | None
     approximate: bool | None
     began: float
+    watch: bool = True
     workers: int = 1
     worker: int = 0
     place: str = ""
@@ -73,8 +76,9 @@ def answering(settings: Settings) -> Iterator[Answering]:
     from ..web.health import Place
     from ..web.metrics import make_metrics
 
-    folder = open_folder(Path(settings.corpus), settings.index_place, settings.approximate)
+    opened = open_folders([Path(corpus) for corpus in settings.corpora], settings.index_place, settings.approximate)
     model = load_model(_path(settings.run), _path(settings.runs), settings.model_name, settings.device, settings.weight)
+    folder = placed(opened, model)
     sampling = sampling_of(model, folder=True, shortlist=settings.shortlist, steps=settings.steps, seed=settings.seed)
     metrics = make_metrics()
     session: SearchSession
@@ -94,10 +98,12 @@ def answering(settings: Settings) -> Iterator[Answering]:
         tell=say,
     )
     session.start(progress_bar, report_update)
-    try:
-        yield Answering(app, metrics)
-    finally:
-        session.stop()
+    follows = settings.watch and settings.worker == 0  # of several processes one updates
+    with following(folder, session.update) if follows else contextlib.nullcontext():
+        try:
+            yield Answering(app, metrics)
+        finally:
+            session.stop()  # first: it ends an update that the follower may be at, too
 
 
 def _path(text: str | None) -> Path | None:

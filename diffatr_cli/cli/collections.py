@@ -11,7 +11,7 @@ import typer
 
 from ..errors import UsageError
 from .console import Json, say, show
-from .corpus import Corpus, IndexPlace, open_folder
+from .corpus import IndexPlace, open_folder
 from .export import Cut, Fps, check_export, export, export_document
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ app = typer.Typer(
     help="Named collections of sounds: list, show, fill and export them. The page of `serve` shows the same ones.",
     no_args_is_help=True,
 )
+Corpus = Annotated[Path, typer.Option("--corpus", metavar="DIR", help="Folder of recordings whose collections these are.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The collection's name, in any case of its letters.")]
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files of the folder of recordings.")]
 

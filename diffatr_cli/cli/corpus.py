@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,12 +16,28 @@ if TYPE_CHECKING:
     from ..core.sampling import Sampling
     from ..corpus.embedding import Elsewhere
     from ..corpus.index import FolderIndex, IndexReport, Recordings
+    from ..corpus.library import Library, Searched
     from ..corpus.search import Hit
     from ..engines import Engine
     from ..model import Retriever
     from ..types import Direction
 
-Corpus = Annotated[Path, typer.Option("--corpus", metavar="DIR", help="Folder of recordings to search, with all below it.")]
+Corpora = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--corpus",
+        metavar="DIR",
+        help="Folder of recordings to search, with all below it; several, each with --corpus, are searched together. This folder "
+        "if not given.",
+        show_default=False,
+    ),
+]
+Watch = Annotated[
+    bool,
+    typer.Option(
+        "--watch/--no-watch", help="Follow the folder: what changes in it is found by itself, when it has come to rest."
+    ),
+]
 Steps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Diffusion steps; the number of the model's recipe if not given.")
 ]
@@ -85,6 +102,20 @@ def open_folder(corpus: Path, index: str | None, approximate: bool | None = None
     return folder
 
 
+def open_folders(corpora: Sequence[Path] | None, index: str | None, approximate: bool | None = None) -> FolderIndex | Library:
+    """The index of a folder, or of several as one; of several, what is wrong with one is told. Raises as `open_folder`."""
+    from ..corpus.library import open_corpora
+
+    return open_corpora(corpora or [Path()], index, approximate, say)
+
+
+def placed(folder: FolderIndex | Library, model: Retriever) -> Searched:
+    """The same, for a model: below a folder that is indexed for it, through that index, which is told."""
+    from ..corpus.library import through_ancestors
+
+    return through_ancestors(folder, model.model_id, say)
+
+
 def load_model(run: Path | None, runs: Path | None, model: str | None, device: str, weight: float | None = None) -> Retriever:
     """The model of `run`, of the newest run below `runs`, or of the name `model`; without any, the one that ships.
 
@@ -131,13 +162,13 @@ def sampling_for(model: Retriever, steps: int | None, shortlist: int | None, see
 
 
 def update_index(
-    folder: FolderIndex, model: Retriever, workers: int | None = None, elsewhere: Elsewhere | None = None
+    folder: Searched, model: Retriever, workers: int | None = None, elsewhere: Elsewhere | None = None
 ) -> IndexReport:
     with progress_bar() as progress:
         return folder.update(model, progress, workers, wait=say, tell=say, elsewhere=elsewhere)
 
 
-def updated_recordings(folder: FolderIndex, model: Retriever) -> Recordings:
+def updated_recordings(folder: Searched, model: Retriever) -> Recordings:
     """What is in a folder, after bringing its index up to date and telling what that did; where it cannot be written, what is
     indexed so far. Raises DiffATRError where there is nothing."""
     from ..corpus.index import CannotUpdate, no_sounds
@@ -183,6 +214,36 @@ def report_update(outcome: IndexReport | DiffATRError) -> None:
         say(f"diffatr: {outcome}")
     else:
         tell_update(outcome)
+
+
+def tell_age(recordings: Recordings) -> None:
+    """How much an index holds and when it changed last, for a person at a terminal."""
+    import sys
+    import time
+
+    from ..progress import ago
+
+    if sys.stderr.isatty():
+        when = "" if recordings.updated is None else f", updated {ago(time.time() - recordings.updated)}"
+        say(f"index: {len(recordings):,} file{'' if len(recordings) == 1 else 's'}{when}")
+
+
+def index_document(folder: Searched, recordings: Recordings) -> dict[str, Any]:
+    """The field `index` of a search's document: files and windows searched, when the index changed last (UTC), or null, and
+    what is wrong with folders that are left out."""
+    from datetime import UTC, datetime
+
+    from ..corpus.library import Library
+
+    problems = folder.problems if isinstance(folder, Library) else {}
+
+    updated = None if recordings.updated is None else datetime.fromtimestamp(recordings.updated, UTC)
+    return {
+        "files": len(recordings),
+        "windows": len(recordings.spans),
+        "updated": updated and updated.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "problems": [{"folder": str(root), "reason": problem} for root, problem in problems.items()],
+    }
 
 
 def percent(score: float, calibrated: bool) -> str:

@@ -18,19 +18,41 @@ from .. import __version__, launched
 from ..errors import DiffATRError, UsageError
 from ..files import reason
 from ..network import go_offline
-from . import collections, demo, duplicates, evaluate, models, prepare, query, reproduce, serve, signals, tag, train, trajectory
-from .console import ReaderGone, hear_package, prepare_streams, say, show_line
+from . import (
+    collections,
+    demo,
+    duplicates,
+    evaluate,
+    index,
+    models,
+    prepare,
+    query,
+    reproduce,
+    serve,
+    signals,
+    tag,
+    train,
+    trajectory,
+)
+from .console import ReaderGone, hear_package, prepare_streams, say, show_line, show_text
 
 app = typer.Typer(
     help="Find sounds by words and words by sounds: audio-text retrieval with a diffusion model that re-ranks.",
-    no_args_is_help=True,
-    add_completion=False,
+    invoke_without_command=True,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
+_FIRST = """Three things to try:
+  diffatr query "a dog barking" --corpus FOLDER    find sounds in a folder of recordings
+  diffatr serve --corpus FOLDER                    search it in the browser, by ear and eye
+  diffatr tag FOLDER                               name the sounds in each recording
+All commands: diffatr --help; one of them: diffatr query --help"""
+_COMPLETING = "_DIFFATR_COMPLETE"
+"""The variable by which a shell asks what could come next on a line."""
 _BY_SEVERAL = ("pretrain", "train-diffusion", "evaluate", "cross-domain", "reproduce")
 """Commands whose work several processes can share."""
 
@@ -53,6 +75,9 @@ def root(
     offline: Annotated[bool, typer.Option("--offline", help="Never ask the network; may stand anywhere on the line.")] = False,
 ) -> None:
     """Options that stand before the command; `main` reads `--debug` and `--offline` wherever they stand."""
+    if context.invoked_subcommand is None:
+        show_text(_FIRST)
+        return
     if launched.several() and context.invoked_subcommand not in _BY_SEVERAL:
         raise UsageError(f"{context.invoked_subcommand} is the work of one process. Start it without torchrun.")
 
@@ -63,6 +88,7 @@ evaluate.register(app)
 reproduce.register(app)
 trajectory.register(app)
 query.register(app)
+index.register(app)
 tag.register(app)
 duplicates.register(app)
 collections.register(app)
@@ -73,13 +99,15 @@ demo.register(app)
 
 # What typer raises for wrong use; not all of its versions have a name for it.
 _WrongUse: Any = typer.BadParameter.__base__
-_INDEXING = "index"  # the name of the thread of `corpus.session`
+_INDEXING = {"index", "watch"}  # the names of the threads of `corpus.session` and `corpus.watching`
 _BY_SIGPIPE = 141  # what shells show for a program that ends because nobody reads what it writes
 
 
 def main() -> None:
     """Run the command line; exit with 0, with 1 for a failure, with 2 for wrong use, with 130 after Ctrl-C."""
     prepare_streams()
+    if _COMPLETING in os.environ:
+        app(prog_name="diffatr")
     hear_package()
     debug = "--debug" in sys.argv
     if "--offline" in sys.argv:
@@ -90,13 +118,14 @@ def main() -> None:
         interrupted = code == 130  # so typer passes KeyboardInterrupt on
     except BaseException as error:
         interrupted = isinstance(error, (KeyboardInterrupt, typer.Abort))
-        code = 0 if interrupted or signals.arrived() else _tell(error, debug)
+        done = isinstance(error, SystemExit) and not error.code  # so typer ends where completion was installed or shown
+        code = 0 if done or interrupted or signals.arrived() else _tell(error, debug)
     if interrupted or signals.arrived():
         code = signals.exit_code()
         if (line := signals.farewell()) and _tells("signal"):
             say(line, for_all=False)
     signals.finished(code)
-    if any(thread.name == _INDEXING for thread in threading.enumerate()):  # `serve` was ended in the midst of a long file
+    if any(thread.name in _INDEXING for thread in threading.enumerate()):  # `serve` was ended in the midst of a long file
         signals.end_at_once(code)
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""`diffatr query` and `diffatr index`: find sounds in a folder of one's own recordings, and captions for a sound."""
+"""`diffatr query`: find sounds in a folder of one's own recordings, and captions for a sound."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from . import signals
 from .console import Device, Json, Seed, say, show, show_csv
 from .corpus import (
     Approximate,
-    Corpus,
+    Corpora,
     IndexPlace,
     Model,
     NewestOf,
@@ -28,15 +28,15 @@ from .corpus import (
     Steps,
     Weight,
     clock_span,
-    load_elsewhere,
+    index_document,
     load_model,
-    open_folder,
+    open_folders,
     percent,
+    placed,
     sampling_for,
-    update_index,
+    tell_age,
     updated_recordings,
 )
-from .engine import Address, Engine, EngineName, engine_of
 from .export import Cut, Fps, check_export, export, export_document, pieces_of
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def query(
         list[str] | None,
         typer.Argument(metavar="TEXT...", help="What it sounds like, in quotes; several for several searches; - reads lines."),
     ] = None,
-    corpus: Corpus = Path("."),
+    corpora: Corpora = None,
     audio: Annotated[
         Path | None, typer.Option("--audio", metavar="FILE", help="Search for what sounds like this file, instead of a text.")
     ] = None,
@@ -122,6 +122,8 @@ def query(
 
     Example: diffatr query "dog length:<5 in:field -music"
 
+    Example: diffatr query "dog barking" --corpus ./clips --corpus /media/archive
+
     Example: diffatr query "rain on a roof" --corpus ./clips --export ./for-the-edit --cut
 
     Example: diffatr query --audio what.wav --captions captions.txt
@@ -151,10 +153,11 @@ def query(
         described = describe(model, vector, choices, settings, frames=frames, top=top, min_score=min_score)
         _print_captions(str(audio), model.name, described, min_score, as_json, as_csv)
         return
-    if copy_to is not None and copy_to.resolve().is_relative_to(corpus.resolve()):
-        raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {corpus}, where the copies would be found as well.")
-    if export_to is not None:
-        check_export(export_to, corpus, fps)
+    for root in corpora or [Path()]:
+        if copy_to is not None and copy_to.resolve().is_relative_to(root.resolve()):
+            raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {root}, where the copies would be found as well.")
+        if export_to is not None:
+            check_export(export_to, root, fps)
     if audio is not None and by is SearchBy.name:
         raise UsageError("--by name: a sound has no words to look for in names. Leave out --by, or search for a TEXT.")
     names = [str(audio)] if audio is not None else _lines(texts or [])
@@ -168,12 +171,15 @@ def query(
     read_filters(filters)  # what is wrong with them is told before the model, which takes seconds
     for name in names if audio is None else ():
         read_words(name)
-    folder = open_folder(corpus, index_place, approximate)
+    folder = open_folders(corpora, index_place, approximate)
+    corpus = folder.corpus  # that paths are below
     if audio is not None:
         open_sound(audio).close()  # what is wrong with it is told before the model, which takes seconds
     model = load_model(run, runs, model_name, device, weight)
     sound = None if audio is None else load_audio(audio, rate=model.windowing.rate)
-    recordings = updated_recordings(folder, model)
+    whole = placed(folder, model)
+    recordings = updated_recordings(whole, model)
+    tell_age(recordings)
     settings = sampling_for(model, steps, shortlist, seed)
     options: dict[str, Any] = {"top": top, "min_score": min_score, "only": filters}
     if unwanted is not None:
@@ -197,7 +203,8 @@ def query(
     for name, each in results:
         if each.remark:
             say(f"{name}: {each.remark}")
-    documents = [found_document(name, model.name, each, corpus) for name, each in results]
+    searched = {"index": index_document(whole, recordings)}
+    documents = [found_document(name, model.name, each, corpus) | searched for name, each in results]
     if exported is not None and export_to is not None:
         for document in documents:
             document["export"] = export_document(exported, export_to, corpus, document["query"])
@@ -219,74 +226,9 @@ def query(
                 play_hit(corpus / hit.path, hit)
 
 
-def index(
-    corpus: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of recordings, with all below it.")],
-    run: Run = None,
-    runs: NewestOf = None,
-    model_name: Model = None,
-    index_place: IndexPlace = None,
-    approximate: Approximate = None,
-    device: Device = "auto",
-    engine: Engine = EngineName.local,
-    address: Address = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            min=1,
-            metavar="N",
-            help="Threads that read; with --engine ray, workers that read and embed. One a core, or a GPU, if not given.",
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Index a folder of recordings, so that `query` answers at once; only new and changed files are read again.
-
-    With --engine ray many machines read and embed, and this one keeps the index; what is there is not embedded again.
-
-    Example: diffatr index ./clips
-    """
-    from ..corpus.index import no_sounds
-
-    folder = open_folder(corpus, index_place, approximate)
-    with engine_of(engine, address, workers, device) as engine_there:
-        if engine_there is None:
-            model, elsewhere = load_model(run, runs, model_name, device), None
-        else:
-            model, elsewhere = load_elsewhere(engine_there, run, runs, model_name)
-        if model_name is not None:
-            model.load_audio()  # what is wrong with a model of others is told before its folder is scanned
-        report = update_index(folder, model, workers, elsewhere)
-    if not as_json:
-        for each in report.skipped:
-            say(f"skipped {each.path}: {each.reason}")
-        for each in report.partial:
-            say(f"only in part {each.path}: {each.reason}")
-    if not report.files:
-        raise no_sounds(corpus, report.skipped)
-    counts = {
-        name: getattr(report, name) for name in ("files", "windows", "embedded", "reused", "unchanged", "removed", "repaired")
-    }
-    if as_json:
-        lists = {
-            name: [{"path": str(corpus / each.path), "reason": each.reason} for each in getattr(report, name)]
-            for name in ("skipped", "partial")
-        }
-        show({"corpus": str(corpus), "index": str(folder.place)} | counts | lists, as_json=True)
-        return
-    from ..report.tables import rows_table
-
-    rows = [
-        (name, str(count))
-        for name, count in (counts | {"only in part": len(report.partial), "skipped": len(report.skipped)}).items()
-    ]
-    show(None, rows_table("Index", ("", ""), rows, caption=str(folder.place)), as_json=False)
-
-
 def register(app: typer.Typer) -> None:
-    """Add this module's commands."""
+    """Add this module's command."""
     app.command("query")(query)
-    app.command("index")(index)
 
 
 def _lines(texts: Sequence[str]) -> list[str]:

@@ -22,14 +22,14 @@ from ..files import reason
 from . import signals
 from .answering import Settings, answering
 from .console import Device, Seed, say, show_line
-from .corpus import Approximate, Corpus, IndexPlace, Model, NewestOf, Run, Shortlist, Steps, Weight, open_folder
+from .corpus import Approximate, Corpora, IndexPlace, Model, NewestOf, Run, Shortlist, Steps, Watch, Weight, open_folders
 
 _WORKER = f"{__package__}.serve_worker"
 _UNWINDING = 6.0  # seconds that a worker may take to end, once all is answered: an update ends after the file that it is at
 
 
 def serve(
-    corpus: Corpus = Path("."),
+    corpora: Corpora = None,
     host: Annotated[
         str, typer.Option("--host", metavar="ADDRESS", help="Where to listen; 0.0.0.0 lets others in who have the key.")
     ] = "127.0.0.1",
@@ -66,14 +66,15 @@ def serve(
             help="Holds the key, in place of a new one at each start. It is asked for on this machine too then.",
         ),
     ] = None,
+    watch: Watch = True,
     approximate: Approximate = None,
     seed: Seed = 0,
     device: Device = "auto",
 ) -> None:
     """Listen and look: a page in the browser that searches a folder by words or by a dropped sound.
 
-    The folder is indexed while the page is there already. Only this machine reaches it, unless --host says otherwise; then
-    its address holds a key, without which it shows nothing.
+    The folder is indexed while the page is there already, and followed: what changes in it is indexed by itself. Only this
+    machine reaches the page, unless --host says otherwise; then its address holds a key, without which it shows nothing.
 
     Example: diffatr serve --corpus ./clips
     """
@@ -89,7 +90,8 @@ def serve(
 
     if workers > 1 and approximate:
         raise UsageError("--workers: several processes share all vectors in memory, and search exactly. Leave --approximate out.")
-    open_folder(corpus, index_place)  # or what is wrong with it would be told after the model is there
+    opened = open_folders(corpora, index_place)  # here, or what is wrong with a folder would be told after the model is there
+    named = ", ".join(map(str, opened.roots))
     given = None if key_file is None else _read_key(key_file)
     listener = server.listen(host, port)
     address, number = listener.getsockname()[:2]
@@ -99,7 +101,7 @@ def serve(
     url = f"http://{_bracketed(_reachable(host))}:{number}/"
     whole = f"{url}?token={token}" if token else url
     settings = Settings(
-        corpus=str(corpus),
+        corpora=[str(corpus) for corpus in corpora or [Path()]],
         index_place=index_place,
         run=_text(run),
         runs=_text(runs),
@@ -113,12 +115,13 @@ def serve(
         token=token,
         approximate=approximate if workers == 1 else False,  # several share the vectors in memory
         began=time.time(),
+        watch=watch,
         workers=workers,
     )
 
     def ready() -> None:
         show_line(url if given else whole)  # a key that lasts stands in no log
-        say(f"{corpus}: open the address above in a browser. Ctrl-C ends this.")
+        say(f"{named}: open the address above in a browser. Ctrl-C ends this.")
         if given:
             say(f"Add ?token= to it, and what {key_file} holds.")
         if token:

@@ -22,6 +22,7 @@ from .corpus import (
     load_model,
     open_folder,
     percent,
+    placed,
     sampling_for,
     tell_update,
     update_index,
@@ -112,7 +113,8 @@ def tag(
     labels = given or _kinds(model)
     if rename is not None and pattern is None:
         pattern = _pattern(rename, labels)
-    recordings = updated_recordings(folder, model)
+    searched = placed(folder, model)
+    recordings = updated_recordings(searched, model)
     choices = Choices(model, [label.caption for label in labels.labels])
     _tell_unfamiliar(choices, labels.labels)
     calibrated = bool(model.calibration and model.calibration.audio_to_text)
@@ -157,7 +159,7 @@ def tag(
         if out is not None:
             say(f"{count} -> {out}")
         return
-    _rename(folder.corpus, tagged, pattern, document, apply, log, as_json, lambda: tell_update(update_index(folder, model)))
+    _rename(corpus, tagged, pattern, document, apply, log, as_json, lambda: tell_update(update_index(searched, model)))
 
 
 @dataclass(frozen=True)

@@ -100,11 +100,12 @@ class Board:
 
     def status(self) -> IndexStatus:
         """How the index stands, as it was told last. Until anything is told, it is about to be brought up to date."""
+        wanted = self.is_wanted()  # first: once it is not wanted any more, the status tells of it
         try:
             files, windows, skipped, indexing, problem = json.loads(self._status.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return IndexStatus(0, 0, 0, (0, 0), None)
-        return IndexStatus(files, windows, skipped, (0, 0) if self.is_wanted() else indexing and tuple(indexing), problem)
+        return IndexStatus(files, windows, skipped, (0, 0) if wanted else indexing and tuple(indexing), problem)
 
     def want_update(self) -> None:
         """Ask the process that publishes to bring the index up to date."""

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..errors import DiffATRError, UsageError
 from ..files import reason, write_text
-from .index import FolderIndex
+from .library import Searched
 
 FORMAT = "diffatr collections"
 VERSION = 1
@@ -69,7 +69,7 @@ class Place(NamedTuple):
 
 
 class Collections:
-    """The collections of one corpus. Every method reads the file; those that change it say what they changed.
+    """The collections of what is searched. Every method reads the file; those that change it say what they changed.
 
     Attributes:
         path: of the file.
@@ -77,8 +77,8 @@ class Collections:
     All methods raise DiffATRError where the file cannot be read or written, or is damaged; it is never written over then.
     """
 
-    def __init__(self, folder: FolderIndex) -> None:
-        self.path = folder.notes / f"{folder.name_beside('collections')}.json"
+    def __init__(self, folder: Searched) -> None:
+        self.path = folder.collections_file
 
     def all(self) -> list[Collection]:
         """All collections, in the order in which they were made."""

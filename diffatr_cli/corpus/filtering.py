@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from .filters import Condition, Interval
-from .notes import UNKNOWN, Notes, format_of
+from .notes import Notes, format_of
 from .snapshot import Recordings
 from .words import parts_of
 
@@ -35,8 +35,7 @@ class Columns:
     @cached_property
     def notes(self) -> Notes:
         """What is known beside the sound; nothing but the names where nothing was noted."""
-        recordings = self._recordings
-        return recordings.notes or Notes.of(recordings.paths, [UNKNOWN] * len(recordings))
+        return self._recordings.known
 
     @cached_property
     def seconds(self) -> np.ndarray:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Set
+import time
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,8 +29,8 @@ from .examine import reader
 from .notes import UNKNOWN, Notes
 from .place import place_of
 from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds
-from .scan import Listing, fingerprint, scan
-from .snapshot import Recordings, Snapshot, read_snapshot, write_snapshot
+from .scan import Listing, Stamp, fingerprint, scan
+from .snapshot import Recordings, Snapshot, read_snapshot, report_below, write_snapshot
 
 if TYPE_CHECKING:
     from ..model import Retriever
@@ -59,6 +60,8 @@ class FolderIndex:
 
     Attributes:
         folder: where this machine's own files of it lie: the index itself, unless it is in object storage.
+        own_place: whether it lives where nobody named a place for it.
+        unsettled: paths, as the system's bytes, that updates leave as they are: files that are still being written.
 
     Raises:
         UsageError: `corpus` is no folder, or nothing can be kept at `index`.
@@ -69,7 +72,9 @@ class FolderIndex:
             raise UsageError(
                 f"{corpus}: {'not a folder' if corpus.exists() else 'there is no such folder'}. Name a folder of recordings."
             )
-        self.corpus, self.approximate = corpus, approximate
+        self.corpus, self.approximate, self.own_place = corpus, approximate, index is None
+        self.unsettled: Set[bytes] = frozenset()
+        self._seen: Mapping[bytes, Stamp] | None = None
         self.place = place_of(corpus / FOLDER if index is None else index)
         self.folder = self.place.local
         inside = self.folder.resolve() == (corpus / FOLDER).resolve()
@@ -84,6 +89,7 @@ class FolderIndex:
         wait: Callable[[str], None] | None = None,
         tell: Callable[[str], None] = lambda text: None,
         elsewhere: Elsewhere | None = None,
+        below: bytes = b"",
     ) -> IndexReport:
         """Bring the index up to date with the folder: embed new and changed files, forget those that are gone.
 
@@ -99,18 +105,19 @@ class FolderIndex:
                 everything done. Told once, with a sentence for the person, when the waiting begins. None does not wait.
             tell: told a sentence where recordings that were embedded are to be read again, for the frames that this model needs.
             elsewhere: what reads and embeds in the place of this process, which commits.
+            below: a folder of the corpus, by its path and a separator at its end: nothing else is updated, nor reported.
 
         Raises:
             CannotUpdate: the index cannot be read or written, or without `wait`, another process is updating it. What was
                 committed stays.
             DiffATRError: the folder holds no sound files and never did, or the index is damaged and cannot be mended.
         """
-        state = self._look()
+        state = self._look(below, progress)
         if report := self._report_for(state, model):
             return report
         with self.place.locked(wait) as waited:
             if waited:
-                state = self._look()
+                state = self._look(below, progress)
                 if report := self._report_for(state, model):
                     return report
             return self._update(state, model, progress, workers or os.cpu_count() or 1, tell, elsewhere)
@@ -127,14 +134,18 @@ class FolderIndex:
         snapshot = self._snapshot(model_id, frames)
         recordings = snapshot.recordings() if snapshot else self._fetch(model_id, frames)
         if len(recordings.sums):
-            path = self._snapshot_path(model_id, frames, approximate=True)
-            recordings = replace(recordings, store=self._store(model_id, path, recordings.hashes))
+            recordings = replace(recordings, store=self.stored_vectors(model_id, frames, recordings.hashes))
         return self.with_frames(model_id, recordings) if frames else recordings
 
-    def report(self, model_id: str, *, frames: bool = False) -> IndexReport | None:
-        """What an update finds that has nothing to do; None where the last one was not completed."""
+    def report(self, model_id: str, *, frames: bool = False, below: bytes = b"") -> IndexReport | None:
+        """What an update finds that has nothing to do; None where the last one was not completed. `below` as in `update`."""
         snapshot = self._snapshot(model_id, frames)
-        return snapshot.report if snapshot else None
+        return snapshot.report_below(below) if snapshot else None
+
+    @property
+    def roots(self) -> list[Path]:
+        """The folders whose recordings it has."""
+        return [self.corpus]
 
     def contents(self) -> dict[str, str]:
         """The hash of the content of each file that can be searched, by its path below the corpus, as of the last commit.
@@ -150,10 +161,10 @@ class FolderIndex:
         return {os.fsdecode(path): row.content for path, row in table.rows().items() if not row.reason}
 
     @property
-    def notes(self) -> Path:
-        """The folder of what people noted of this corpus, which nothing can make again: that of the index, or, where the index is
-        in object storage, of which this machine keeps only copies, `.diffatr` in the corpus."""
-        return self.corpus / FOLDER if self.place.remote else self.folder
+    def collections_file(self) -> Path:
+        """Where people's collections of these sounds are kept, which nothing can make again: beside the index, or, where that is
+        in object storage, of which this machine keeps only copies, in `.diffatr` in the corpus."""
+        return (self.corpus / FOLDER if self.place.remote else self.folder) / f"{self.name_beside('collections')}.json"
 
     def _fetch(self, model_id: str, frames: bool) -> Recordings:
         """What the tables hold; where they lie elsewhere, a snapshot of it stays here."""
@@ -172,6 +183,14 @@ class FolderIndex:
         of_windows = StoredFrames(self._frame_table(model_id), path, recordings.hashes, recordings.offsets)
         return replace(recordings, frames=of_windows)
 
+    def frame_contents(self, model_id: str) -> set[str]:
+        """The contents, by hash, of which frames are kept. Raises Damaged."""
+        return self._frame_table(model_id).contents()
+
+    def stored_vectors(self, model_id: str, frames: bool, hashes: np.ndarray) -> StoredVectors:
+        """Where the vectors of some contents (C,) are, if they stay in the tables. Raises Damaged."""
+        return self._store(model_id, self._snapshot_path(model_id, frames, approximate=True), hashes)
+
     def _store(self, model_id: str, snapshot: Path, hashes: np.ndarray) -> StoredVectors:
         """Where the vectors are. Raises Damaged where the index that finds them is."""
         from .nearest import StoredVectors
@@ -181,20 +200,39 @@ class FolderIndex:
         table.check_index()
         return StoredVectors(table, snapshot, hashes)
 
-    def _look(self) -> _State:
+    def holds(self, model_id: str) -> bool:
+        """Whether files were indexed for a model."""
+        return all(map(self.place.has, self._table_names(model_id)))
+
+    def watched(self) -> list[Watched]:
+        """What to look at, to see whether there is something to update."""
+        return [Watched(self.corpus, self.folder, lambda: self._seen, self._leave)]
+
+    def _leave(self, paths: Set[bytes]) -> None:
+        self.unsettled = paths
+
+    def _look(self, below: bytes, progress: Progress) -> _State:
         """See what is in the folder. Raises DiffATRError where it holds no sound files and never did."""
-        seen = scan(self.corpus, self.folder)
+        seen = scan(self.corpus, self.folder, progress)
+        before = self._seen or {}
+        settled = {path: stamp for path, stamp in seen.files.items() if path not in self.unsettled}
+        self._seen = settled | {path: before[path] for path in self.unsettled if path in before}
         if not seen.files and not self.place.is_used():
             raise no_sounds(self.corpus, [*seen.unlisted, *seen.unreadable])
         unreadable = {os.fsencode(each.path): () for each in seen.unreadable}
-        return _State(seen, f"{fingerprint(seen.files)} {fingerprint(unreadable)} {reader()}")
+        mark = f"{fingerprint(seen.files)} {fingerprint(unreadable)} {reader()}"
+        if not below:
+            return _State(seen, mark, mark, below)
+        own = {path: stamp for path, stamp in seen.files.items() if path.startswith(below)}
+        unreadable = {path: () for path in unreadable if path.startswith(below)}
+        return _State(seen, mark, f"{below.hex()} {fingerprint(own)} {fingerprint(unreadable)} {reader()}", below)
 
     def _report_for(self, state: _State, model: Retriever) -> IndexReport | None:
         """The report of an update that has nothing to do; None where it has."""
-        if state.seen.unlisted:
+        if state.seen.unlisted or self.unsettled:
             return None
         snapshot = self._snapshot(model.model_id, model.sees_frames)
-        return snapshot.report if snapshot and snapshot.folder == state.mark else None
+        return snapshot.report_below(state.below) if snapshot and snapshot.folder in (state.mark, state.mark_below) else None
 
     def _update(
         self,
@@ -221,30 +259,36 @@ class FolderIndex:
                 f"read and embedded again, once, which takes as long as it took then, and {_megabytes(model)} of the disk for "
                 "each minute of sound."
             )
+
+        def aside(path: bytes) -> bool:
+            return path in unsettled or not path.startswith(state.below)
+
+        unsettled = self.unsettled
         try:
-            report = update.run(state.seen, progress, workers, elsewhere)
+            report = update.run(state.seen, progress, workers, elsewhere, aside)
         except Damaged:  # in a place that shows only where the tables are changed
             repaired = update.report.repaired
             update = new_update(anew=True)
-            report = update.run(state.seen, progress, workers, elsewhere)
+            report = update.run(state.seen, progress, workers, elsewhere, aside)
             report.repaired += repaired
         from .noting import update_notes
 
         usable = {path: row.stamp for path, row in update.rows.items() if not row.reason}
         update_notes(self.corpus, self._note_table(), usable, progress, workers)
         # Where something is to be tried again, no state of the folder makes the next update needless.
-        mark = None if state.seen.unlisted or update.unsettled else state.mark
+        pending = state.seen.unlisted or update.unsettled or (update.put_off and unsettled)
+        mark = None if pending else state.mark_below if update.put_off else state.mark
         unchanged = IndexReport(
             report.files, report.windows, unchanged=report.files, skipped=report.skipped, partial=report.partial
         )
         model_id, with_frames = model.model_id, model.sees_frames
-        recordings = self._read_tables(model_id, frames=with_frames, training=tell)
+        recordings = replace(self._read_tables(model_id, frames=with_frames, training=tell), updated=time.time())
         tables = self._mark_of_tables(model_id, with_frames)
         approximate = bool(len(recordings.sums))
         if self.approximate is None:
             self._snapshot_path(model_id, with_frames, not approximate).unlink(missing_ok=True)
         write_snapshot(self._snapshot_path(model_id, with_frames, approximate), tables, mark, unchanged, recordings)
-        return report
+        return report_below(report, recordings.paths, recordings.content, recordings.offsets, state.below)
 
     def _read_tables(self, model_id: str, *, frames: bool = False, training: Callable[[str], None] | None = None) -> Recordings:
         """What the tables hold, read without the snapshot. Raises Damaged, so that nothing damaged is ever searched.
@@ -282,7 +326,7 @@ class FolderIndex:
             np.cumsum([0, *(each.stop - each.start for each in slices)]),
             contents.spans[rows],
             (contents.vectors if approximate else contents.vectors[rows]).astype(np.float32),
-            hashes=np.array(list(number) if frames or approximate else [], "S32"),
+            hashes=np.array(list(number), "S32"),
             sums=contents.sums[rows] if approximate else contents.sums,
             notes=Notes.of(paths, [noted[path].note if path in noted else UNKNOWN for path in present]),
         )
@@ -334,11 +378,28 @@ class FolderIndex:
         return self.place.mark([*self._table_names(model_id), self._notes_name], [self._frames_name(model_id)] if frames else [])
 
 
+class Watched(NamedTuple):
+    """A folder of recordings to look at.
+
+    Attributes:
+        exclude: what of it is no recording.
+        seen: gives the files as the last update saw them, by path below the folder; None before one did.
+        leave: told the paths that updates are to leave as they are, since these files are still being written.
+    """
+
+    corpus: Path
+    exclude: Path
+    seen: Callable[[], Mapping[bytes, Stamp] | None]
+    leave: Callable[[Set[bytes]], None]
+
+
 class _State(NamedTuple):
-    """A folder as it was seen, and a mark that any change of it changes."""
+    """A folder as it was seen, a mark that any change of it changes, and one for what lies `below` a folder of it."""
 
     seen: Listing
     mark: str
+    mark_below: str
+    below: bytes
 
 
 def _megabytes(model: Retriever) -> str:

@@ -13,7 +13,7 @@ F files, V words, P pairs of a word and a file that has it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -95,6 +95,24 @@ class NameIndex:
         packed = arrays["words"].tobytes()
         words = np.array(packed.split(_NO_LETTER) if packed else [], dtype=bytes)
         return cls(files, words, arrays["word_starts"], arrays["word_files"], arrays["word_worth"])
+
+
+def gathered(parts: Sequence[tuple[NameIndex, np.ndarray]], files: int) -> NameIndex:
+    """The index of `files` files out of those of others.
+
+    With each of these goes (F,), the new number of each of its files; -1 for one that is left out.
+    """
+    words, who, worth = [np.zeros(0, "S1")], [np.zeros(0, np.int32)], [np.zeros(0, np.float32)]
+    for index, places in parts:
+        own = places[index.who] >= 0
+        words.append(np.repeat(index.words, np.diff(index.starts))[own])
+        who.append(places[index.who[own]].astype(np.int32))
+        worth.append(index.worth[own])
+    numbers = np.concatenate(who)
+    different, word = np.unique(np.concatenate(words), return_inverse=True)
+    order = np.lexsort((numbers, word))
+    starts = np.searchsorted(word[order], np.arange(len(different) + 1))
+    return NameIndex(files, different, starts, numbers[order], np.concatenate(worth)[order])
 
 
 def asked_words(text: str) -> Iterator[tuple[str, ...]]:

@@ -33,7 +33,7 @@ _FEW = 4096  # windows of all that is allowed, which are fetched without the ind
 _AT_ONCE = 4096  # windows that are asked for by their places
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """Windows of a corpus: their `rows` in it, and their `vectors` (n, D) float32."""
 
     rows: np.ndarray
@@ -96,7 +96,7 @@ class StoredVectors:
             Damaged: what was fetched does not fit its checksum.
         """
         depth = min(depth, len(recordings.hashes) if allowed is None else int(allowed.sum()))
-        windows: _Windows | None = _Windows(np.zeros(0, np.int64), np.zeros((0, len(query)), np.float32))
+        windows: Windows | None = Windows(np.zeros(0, np.int64), np.zeros((0, len(query)), np.float32))
         if allowed is not None and np.diff(recordings.offsets)[allowed].sum() <= _FEW:
             windows = self._whole(recordings, np.flatnonzero(allowed), len(query))
         elif depth:
@@ -106,16 +106,15 @@ class StoredVectors:
         if besides is not None and len(besides):
             there = np.unique(np.searchsorted(recordings.offsets, windows.rows, "right") - 1)
             more = self._whole(recordings, np.setdiff1d(besides, there), len(query))
-            windows = _Windows(*(np.concatenate(pair) for pair in zip(windows, more, strict=True)))
-        contents = np.searchsorted(recordings.offsets, windows.rows, "right") - 1
-        return _part(recordings, windows, contents)
+            windows = Windows(*(np.concatenate(pair) for pair in zip(windows, more, strict=True)))
+        return part_of(recordings, windows)
 
-    def _whole(self, recordings: Recordings, contents: np.ndarray, dim: int) -> _Windows:
+    def _whole(self, recordings: Recordings, contents: np.ndarray, dim: int) -> Windows:
         """All windows of some contents, with vectors of `dim` values."""
         ranges = (np.arange(*recordings.offsets[content : content + 2]) for content in contents)
         rows = np.concatenate([np.zeros(0, np.int64), *ranges])
         parts = [self.at(recordings, rows[first : first + _AT_ONCE]) for first in range(0, len(rows), _AT_ONCE)]
-        return _Windows(rows, np.concatenate(parts) if parts else np.zeros((0, dim), np.float32))
+        return Windows(rows, np.concatenate(parts) if parts else np.zeros((0, dim), np.float32))
 
     def _fetched(
         self,
@@ -124,7 +123,7 @@ class StoredVectors:
         depth: int,
         unwanted: np.ndarray | None,
         allowed: np.ndarray | None = None,
-    ) -> _Windows | None:
+    ) -> Windows | None:
         """Windows with the best of the `depth` nearest contents among them; None where they do not settle which these are."""
         count, seen = max(_FETCH, _TIMES * depth), set[str]()
         rows, vectors = [np.zeros(0, np.int64)], [np.zeros((0, len(query)), np.float32)]
@@ -133,7 +132,7 @@ class StoredVectors:
             found = _only(recordings, self._checked(recordings, table), allowed)
             rows.append(found.rows)
             vectors.append(found.vectors)
-            windows = _Windows(np.concatenate(rows), np.concatenate(vectors))
+            windows = Windows(np.concatenate(rows), np.concatenate(vectors))
             if len(table) < count:  # there are no more
                 return windows
             contents = np.searchsorted(recordings.offsets, windows.rows, "right") - 1
@@ -164,7 +163,7 @@ class StoredVectors:
         depth: int,
         unwanted: np.ndarray | None,
         allowed: np.ndarray | None = None,
-    ) -> _Windows:
+    ) -> Windows:
         """The best window of each of the `depth` nearest contents, found without the index."""
         best = np.full(len(recordings.hashes), -np.inf, np.float32)
         rows = np.zeros(len(recordings.hashes), np.int64)
@@ -178,9 +177,9 @@ class StoredVectors:
             best[contents[better]], rows[contents[better]] = scores[better], found.rows[better]
         nearest = np.argsort(-best, kind="stable")[:depth]
         chosen = rows[nearest[np.isfinite(best[nearest])]]
-        return _Windows(chosen, self.at(recordings, chosen))
+        return Windows(chosen, self.at(recordings, chosen))
 
-    def _checked(self, recordings: Recordings, table: pa.Table | pa.RecordBatch) -> _Windows:
+    def _checked(self, recordings: Recordings, table: pa.Table | pa.RecordBatch) -> Windows:
         """The windows of the corpus among some rows. Raises Damaged."""
         contents, starts = self._contents(table), table["start"].to_numpy()
         own = np.flatnonzero(contents >= 0)
@@ -189,7 +188,7 @@ class StoredVectors:
         halves = vectors_of(table)[own]
         if (rows < 0).any() or (vector_sums(halves) != recordings.sums[rows]).any():
             raise self._damaged()
-        return _Windows(rows, halves.astype(np.float32))
+        return Windows(rows, halves.astype(np.float32))
 
     def _contents(self, table: pa.Table | pa.RecordBatch) -> np.ndarray:
         """The numbers of the contents of rows; -1 for one of another corpus, or one that came after this was read."""
@@ -203,8 +202,9 @@ class StoredVectors:
         return self._table.damaged()
 
 
-def _part(recordings: Recordings, windows: _Windows, contents: np.ndarray) -> Part:
-    """Some windows, of these contents, as recordings of their own, in the order of the whole."""
+def part_of(recordings: Recordings, windows: Windows) -> Part:
+    """Some windows as recordings of their own, in the order of the whole."""
+    contents = np.searchsorted(recordings.offsets, windows.rows, "right") - 1
     order = np.unique(windows.rows, return_index=True)[1]
     rows, contents = windows.rows[order], contents[order]
     numbers, firsts = np.unique(contents, return_index=True)
@@ -223,12 +223,12 @@ def _part(recordings: Recordings, windows: _Windows, contents: np.ndarray) -> Pa
     return Part(part, rows, files)
 
 
-def _only(recordings: Recordings, windows: _Windows, allowed: np.ndarray | None) -> _Windows:
+def _only(recordings: Recordings, windows: Windows, allowed: np.ndarray | None) -> Windows:
     """The windows of the contents that are allowed."""
     if allowed is None:
         return windows
     own = allowed[np.searchsorted(recordings.offsets, windows.rows, "right") - 1]
-    return _Windows(windows.rows[own], windows.vectors[own])
+    return Windows(windows.rows[own], windows.vectors[own])
 
 
 def _rows(recordings: Recordings, contents: Iterable[int], starts: Iterable[float]) -> Iterator[int]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .name_index import NameIndex, index_names
+from .name_index import NameIndex, gathered, index_names
 
 _OWN = ("channels", "rate", "day", "text_starts")
 _KEPT = (*_OWN, "texts", "words", "word_starts", "word_files", "word_worth")
@@ -88,16 +88,37 @@ class Notes:
         written = (" ".join(_fields(text).values()) for text in raw)
         return cls(channels, rate, day, np.cumsum([0, *map(len, raw)]), texts, index_names(paths, written))
 
+    @classmethod
+    def gathered(cls, parts: Sequence[tuple[Notes, np.ndarray]], files: int) -> Notes:
+        """The notes of `files` files out of those of others.
+
+        With each of these goes (F,), the new number of each of its files; -1 for one that is left out.
+        """
+        columns = [np.full(files, nothing, np.int32) for nothing in UNKNOWN[:3]]
+        texts = [b""] * files
+        for notes, places in parts:
+            own = np.flatnonzero(places >= 0)
+            for column, values in zip(columns, (notes.channels, notes.rate, notes.day), strict=True):
+                column[places[own]] = values[own]
+            for file in own[np.diff(notes.text_starts)[own] > 0].tolist():
+                texts[places[file]] = notes._raw(file)
+        names = gathered([(notes.names, places) for notes, places in parts], files)
+        channels, rate, day = columns
+        starts, packed = np.cumsum([0, *map(len, texts)]), np.frombuffer(b"".join(texts), np.uint8)
+        return cls(channels, rate, day, starts, packed, names)
+
+    def _raw(self, file: int) -> bytes:
+        return self.texts[self.text_starts[file] : self.text_starts[file + 1]].tobytes()
+
     def facts(self, file: int, path: str) -> FileFacts:
         """What is shown of a file."""
         day = int(self.day[file])
-        raw = self.texts[self.text_starts[file] : self.text_starts[file + 1]].tobytes()
         return FileFacts(
             format_of(path),
             int(self.channels[file]) or None,
             int(self.rate[file]) or None,
             date.fromordinal(_FIRST_DAY + day).isoformat() if day >= 0 else None,
-            _fields(raw),
+            _fields(self._raw(file)),
         )
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ..data.audio import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES
+from ..progress import Progress, silent
 from .report import Skipped
 
 _SUFFIXES = {suffix.encode() for suffix in AUDIO_SUFFIXES}
 _UNREADABLE = {suffix.encode() for suffix in UNREADABLE_SUFFIXES}
+_SOON = 1.0  # seconds for which nobody is told anything
 
 
 class Stamp(NamedTuple):
@@ -49,12 +52,13 @@ class Listing(NamedTuple):
     unlisted: list[Skipped]
 
 
-def scan(corpus: Path, exclude: Path) -> Listing:
-    """List a folder of recordings.
+def scan(corpus: Path, exclude: Path, progress: Progress = silent) -> Listing:
+    """List a folder of recordings; `progress` is told of sound files, whose total nobody knows yet, folder by folder.
 
     Hidden files and folders and `exclude` are left out. Links are followed; a folder that is reached twice is listed once,
     under its real place if that is below `corpus`, so loops end.
     """
+    due = time.monotonic() + _SOON
     files: dict[bytes, Stamp] = {}
     unreadable: list[Skipped] = []
     unlisted: list[Skipped] = []
@@ -83,6 +87,8 @@ def scan(corpus: Path, exclude: Path) -> Listing:
                             files[path] = Stamp.of(entry.stat())
                         elif suffix in _UNREADABLE and entry.is_file():
                             unreadable.append(Skipped(os.fsdecode(path), f"{suffix.decode()} files cannot be read"))
+            if time.monotonic() > due:
+                progress(len(files), 0, "looking for recordings")
         except OSError as error:
             unlisted.append(Skipped(os.fsdecode(below) or ".", f"folder cannot be listed ({error.strerror})"))
     return Listing(dict(sorted(files.items())), sorted(unreadable, key=lambda each: each.path), unlisted)

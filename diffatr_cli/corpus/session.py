@@ -23,7 +23,8 @@ from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .asking import ask_sound, ask_texts, check_by, read_words
 from .filtering import Columns
-from .index import FolderIndex, IndexReport, Recordings
+from .index import IndexReport, Recordings
+from .library import Searched
 from .priority_lock import PriorityLock
 from .report import Skipped
 from .search import Found, check_texts, embed_sound, embed_texts, token_states
@@ -117,7 +118,7 @@ class SearchSession:
     def __init__(
         self,
         model: Retriever,
-        folder: FolderIndex,
+        folder: Searched,
         sampling: Sampling | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -126,7 +127,7 @@ class SearchSession:
         self._sampling = sampling
         self._lock = PriorityLock()
         self._by_texts = Together(self._answer_texts, self._lock.take)
-        self._root = os.path.realpath(folder.corpus)
+        self._roots = [os.path.realpath(root) for root in folder.roots]
         self._state = nothing_yet()
         self._updating, self._starting = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
@@ -134,6 +135,16 @@ class SearchSession:
         self._indexing: tuple[int, int] | None = None
         self._problem: str | None = None
         self._skipped = 0
+
+    @property
+    def roots(self) -> list[str]:
+        """The folders that are searched."""
+        return [os.path.abspath(root) for root in self.folder.roots]
+
+    @property
+    def title(self) -> str:
+        """What is searched, for people: the folder, or the folders."""
+        return ", ".join(self.roots)
 
     @property
     def diffuses(self) -> bool:
@@ -231,7 +242,7 @@ class SearchSession:
         path = state.recordings.paths[file]
         full = self.corpus / path
         real = os.path.realpath(full)
-        if not _inside(real, self._root) and real != state.outside.get(path):
+        if not _inside(real, self._roots) and real != state.outside.get(path):
             raise NotServed(f"{path}: a link leads out of the folder, to where it did not when it was indexed.", gone=False)
         if not os.path.isfile(real):
             raise NotServed(f"{path}: the file is gone. Refresh the index.", gone=True)
@@ -241,7 +252,7 @@ class SearchSession:
         """Bring the index up to date, while searches go on in what it held, and in what it holds by and by.
 
         Returns:
-            What was done; None if an update is under way already.
+            What was done; None if an update is under way already, or `stop` ended this one.
 
         Raises:
             DiffATRError: as `FolderIndex.update`; the state tells of it as well.
@@ -254,9 +265,11 @@ class SearchSession:
             report = self.folder.update(patient, self._reading_along(progress), tell=self._tell)
             self._skipped = len(report.skipped)
             if not report.files:
-                self._problem = f"No sound in {self.corpus} can be searched; {len(report.skipped)} files were skipped."
+                self._problem = f"No sound in {self.title} can be searched; {len(report.skipped)} files were skipped."
             self._load(settled=True)
             return report
+        except _Stopped:
+            return None
         except DiffATRError as error:
             self._problem = str(error)
             with contextlib.suppress(DiffATRError):
@@ -303,8 +316,6 @@ class SearchSession:
                 outcome = self.update(progress)
         except DiffATRError as error:
             outcome = error
-        except _Stopped:
-            return
         finally:
             self._indexing = None
         if outcome is not None:
@@ -343,7 +354,7 @@ class SearchSession:
     def _load(self, *, settled: bool) -> None:
         """Take up what the index holds. Links out of the folder are trusted only where an update has just seen every file."""
         recordings = self.folder.read(self.model.model_id, frames=self.model.sees_frames)
-        outside = _outside(self._root, recordings.paths) if settled else {}
+        outside = _outside(os.path.realpath(self.folder.corpus), self._roots, recordings.paths) if settled else {}
         version, before = _version(recordings), self._state
         since = before.since if version == before.version else time.time()
         self._state = IndexState.of(recordings, outside, version, since)
@@ -378,21 +389,21 @@ def _seconds(state: IndexState, file: int) -> float:
     return float(state.recordings.spans[state.recordings.rows_of(file).stop - 1, 1])
 
 
-def _inside(real: str, root: str) -> bool:
-    return real.startswith(os.path.join(root, ""))
+def _inside(real: str, roots: Sequence[str]) -> bool:
+    return any(real.startswith(os.path.join(root, "")) for root in roots)
 
 
-def _outside(root: str, paths: Sequence[str]) -> dict[str, str]:
-    """Where links lead that leave the folder: the real file of each such path."""
+def _outside(corpus: str, roots: Sequence[str], paths: Sequence[str]) -> dict[str, str]:
+    """Where links lead that leave the folders `roots`: the real file of each such path below `corpus`."""
     folders: dict[str, str] = {}
     found = {}
     for path in paths:
         below, name = os.path.split(path)
         if below not in folders:
-            folders[below] = os.path.realpath(os.path.join(root, below))
+            folders[below] = os.path.realpath(os.path.join(corpus, below))
         real = os.path.join(folders[below], name)
         if os.path.islink(real):
             real = os.path.realpath(real)
-        if not _inside(real, root):
+        if not _inside(real, roots):
             found[path] = real
     return found

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .board import Board, Mark
-from .index import FolderIndex, IndexReport
+from .index import IndexReport
+from .library import Searched
 from .session import IndexState, IndexStatus, SearchSession, nothing_yet
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class PublishingSession(SearchSession):
     def __init__(
         self,
         model: Retriever,
-        folder: FolderIndex,
+        folder: Searched,
         sampling: Sampling | None,
         tell: Callable[[str], None],
         board: Board,
@@ -99,7 +100,7 @@ class FollowingSession(SearchSession):
     """
 
     def __init__(
-        self, model: Retriever, folder: FolderIndex, sampling: Sampling | None, tell: Callable[[str], None], board: Board
+        self, model: Retriever, folder: Searched, sampling: Sampling | None, tell: Callable[[str], None], board: Board
     ) -> None:
         self._board = board
         self._taking = threading.Lock()

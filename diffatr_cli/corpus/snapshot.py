@@ -14,7 +14,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import DiffATRError
 from ..files import replacing
-from .notes import ARRAYS, Notes
+from .notes import ARRAYS, UNKNOWN, Notes
 from .report import IndexReport
 from .scan import fingerprint
 
@@ -45,11 +45,12 @@ class Recordings:
         spans: (W, 2) start and end of each window in its file, seconds.
         vectors: (W, D) float32 unit vectors; (0, D) where they stay in the tables, and `store` gives them.
         frames: gives the frames of some windows, by their rows, where they are kept: a sequence each. It may raise Damaged.
-        hashes: (C,) of the contents, ASCII, where frames or vectors are read when they are asked for; else (0,).
+        hashes: (C,) of the contents, ASCII; (0,) where these are no files of an index.
         sums: (W,) uint32, `contents.vector_sums`, where the vectors stay in the tables; else (0,).
         store: gives vectors where they stay in the tables.
         among: how many contents there are in the whole of which these are a part; None where these are all.
         notes: what is known of the files beside their sound; None where nothing was noted.
+        updated: when the index was changed last, by `time.time`; None where that is not known.
     """
 
     paths: list[str]
@@ -63,9 +64,15 @@ class Recordings:
     store: VectorStore | None = None
     among: int | None = None
     notes: Notes | None = None
+    updated: float | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def known(self) -> Notes:
+        """`notes`; of recordings without any, their names alone."""
+        return self.notes or Notes.of(self.paths, [UNKNOWN] * len(self))
 
     @classmethod
     def none(cls) -> Recordings:
@@ -140,10 +147,12 @@ class Snapshot:
     Attributes:
         folder: mark of the folder as it was when it had just been indexed; None where something was left to be tried again.
         report: of an update that finds the folder like that.
+        updated: as of `Recordings`.
     """
 
     folder: str | None
     report: IndexReport
+    updated: float | None
     _arrays: dict[str, np.ndarray]
 
     @property
@@ -164,7 +173,35 @@ class Snapshot:
             hashes=arrays.get("hashes", np.zeros(0, "S32")),
             sums=arrays.get("sums", np.zeros(0, np.uint32)),
             notes=Notes.of_arrays(arrays) if arrays.keys() >= set(ARRAYS) else None,
+            updated=self.updated,
         )
+
+    def report_below(self, below: bytes) -> IndexReport:
+        """`report`, of what lies below a folder of the corpus alone."""
+        arrays = self._arrays
+        return report_below(self.report, unpacked_paths(arrays["paths"].tobytes()), arrays["content"], arrays["offsets"], below)
+
+
+def report_below(
+    report: IndexReport, paths: Sequence[str], content: np.ndarray, offsets: np.ndarray, below: bytes
+) -> IndexReport:
+    """What a report says of a folder of the corpus, by its path and a separator at its end; the arrays are those of `Recordings`.
+
+    The counts of what an update did are as they are: it did nothing elsewhere.
+    """
+    if not below:
+        return report
+    own = np.array([os.fsencode(path).startswith(below) for path in paths], bool)
+    contents = np.unique(content[own])
+    skipped, partial = ([each for each in some if is_below(each.path, below)] for some in (report.skipped, report.partial))
+    files, windows = int(own.sum()), int((offsets[contents + 1] - offsets[contents]).sum())
+    unchanged = max(0, files - report.embedded - report.reused)
+    return replace(report, files=files, windows=windows, unchanged=unchanged, skipped=skipped, partial=partial)
+
+
+def is_below(path: str, below: bytes) -> bool:
+    """Whether a path lies below a folder that is given with a separator at its end, or is that folder."""
+    return os.path.join(os.fsencode(path), b"").startswith(below)
 
 
 def packed_paths(paths: Sequence[str]) -> bytes:
@@ -188,7 +225,7 @@ def read_snapshot(path: Path, tables: str | None) -> Snapshot | None:
             if tables is None or facts["tables"] != tables:
                 return None
             arrays = {name: _array(file, name) for name in facts["arrays"]}
-            return Snapshot(facts["folder"], IndexReport.from_json(facts["report"]), arrays)
+            return Snapshot(facts["folder"], IndexReport.from_json(facts["report"]), facts["updated"], arrays)
     except Exception:  # none there, or damaged in one of many ways; the tables hold all of it
         return None
 
@@ -214,7 +251,7 @@ def write_snapshot(path: Path, tables: str | None, folder: str | None, report: I
     }
     arrays |= {name: value for name in _SOMETIMES if len(value := getattr(recordings, name))}
     arrays |= recordings.notes.arrays() if recordings.notes else {}
-    facts = {"folder": folder, "tables": tables, "report": asdict(report), "arrays": list(arrays)}
+    facts = {"folder": folder, "tables": tables, "report": asdict(report), "updated": recordings.updated, "arrays": list(arrays)}
     # Left by an update that was killed, or by a version of the package that wrote others.
     for kind in (".snapshot-*.tmp", ".files-*.tmp", ".windows-*.tmp", "snapshot-v1*", "snapshot-v2*"):
         for left in path.parent.glob(kind):

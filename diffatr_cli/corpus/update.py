@@ -59,6 +59,7 @@ class Update:
 
     Attributes:
         unsettled: whether a file was skipped for now only.
+        put_off: how many changes this update was told to leave alone.
         without_frames: contents that were embedded when no frames were asked for; their files are read and embedded again.
 
     Raises:
@@ -88,6 +89,7 @@ class Update:
         self.report = IndexReport(repaired=damaged_rows)
         self.changed = anew or bool(damaged_rows or self.damaged)
         self.unsettled = False
+        self.put_off = 0
         self.reader = reader()
         self.missing_of = {row.content: row.missing for row in self.known.values() if row.missing}
         self.rows: dict[bytes, FileRow] = {}  # what `files` is to hold in the end
@@ -97,8 +99,17 @@ class Update:
         self.uncommitted = 0  # windows of `parts`
         self.committed = time.monotonic()
 
-    def run(self, seen: Listing, progress: Progress, workers: int, elsewhere: Elsewhere | None = None) -> IndexReport:
+    def run(
+        self,
+        seen: Listing,
+        progress: Progress,
+        workers: int,
+        elsewhere: Elsewhere | None = None,
+        aside: Callable[[bytes], bool] = lambda path: False,
+    ) -> IndexReport:
         """Update the tables for what a scan found, with threads that read here, or `elsewhere`.
+
+        What is remembered of files that are `aside`, by path, stays as it is, whatever became of them.
 
         Raises:
             CannotUpdate: the tables cannot be written. What was committed stays.
@@ -108,8 +119,13 @@ class Update:
         report = self.report
         report.skipped += [*seen.unlisted, *seen.unreadable]
         # What cannot be read is not remembered: it is told of once, when the folder is new.
-        report.newly_skipped += len(seen.unlisted) + (0 if self.known else len(seen.unreadable))
+        new = [*seen.unlisted, *(() if self.known else seen.unreadable)]
+        report.newly_skipped += sum(not aside(os.path.join(os.fsencode(each.path), b"")) for each in new)
         todo = self._compare(seen.files)
+        left = {path for path in todo.keys() | (self.known.keys() - seen.files.keys()) if aside(path)}
+        self.rows |= {path: self.known[path] for path in left if path in self.known}
+        todo = {path: stamp for path, stamp in todo.items() if path not in left}
+        self.put_off = len(left)
         if elsewhere is None:
             makers = (
                 partial(
@@ -126,7 +142,7 @@ class Update:
                 tell("indexing")
                 self._take(path, todo[path], of_file, tell)
         self._commit()
-        progress(len(todo), len(todo), "indexing")
+        progress(len(todo), len(todo), "finishing the index" if todo else "indexing")
         self._forget_gone()
         self._forget_orphans()
         if self.changed:

@@ -80,10 +80,9 @@ def make_app(
 
     @app.get("/api/state")
     def state() -> Response:
-        return json_response(
-            {"folder": str(session.corpus), "diffuses": session.diffuses, "upload": upload, "local": local}
-            | session.status._asdict()
-        )
+        where = {"folder": session.title, "folders": session.roots}
+        what = {"diffuses": session.diffuses, "upload": upload, "local": local}
+        return json_response(where | what | session.status._asdict())
 
     @app.get("/api/skipped")
     def skipped() -> Response:

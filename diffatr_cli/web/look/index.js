@@ -1,6 +1,7 @@
 /* the index */
 
 let polling = 0;
+document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 async function look() {
   clearTimeout(polling);
   try {
@@ -8,7 +9,7 @@ async function look() {
     state = await get("/api/state");
     const text = $("state"), busy = Boolean(state.indexing);
     document.body.classList.toggle("local", state.local);
-    $("folder").textContent = state.folder.split(/[/\\]/).pop() || state.folder;
+    $("folder").textContent = state.folders.map(each => each.split(/[/\\]/).pop() || each).join(", ");
     $("folder").title = state.folder;
     text.classList.toggle("busy", busy);
     const parts = [count(state.files, "recording")];
@@ -23,7 +24,7 @@ async function look() {
     }
     if (!busy && state.problem && state.problem !== before.problem && state.files) trouble(state.problem);
     welcome();
-    if (busy) polling = setTimeout(look, 700);
+    if (busy || !document.hidden) polling = setTimeout(look, busy ? 700 : 10000);  // the folder is followed
   } catch (error) {
     trouble(error.message);
     polling = setTimeout(look, 5000);
