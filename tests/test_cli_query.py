@@ -66,7 +66,7 @@ def test_json_is_one_document_as_agreed(clips):
     document = json.loads(result.stdout)
     expected = direct(clips, "900 Hz", top=3)
     of_text = ["familiarity", "nearest_caption", "suggestion", "foreign", "negation"]
-    assert list(document) == ["query", "model", "filters", "present", "verdict", "remark", *of_text, "results"]
+    assert list(document) == ["query", "model", "filters", "present", "verdict", "remark", *of_text, "results", "index"]
     assert list(document) == ["query", "model", "present", "verdict", "remark", *of_text, "results", "index"]
     assert [document[name] for name in ("verdict", "remark", *of_text)] == [None, None, None, None, None, False, None]
     assert (document["query"], document["present"]) == ("900 Hz", None)
