@@ -10,6 +10,7 @@ from command_line import typed
 from fake_retriever import FakeRetriever, write_tone
 
 from diffatr_cli import api
+from diffatr_cli.corpus.asking import ask_texts
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.joined import join
 from diffatr_cli.corpus.library import Library, open_corpora, through_ancestors
@@ -63,6 +64,35 @@ def test_one_folder_approximate_and_one_in_memory(there):
     exact.update(FakeRetriever())
     rows = np.array([5, 0, 3, 9])
     np.testing.assert_array_equal(recordings.vectors_at(rows), exact.read("model-a").vectors[rows])
+
+
+def asked(searched, text, by, top=20):
+    model = FakeRetriever(phase_two=True)
+    searched.update(model)
+    (found,) = ask_texts(model, searched.read(model.model_id), [text], by=by, top=top)
+    return [(hit.path, hit.by, hit.facts) for hit in found.hits], found.fitting
+
+
+QUESTIONS = ["900 Hz", "900 Hz copy", "900 Hz in:deep", "900 Hz -copy", "320 Hz length:>5", "320 Hz copy format:wav channels:1"]
+
+
+@pytest.mark.parametrize("approximate", [None, True])
+@pytest.mark.parametrize("by", ["both", "sound", "name"])
+def test_names_and_filters_over_two_folders_and_below_one(there, by, approximate):
+    whole = FolderIndex(there / "both")
+    library = open_corpora([there / "a", there / "b"], approximate=approximate)
+    mixed = Library([FolderIndex(there / "a", approximate=True), FolderIndex(there / "b")])
+    asked(FolderIndex(there / "both", approximate=approximate), "900 Hz", by)
+    below = through_ancestor(FolderIndex(there / "both" / "a"), "model-a", home=there.parent)
+    alone = FolderIndex(there / "a")
+    for text in QUESTIONS:
+        expected, fitting = asked(whole, text, by)
+        for several in (library, mixed):
+            found, fitting_there = asked(several, text, by)
+            assert [(os.path.relpath(path, there), *rest) for path, *rest in found] == [tuple(each) for each in expected]
+            assert fitting_there == fitting
+        assert isinstance(below, Subfolder)
+        assert asked(below, text, by) == asked(alone, text, by)
 
 
 def test_what_is_joined_is_what_one_index_holds(there):
