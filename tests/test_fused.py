@@ -1,9 +1,5 @@
 """The sums over all pairs: every way of taking them equals a brute-force sum, and so do its gradients."""
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -198,18 +194,6 @@ def test_what_numba_cannot_take_goes_the_eager_way(recorded, monkeypatch):
             result.sum().backward()
             assert candidate_hidden.grad.shape == candidate_hidden.shape
     assert taken == []
-
-
-def test_the_triton_kernel_in_its_interpreter():
-    pytest.importorskip("triton")
-    code = (
-        "from tests.test_fused import maxima, terms\n"
-        "from diffatr_cli.core.kernels_triton import sum_of_maxima_triton\n"
-        "for shape in ((1, 1, 1, 1), (1, 5, 7, 33), (3, 1, 19, 17), (2, 6, 130, 64)):\n"
-        "    arrays = terms(*shape)[:3]\n"
-        "    assert abs(sum_of_maxima_triton(*arrays).numpy() - maxima(*arrays)).max() < 2e-5, shape\n"
-    )
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
 
 
 def test_the_kernel_compiles_where_nothing_can_be_written(monkeypatch):
