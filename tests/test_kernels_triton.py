@@ -9,8 +9,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,20 +108,49 @@ def test_sampling_by_the_kernel_is_the_plain_loop_in_float64(queries: int, n: in
     assert_allclose(fast.double().numpy(), plain.numpy(), atol=ROUNDING, rtol=0)
 
 
+@interpreted
+@few
+@given(
+    st.integers(0, 2**64 - 1),
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=0, max_size=3),
+    st.integers(0, 1500),
+    st.integers(0, 2**32 - 1),
+    st.booleans(),
+)
+@example(1, [0], 1, 1, False)
+@example(2**64 - 1, [-1, 2**63 - 1], 1025, 2**32 - 1, True)
+def test_noise_is_what_torch_draws(seed: int, ids: list[int], n: int, stream: int, listed: bool) -> None:
+    from diffatr_cli.core.noise import ROUNDING, normals_eager
+    from diffatr_cli.core.noise_triton import normals_triton
+
+    rows = torch.tensor(ids, dtype=torch.int64)
+    places = torch.randint(2**34 - 1, (len(ids), n), generator=torch.Generator().manual_seed(n)) if listed else None
+    got, plain = (draw(seed, rows, n, stream, places) for draw in (normals_triton, normals_eager))
+    torch.testing.assert_close(got, plain, atol=ROUNDING, rtol=0)
+
+
 # Compiling for a GPU needs none
 
 
-POINTERS = ("candidate_hidden", "negative_hidden", "weight", "out")
+POINTERS = dict.fromkeys(("candidate_hidden", "negative_hidden", "weight", "out"), "*fp32") | dict.fromkeys(
+    ("ids", "places"), "*i64"
+)
 
 
-def assembler(kernel: Callable[..., None], config: dict[str, int], warps: int, capability: int) -> tuple[str, str]:
-    """The kernel for a GPU of this compute capability, all sizes multiples of 16: as PTX, and what it takes of the GPU."""
+def assembler(
+    kernel: Any, config: dict[str, int | bool], warps: int, capability: int, numbers: dict[str, str]
+) -> tuple[str, str]:
+    """The kernel for a GPU of this compute capability, all sizes multiples of 16: as PTX, and what it takes of the GPU.
+
+    Args:
+        numbers: the types of the arguments that are numbers, where not i32.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     names = list(kernel.arg_names)
-    signature = {name: "*fp32" if name in POINTERS else "constexpr" if name in config else "i32" for name in names}
+    signature = {name: "constexpr" if name in config else (POINTERS | numbers).get(name, "i32") for name in names}
     aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if name in (*POINTERS, "h_end")}
     made = triton.compile(
         ASTSource(kernel, signature, config, aligned), target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}
@@ -142,6 +171,21 @@ def test_every_tile_compiles_and_stays_in_registers(capability: int, tmp_path: P
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for tile in kernels_triton.TILES:
-        ptx, usage = assembler(kernels_triton._sum_of_maxima, tile.kwargs, tile.num_warps, capability)
+        ptx, usage = assembler(kernels_triton._sum_of_maxima, tile.kwargs, tile.num_warps, capability, {})
         assert re.search(r"STACK:0 .*LOCAL:0", usage), (tile, usage)
         assert re.search(r"ld\.global\S*\.v4", ptx), tile
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("seed", ["i32", "i64", "u64"])
+def test_the_noise_compiles_for_every_size_of_seed(
+    listed: bool, seed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffatr_cli.core import noise_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    numbers = {"seed": seed, "stream": "i64"}
+    _, usage = assembler(noise_triton._normals, {"LISTED": listed, "BLOCK": noise_triton.BLOCK}, 4, 90, numbers)
+    assert re.search(r"STACK:0 .*LOCAL:0", usage), usage
