@@ -7,7 +7,8 @@ operations of the factored sampler count as 6 QNH a step, beside a float32 matri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -119,6 +120,25 @@ def operations(size: Size, device: str = "cpu") -> list[Row]:
     ]
 
 
+def precision(size: Size, device: str = "cpu") -> list[Row]:
+    """How far x0_hat lies from the plain loop's in float64 at most, and would with the decoder's table in half the bits."""
+    task = make_task(size, 5, pick(size, 20, 100, 957), device=device)
+    prepared, noise = (
+        FactoredDenoiser(task.denoiser).prepare(task.candidates),
+        torch.randn(5, len(task.candidates), device=device),
+    )
+    exact = ddim_sample(
+        deepcopy(task.denoiser).double(), task.query.double(), task.candidates.double(), task.schedule, noise=noise.double()
+    )
+    rows = []
+    for dtype, goal in ((torch.float32, "goal: at most 3e-7"), (torch.float16, ""), (torch.bfloat16, "goal: at most 1e-4")):
+        table = replace(prepared, candidate_hidden=prepared.candidate_hidden.to(dtype).float())
+        off = (fast_ddim_sample(task.denoiser, task.query, table, task.schedule, noise=noise) - exact).abs().max().item()
+        name = str(dtype).removeprefix("torch.")
+        rows.append(Row(f"5 queries over {len(task.candidates)}, table in {name}", off, unit="off", goal=goal))
+    return rows
+
+
 def growth(what: str, value: int, size: Size) -> list[Row]:
     """One point of the curve of cost over `what` grows: candidates of one query, queries of 1000 candidates, or steps."""
     base = pick(size, 10, 200, 1000)
@@ -153,4 +173,4 @@ def cases(size: Size) -> dict[str, Case]:
         for value in values
         if value <= largest
     }
-    return {"AudioCaps": audiocaps, "operations": operations, **points}
+    return {"AudioCaps": audiocaps, "operations": operations, "precision": precision, **points}
