@@ -13,6 +13,7 @@ import json
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,8 @@ TOPICS = (
     "approximate",
     "gpu",
 )
+LIMITS = {"gpu": 240.0}
+"""Seconds that all of a topic's benchmarks may take together, where there is a limit: a GPU is often lent for minutes."""
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
 
@@ -62,10 +65,14 @@ def list_cases(topics: list[str], size: Any) -> dict[str, list[str]]:
     return {topic: list(importlib.import_module(f".{topic}", __package__).cases(size)) for topic in topics}
 
 
-def in_child(*arguments: str) -> Any:
-    """What this module prints as its last line when it is run with these arguments; raises if it fails."""
+def in_child(*arguments: str, limit: float | None = None) -> Any:
+    """What this module prints as its last line when it is run with these arguments; raises if it fails, or goes on for too long.
+
+    Args:
+        limit: seconds.
+    """
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=limit)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -75,15 +82,24 @@ def run_all(size: str, topics: list[str]) -> tuple[list[dict[str, Any]], bool]:
 
     results, whole = [], True
     for topic, names in in_child("--list", *topics, "--size", size).items():
+        begun = time.monotonic()
         for name in names:
+            left = LIMITS[topic] - (time.monotonic() - begun) if topic in LIMITS else None
             try:
-                outcome = in_child("--case", topic, name, "--size", size)
+                if left is not None and left <= 0:
+                    raise subprocess.TimeoutExpired(name, 0)
+                outcome = in_child("--case", topic, name, "--size", size, limit=left)
+            except subprocess.TimeoutExpired:
+                print(f"{topic}, {name}: left out, the {LIMITS[topic]:.0f} s of this topic are over", flush=True)
+                continue
             except subprocess.CalledProcessError:
                 whole = False
                 print(f"{topic}, {name}: failed", flush=True)
                 continue
             results.append(outcome)
             print(printed(outcome), flush=True)
+            if topic == "gpu" and "skipped" in outcome:
+                break  # there is no GPU for the others either
     return results, whole
 
 

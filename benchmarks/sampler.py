@@ -50,15 +50,15 @@ def make_task(size: Size, queries: int, n: int, chain: int = STEPS, device: str 
     def near(true: Tensor) -> Tensor:
         return functional.normalize(true + 0.8 * torch.randn(true.shape, generator=generator) / dim**0.5, dim=1)
 
-    denoiser, schedule = AttentionDenoiser(dim, dim, generator=generator), NoiseSchedule.cosine(chain)
-    optimizer, x_0 = torch.optim.AdamW(denoiser.parameters(), lr=1e-3), torch.eye(32)
+    denoiser, schedule = AttentionDenoiser(dim, dim, generator=generator).to(device), NoiseSchedule.cosine(chain)
+    optimizer, x_0 = torch.optim.AdamW(denoiser.parameters(), lr=1e-3), torch.eye(32, device=device)
     for _ in range(pick(size, 2, 50, 200)):
         true = functional.normalize(torch.randn(32, dim, generator=generator), dim=1)
         optimizer.zero_grad()
-        denoising_loss(denoiser, schedule, near(true), true, x_0, generator).backward()
+        denoising_loss(denoiser, schedule, near(true).to(device), true.to(device), x_0, generator).backward()
         optimizer.step()
     query = near(candidates[torch.arange(queries) % n])
-    return Task(denoiser.to(device).eval(), query.to(device), candidates.to(device), schedule)
+    return Task(denoiser.eval(), query.to(device), candidates.to(device), schedule)
 
 
 def plain_loop(task: Task, steps: int, size: Size, device: str = "cpu", most_steps: int = 10) -> tuple[float, str]:
@@ -127,15 +127,21 @@ def precision(size: Size, device: str = "cpu") -> list[Row]:
         FactoredDenoiser(task.denoiser).prepare(task.candidates),
         torch.randn(5, len(task.candidates), device=device),
     )
+    steps = 10
     exact = ddim_sample(
-        deepcopy(task.denoiser).double(), task.query.double(), task.candidates.double(), task.schedule, noise=noise.double()
+        deepcopy(task.denoiser).double(),
+        task.query.double(),
+        task.candidates.double(),
+        task.schedule,
+        steps,
+        noise=noise.double(),
     )
     rows = []
     for dtype, goal in ((torch.float32, "goal: at most 3e-7"), (torch.float16, ""), (torch.bfloat16, "goal: at most 1e-4")):
         table = replace(prepared, candidate_hidden=prepared.candidate_hidden.to(dtype).float())
-        off = (fast_ddim_sample(task.denoiser, task.query, table, task.schedule, noise=noise) - exact).abs().max().item()
+        off = (fast_ddim_sample(task.denoiser, task.query, table, task.schedule, steps, noise=noise) - exact).abs().max().item()
         name = str(dtype).removeprefix("torch.")
-        rows.append(Row(f"5 queries over {len(task.candidates)}, table in {name}", off, unit="off", goal=goal))
+        rows.append(Row(f"5 queries over {len(task.candidates)}, table in {name}, {steps} steps", off, unit="off", goal=goal))
     return rows
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import index, report, service, startup
+from benchmarks import gpu, index, report, service, startup
 from benchmarks.common import Row, Skip
 
 # That of kills runs a command again and again until it has been killed at every stage; of long recordings one is enough.
@@ -89,8 +89,40 @@ def test_one_command_makes_the_document(tmp_path, monkeypatch, capsys):
     assert "<svg" in (document.parent / "performance.svg").read_text()
 
 
+@pytest.mark.parametrize("name", ["decoder", "noise", "precision", "replays", "embedding"])
+def test_what_is_measured_on_a_gpu_runs_on_a_cpu(name):
+    """Where it says nothing, but shows that the script would not fail on the GPU's time."""
+    for row in gpu.MEASURED[name](size="tiny", device="cpu"):
+        assert math.isfinite(row.fast)
+        assert row.fast > 0
+
+
+def test_a_gpu_s_benchmarks_end_in_time_and_without_a_gpu_at_once(monkeypatch, capsys):
+    asked = []
+
+    def child(*arguments, limit=None):
+        if "--list" in arguments:
+            return {"gpu": ["a", "b", "c"]}
+        asked.append((arguments[2], limit))
+        if absent:
+            return {"topic": "gpu", "case": "a", "skipped": "no CUDA GPU here"}
+        raise runner.subprocess.TimeoutExpired("b", limit)
+
+    monkeypatch.setattr(runner, "in_child", child)
+    absent = True
+    assert len(runner.run_all("full", ["gpu"])[0]) == 1
+    assert [name for name, _ in asked] == ["a"]
+    asked.clear()
+    absent = False
+    clock = iter([0.0, 100.0, 230.0, 250.0])
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
+    assert runner.run_all("full", ["gpu"]) == ([], True)
+    assert asked == [("a", 140.0), ("b", 10.0)]
+    assert capsys.readouterr().out.count("left out, the 240 s of this topic are over") == 3
+
+
 def test_a_failed_benchmark_is_told_and_writes_no_document(tmp_path, monkeypatch, capsys):
-    def fail(*arguments):
+    def fail(*arguments, limit=None):
         if "--list" in arguments:
             return {"metrics": ["text to audio"]}
         raise runner.subprocess.CalledProcessError(1, arguments)
