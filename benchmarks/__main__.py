@@ -111,7 +111,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results, to make a document of")
     parser.add_argument("--document", type=Path, metavar="FILE", help=f"default: {DOCUMENT.relative_to(ROOT)}")
     parser.add_argument(
-        "--from", dest="files", nargs="+", type=Path, metavar="FILE", help="make the document of kept results; later ones win"
+        "--from",
+        dest="files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="make the document of kept results; later ones win",
     )
     parser.add_argument("--size", choices=("tiny", "quick", "full"), help=argparse.SUPPRESS)
     parser.add_argument("--list", nargs="+", help=argparse.SUPPRESS)
@@ -127,8 +132,9 @@ def main() -> int:
         parser.error("the document's plot needs the extra `bench`: pip install 'diffatr[bench]'")
     whole = True
     if options.files:
-        kept = [outcome for file in options.files for outcome in json.loads(file.read_text(encoding="utf-8"))]
-        results = list({(outcome["topic"], outcome["case"]): outcome for outcome in kept}.values())
+        from .report import merged
+
+        results = merged(outcome for file in options.files for outcome in json.loads(file.read_text(encoding="utf-8")))
     else:
         results, whole = run_all(size, options.only or list(TOPICS))
     if options.json:

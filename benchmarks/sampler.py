@@ -11,10 +11,12 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from diffatr_cli.core import kernels
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.factored import FactoredDenoiser
 from diffatr_cli.core.sampler import ddim_sample, fast_ddim_sample
@@ -145,6 +147,21 @@ def precision(size: Size, device: str = "cpu") -> list[Row]:
     return rows
 
 
+def tiles(size: Size) -> list[Row]:
+    """Operations a second of one thread in the decoder's inner loop, in tiles for 16 and for 32 vector registers."""
+    n, hidden = pick(size, 8, 128, 128), pick(size, 16, 512, 512)
+    rng = np.random.default_rng(0)
+    a, b, weight = (rng.standard_normal(shape, np.float32) for shape in ((n, hidden), (2 * n, hidden), hidden))
+    out = np.empty((2 * n, n), np.float32)
+    blocks = {"3 x 3": kernels._block_of_nine, "4 x 4": kernels._block_of_sixteen}
+    took = medians({name: partial(block, a, b, weight, out) for name, block in blocks.items()}, pick(size, 1, 30, 100))
+    used = "4 x 4" if kernels.many_registers() else "3 x 3"
+    operations = 3 * 2 * n * n * hidden / 1e9
+    return [
+        Row(f"inner loop in tiles of {name}", operations / took[name], unit="Gop/s", remark=f"used: {used}") for name in blocks
+    ]
+
+
 def growth(what: str, value: int, size: Size) -> list[Row]:
     """One point of the curve of cost over `what` grows: candidates of one query, queries of 1000 candidates, or steps."""
     base = pick(size, 10, 200, 1000)
@@ -179,4 +196,4 @@ def cases(size: Size) -> dict[str, Case]:
         for value in values
         if value <= largest
     }
-    return {"AudioCaps": audiocaps, "operations": operations, "precision": precision, **points}
+    return {"AudioCaps": audiocaps, "operations": operations, "precision": precision, "tiles": tiles, **points}

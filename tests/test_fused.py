@@ -126,6 +126,13 @@ def test_both_tilings_equal_a_brute_force_sum(block, shape):
     assert_allclose(out.numpy(), maxima(candidate_hidden, negative_hidden, weight), atol=2e-5)
 
 
+@pytest.mark.parametrize(("features", "many"), [("+avx2,+fma", False), ("+avx2,+avx512f", True), ("", False)])
+def test_the_tiling_is_for_the_processor_that_numba_compiles_for(features, many, monkeypatch):
+    """Not for the one that it runs on, where NUMBA_CPU_FEATURES names another."""
+    monkeypatch.setattr("numba.config.CPU_FEATURES", features)
+    assert kernels.many_registers() == many
+
+
 def test_the_attended_mean_equals_a_softmax_over_all_candidates(way):
     """Queries from flat, which are done as a matrix product, to one-hot, beside one another; n is no multiple of any tile."""
     generator = torch.Generator().manual_seed(0)
