@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def run_case(topic: str, name: str, size: Any) -> dict[str, Any]:
 
     module = importlib.import_module(f".{topic}", __package__)
     outcome: dict[str, Any] = {"topic": topic, "about": module.__doc__, "case": name, "size": size}
+    if hasattr(os, "getloadavg"):  # not on Windows
+        outcome["load"] = os.getloadavg()[0]  # of what else runs
     try:
         rows = [asdict(row) | {"ratio": row.ratio} for row in module.cases(size)[name](size)]
     except Skip as skip:

@@ -24,6 +24,11 @@ from diffatr_cli.types import SAMPLE_RATE
 from . import encoders, sampler, training
 from .common import Case, Row, Size, Skip, medians, pick
 
+NO_GPU = (
+    "no CUDA GPU here. These figures wait for one: tests run the kernels in Triton's interpreter and compile them for GPUs, and "
+    "nothing was timed"
+)
+
 
 def decoder(size: Size, device: str) -> list[Row]:
     """One step's decoder over all pairs, compiled and by torch's operations, and how far its sums are from float64's."""
@@ -113,7 +118,7 @@ MEASURED: dict[str, Callable[..., list[Row]]] = {
 def on_gpu(measure: Callable[..., list[Row]], size: Size) -> list[Row]:
     """Run a benchmark on the GPU."""
     if not torch.cuda.is_available():
-        raise Skip("no CUDA GPU here")
+        raise Skip(NO_GPU)
     return measure(size=size, device="cuda")
 
 

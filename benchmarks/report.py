@@ -35,6 +35,12 @@ Peak memory is the whole process's, of which Python and torch take about 0.3 GB,
 """
 
 
+EMULATED = """AVX2 is emulated, as its machine says, on a processor that has AVX-512: one without may be faster or slower.
+The environment was `NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES=+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+lzcnt
+ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2`.
+"""
+
+
 def amount(value: float | None, unit: str) -> str:
     """A figure with its unit, in three digits."""
     if value is None:
@@ -76,6 +82,20 @@ def timed(row: dict[str, Any]) -> tuple[str, str, str]:
     """The cells of a row that differ from machine to machine: plain, here, times."""
     plain, fast = (amount(row[name], row["unit"]) for name in ("plain", "fast"))
     return plain, fast, "" if row["ratio"] is None else digits(row["ratio"])
+
+
+def other_work(outcomes: Iterable[Outcome]) -> list[str]:
+    """A sentence for each kind of machine on which more than half of the cores had other work when a benchmark began."""
+    busy: dict[str, tuple[float, int]] = {}
+    for outcome in outcomes:
+        cores = outcome.get("machine", {}).get("cores")
+        if cores and outcome.get("load", 0) > cores / 2:
+            busy[kind(outcome)] = max(busy.get(kind(outcome), (0.0, 0)), (outcome["load"], cores))
+    return [
+        f"Some figures of {name} were measured beside other work, a load of up to {load:.0f} on {cores} cores: they compare with "
+        "one another alone."
+        for name, (load, cores) in busy.items()
+    ]
 
 
 COLUMNS = ("", "plain", "here", "times", "goal", "peak memory", "")
@@ -135,6 +155,8 @@ def write_document(outcomes: Sequence[Outcome], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = next(iter(machines(outcomes)), "")
     parts = [HEADER.format(machine=machine)]
+    if any("emulated" in str(outcome.get("machine", {}).get("processor")) for outcome in outcomes):
+        parts.append(EMULATED)
     if smaller := {outcome["size"] for outcome in outcomes} - {"full"}:
         parts.append(f"Measured at smaller sizes than the goals are for ({', '.join(sorted(smaller))}).\n")
     for topic, title in TITLES.items():
@@ -143,6 +165,7 @@ def write_document(outcomes: Sequence[Outcome], path: Path) -> None:
             continue
         parts.append(f"## {title}\n\n{mine[0]['about'].strip()}\n")
         parts += [f"{other}\n" for other in machines(mine) if other != machine]
+        parts += [f"{sentence}\n" for sentence in other_work(mine)]
         measured = [(row, outcome) for outcome in mine for row in outcome.get("rows", ())]
         kinds = list(dict.fromkeys(kind(outcome) for _, outcome in measured))
         for grows, heading in ((False, None), (True, "### How cost grows")):

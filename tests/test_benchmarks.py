@@ -96,7 +96,7 @@ def on(processor, case, fast, topic="sampler"):
         return outcome | {"skipped": "not here"}
     row = {"what": case, "fast": fast, "plain": 8.0, "unit": "s", "goal": "", "remark": "", "curve": None, "ratio": 8 / fast}
     machine = {"processor": processor, "cores": 2, "threads": 2, "gpu": None, "torch": "", "python": "", "revision": ""}
-    return outcome | {"rows": [row], "peak_gb": 1.0, "machine": machine}
+    return outcome | {"rows": [row], "peak_gb": 1.0, "machine": machine, "load": fast}
 
 
 def test_kinds_of_machines_keep_to_their_columns(tmp_path):
@@ -112,6 +112,10 @@ def test_kinds_of_machines_keep_to_their_columns(tmp_path):
     assert "| a | 8 s | 2 s | 4 | 8 s | 4 s | 2 | 1.0 GB |" in text
     assert "| b | 8 s | 1 s | 8 |  |  |  | 1.0 GB |" in text
     assert "Skipped: not here." in text
+    assert "figures of AVX-512 were measured beside other work, a load of up to 2 on 2 cores" in text
+    assert "figures of AVX2 were measured beside other work, a load of up to 4 on 2 cores" in text
+    assert "figures of GPU" not in text
+    assert "ATEN_CPU_CAPABILITY=avx2" in text
     assert "Machine: Chip (AVX2, emulated: this one has AVX-512)" in text
 
 
