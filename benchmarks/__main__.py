@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +37,8 @@ TOPICS = (
     "filters",
     "gpu",
 )
+LIMITS = {"gpu": 240.0}
+"""Seconds that all of a topic's benchmarks may take together, where there is a limit: a GPU is often lent for minutes."""
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "performance.md"
 
@@ -47,6 +51,8 @@ def run_case(topic: str, name: str, size: Any) -> dict[str, Any]:
 
     module = importlib.import_module(f".{topic}", __package__)
     outcome: dict[str, Any] = {"topic": topic, "about": module.__doc__, "case": name, "size": size}
+    if hasattr(os, "getloadavg"):  # not on Windows
+        outcome["load"] = os.getloadavg()[0]  # of what else runs
     try:
         rows = [asdict(row) | {"ratio": row.ratio} for row in module.cases(size)[name](size)]
     except Skip as skip:
@@ -63,10 +69,14 @@ def list_cases(topics: list[str], size: Any) -> dict[str, list[str]]:
     return {topic: list(importlib.import_module(f".{topic}", __package__).cases(size)) for topic in topics}
 
 
-def in_child(*arguments: str) -> Any:
-    """What this module prints as its last line when it is run with these arguments; raises if it fails."""
+def in_child(*arguments: str, limit: float | None = None) -> Any:
+    """What this module prints as its last line when it is run with these arguments; raises if it fails, or goes on for too long.
+
+    Args:
+        limit: seconds.
+    """
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, timeout=limit)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -76,15 +86,24 @@ def run_all(size: str, topics: list[str]) -> tuple[list[dict[str, Any]], bool]:
 
     results, whole = [], True
     for topic, names in in_child("--list", *topics, "--size", size).items():
+        begun = time.monotonic()
         for name in names:
+            left = LIMITS[topic] - (time.monotonic() - begun) if topic in LIMITS else None
             try:
-                outcome = in_child("--case", topic, name, "--size", size)
+                if left is not None and left <= 0:
+                    raise subprocess.TimeoutExpired(name, 0)
+                outcome = in_child("--case", topic, name, "--size", size, limit=left)
+            except subprocess.TimeoutExpired:
+                print(f"{topic}, {name}: left out, the {LIMITS[topic]:.0f} s of this topic are over", flush=True)
+                continue
             except subprocess.CalledProcessError:
                 whole = False
                 print(f"{topic}, {name}: failed", flush=True)
                 continue
             results.append(outcome)
             print(printed(outcome), flush=True)
+            if topic == "gpu" and "skipped" in outcome:
+                break  # there is no GPU for the others either
     return results, whole
 
 
@@ -96,7 +115,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results, to make a document of")
     parser.add_argument("--document", type=Path, metavar="FILE", help=f"default: {DOCUMENT.relative_to(ROOT)}")
     parser.add_argument(
-        "--from", dest="files", nargs="+", type=Path, metavar="FILE", help="make the document of kept results; later ones win"
+        "--from",
+        dest="files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="make the document of kept results; later ones win",
     )
     parser.add_argument("--size", choices=("tiny", "quick", "full"), help=argparse.SUPPRESS)
     parser.add_argument("--list", nargs="+", help=argparse.SUPPRESS)
@@ -112,8 +136,9 @@ def main() -> int:
         parser.error("the document's plot needs the extra `bench`: pip install 'diffatr[bench]'")
     whole = True
     if options.files:
-        kept = [outcome for file in options.files for outcome in json.loads(file.read_text(encoding="utf-8"))]
-        results = list({(outcome["topic"], outcome["case"]): outcome for outcome in kept}.values())
+        from .report import merged
+
+        results = merged(outcome for file in options.files for outcome in json.loads(file.read_text(encoding="utf-8")))
     else:
         results, whole = run_all(size, options.only or list(TOPICS))
     if options.json:

@@ -99,9 +99,12 @@ def machine() -> dict[str, Any]:
 
 def _processor() -> str:
     """The processor's name where the system tells, with the widest vectors that torch uses on it."""
-    name = platform.processor() or platform.machine()
+    name, flags = platform.processor() or platform.machine(), ""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         lines = info.read_text(encoding="utf-8").splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+        flags = next((line for line in lines if line.startswith("flags")), "")
+    widest = torch.backends.cpu.get_cpu_capability()
+    emulated = ", emulated: this one has AVX-512" if widest == "AVX2" and "avx512f" in flags.split() else ""
+    return f"{name} ({widest}{emulated})"

@@ -24,6 +24,8 @@ TITLES = {
 }
 UNITS = ((1e-3, 1e-6, "us"), (1, 1e-3, "ms"), (300, 1, "s"), (7200, 60, "min"), (float("inf"), 3600, "h"))
 """Seconds below which a unit is used, its seconds, its name."""
+KINDS = {"AVX2": "AVX2", "AVX512": "AVX-512"}
+"""The widest vectors that torch says it uses on a processor, and their names here."""
 HEADER = """# Performance
 
 Made by `python -m benchmarks` (with the extra `bench`: `pip install 'diffatr[bench]'`); do not edit.
@@ -31,6 +33,12 @@ Made by `python -m benchmarks` (with the extra `bench`: `pip install 'diffatr[be
 
 Each benchmark ran in a process of its own. Figures are medians; "times" is how many times faster than the plain version.
 Peak memory is the whole process's, of which Python and torch take about 0.3 GB, and includes the plain version's slice.
+"""
+
+
+EMULATED = """AVX2 is emulated, as its machine says, on a processor that has AVX-512: one without may be faster or slower.
+The environment was `NUMBA_CPU_NAME=znver3 NUMBA_CPU_FEATURES=+sse4.2,+avx,+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+lzcnt
+ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 ONEDNN_MAX_CPU_ISA=AVX2`.
 """
 
 
@@ -49,18 +57,46 @@ def digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def kind(outcome: Outcome) -> str:
+    """What figures were measured on: "GPU", or the widest vectors of the processor; nothing for what was skipped."""
+    if "machine" not in outcome:
+        return ""
+    if outcome["topic"] == "gpu":
+        return "GPU"
+    processor = str(outcome["machine"]["processor"])
+    return next((name for said, name in KINDS.items() if f"({said}" in processor), processor)
+
+
+def merged(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """One outcome of each benchmark and kind of machine, the last; what was skipped only where nothing was measured."""
+    last = {(outcome["topic"], outcome["case"], kind(outcome)): outcome for outcome in outcomes}
+    measured = {key[:2] for key in last if key[2]}
+    return [outcome for key, outcome in last.items() if key[2] or key[:2] not in measured]
+
+
 def cells(row: dict[str, Any], outcome: Outcome) -> tuple[str, ...]:
     """A row of results as the cells of a table, in the order of `COLUMNS`."""
+    return row["what"], *timed(row), row["goal"], f"{outcome['peak_gb']:.1f} GB", row["remark"]
+
+
+def timed(row: dict[str, Any]) -> tuple[str, str, str]:
+    """The cells of a row that differ from machine to machine: plain, here, times."""
     plain, fast = (amount(row[name], row["unit"]) for name in ("plain", "fast"))
-    return (
-        row["what"],
-        plain,
-        fast,
-        "" if row["ratio"] is None else digits(row["ratio"]),
-        row["goal"],
-        f"{outcome['peak_gb']:.1f} GB",
-        row["remark"],
-    )
+    return plain, fast, "" if row["ratio"] is None else digits(row["ratio"])
+
+
+def other_work(outcomes: Iterable[Outcome]) -> list[str]:
+    """A sentence for each kind of machine on which more than half of the cores had other work when a benchmark began."""
+    busy: dict[str, tuple[float, int]] = {}
+    for outcome in outcomes:
+        cores = outcome.get("machine", {}).get("cores")
+        if cores and outcome.get("load", 0) > cores / 2:
+            busy[kind(outcome)] = max(busy.get(kind(outcome), (0.0, 0)), (outcome["load"], cores))
+    return [
+        f"Some figures of {name} were measured beside other work, a load of up to {load:.0f} on {cores} cores: they compare with "
+        "one another alone."
+        for name, (load, cores) in busy.items()
+    ]
 
 
 COLUMNS = ("", "plain", "here", "times", "goal", "peak memory", "")
@@ -90,12 +126,29 @@ def machines(outcomes: Iterable[Outcome]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def table(rows: Iterable[tuple[str, ...]]) -> str:
+def table(rows: Iterable[tuple[str, ...]], columns: Sequence[str] = COLUMNS) -> str:
     """A Markdown table without the columns that are empty."""
     rows = list(rows)
-    used = [i for i in range(len(COLUMNS)) if any(row[i] for row in rows)]
-    lines = [COLUMNS, tuple("---" if name in ("", "goal") else "---:" for name in COLUMNS), *rows]
+    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    lines = [columns, tuple("---" if name in ("", "goal") else "---:" for name in columns), *rows]
     return "\n".join("| " + " | ".join(line[i] for i in used) + " |" for line in lines)
+
+
+def compared(measured: Iterable[tuple[dict[str, Any], Outcome]], kinds: Sequence[str]) -> str:
+    """A table of rows that were measured on several kinds of machines, with columns of its own for each kind.
+
+    Goals, peak memory and remarks are those of the first kind that has the row.
+    """
+    found: dict[str, dict[str, tuple[dict[str, Any], Outcome]]] = {}
+    for row, outcome in measured:
+        found.setdefault(row["what"], {})[kind(outcome)] = row, outcome
+    columns = [f"{column}, {each}" for each in kinds for column in COLUMNS[1:4]]
+    rows = []
+    for of_kind in found.values():
+        what, *_, goal, peak, remark = cells(*next(of_kind[each] for each in kinds if each in of_kind))
+        figures = [cell for each in kinds for cell in (timed(of_kind[each][0]) if each in of_kind else ("", "", ""))]
+        rows.append((what, *figures, goal, peak, remark))
+    return table(rows, ("", *columns, *COLUMNS[4:]))
 
 
 def write_document(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -103,6 +156,8 @@ def write_document(outcomes: Sequence[Outcome], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = next(iter(machines(outcomes)), "")
     parts = [HEADER.format(machine=machine)]
+    if any("emulated" in str(outcome.get("machine", {}).get("processor")) for outcome in outcomes):
+        parts.append(EMULATED)
     if smaller := {outcome["size"] for outcome in outcomes} - {"full"}:
         parts.append(f"Measured at smaller sizes than the goals are for ({', '.join(sorted(smaller))}).\n")
     for topic, title in TITLES.items():
@@ -111,12 +166,18 @@ def write_document(outcomes: Sequence[Outcome], path: Path) -> None:
             continue
         parts.append(f"## {title}\n\n{mine[0]['about'].strip()}\n")
         parts += [f"{other}\n" for other in machines(mine) if other != machine]
+        parts += [f"{sentence}\n" for sentence in other_work(mine)]
         measured = [(row, outcome) for outcome in mine for row in outcome.get("rows", ())]
+        kinds = list(dict.fromkeys(kind(outcome) for _, outcome in measured))
         for grows, heading in ((False, None), (True, "### How cost grows")):
-            rows = [cells(row, outcome) for row, outcome in measured if bool(row["curve"]) == grows]
+            rows = [(row, outcome) for row, outcome in measured if bool(row["curve"]) == grows]
             if rows:
-                parts.append((f"{heading}\n\n" if heading else "") + table(rows) + "\n")
-        curves = [(*row["curve"], row, outcome["peak_gb"]) for row, outcome in measured if row["curve"]]
+                several = len({kind(outcome) for _, outcome in rows}) > 1
+                shown = compared(rows, kinds) if several else table(cells(*each) for each in rows)
+                parts.append((f"{heading}\n\n" if heading else "") + shown + "\n")
+        curves = [
+            (*row["curve"], row, outcome["peak_gb"]) for row, outcome in measured if row["curve"] and kind(outcome) == kinds[0]
+        ]
         if curves:
             plot = path.with_suffix(".svg")
             draw(curves, plot)

@@ -7,13 +7,16 @@ operations of the factored sampler count as 6 QNH a step, beside a float32 matri
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from diffatr_cli.core import kernels
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.factored import FactoredDenoiser
 from diffatr_cli.core.sampler import ddim_sample, fast_ddim_sample
@@ -49,15 +52,15 @@ def make_task(size: Size, queries: int, n: int, chain: int = STEPS, device: str 
     def near(true: Tensor) -> Tensor:
         return functional.normalize(true + 0.8 * torch.randn(true.shape, generator=generator) / dim**0.5, dim=1)
 
-    denoiser, schedule = AttentionDenoiser(dim, dim, generator=generator), NoiseSchedule.cosine(chain)
-    optimizer, x_0 = torch.optim.AdamW(denoiser.parameters(), lr=1e-3), torch.eye(32)
+    denoiser, schedule = AttentionDenoiser(dim, dim, generator=generator).to(device), NoiseSchedule.cosine(chain)
+    optimizer, x_0 = torch.optim.AdamW(denoiser.parameters(), lr=1e-3), torch.eye(32, device=device)
     for _ in range(pick(size, 2, 50, 200)):
         true = functional.normalize(torch.randn(32, dim, generator=generator), dim=1)
         optimizer.zero_grad()
-        denoising_loss(denoiser, schedule, near(true), true, x_0, generator).backward()
+        denoising_loss(denoiser, schedule, near(true).to(device), true.to(device), x_0, generator).backward()
         optimizer.step()
     query = near(candidates[torch.arange(queries) % n])
-    return Task(denoiser.to(device).eval(), query.to(device), candidates.to(device), schedule)
+    return Task(denoiser.eval(), query.to(device), candidates.to(device), schedule)
 
 
 def plain_loop(task: Task, steps: int, size: Size, device: str = "cpu", most_steps: int = 10) -> tuple[float, str]:
@@ -119,6 +122,60 @@ def operations(size: Size, device: str = "cpu") -> list[Row]:
     ]
 
 
+def precision(size: Size, device: str = "cpu") -> list[Row]:
+    """How far x0_hat lies from the plain loop's in float64 at most, and would with the decoder's table in half the bits."""
+    task = make_task(size, 5, pick(size, 20, 100, 957), device=device)
+    prepared, noise = (
+        FactoredDenoiser(task.denoiser).prepare(task.candidates),
+        torch.randn(5, len(task.candidates), device=device),
+    )
+    steps = 10
+    exact = ddim_sample(
+        deepcopy(task.denoiser).double(),
+        task.query.double(),
+        task.candidates.double(),
+        task.schedule,
+        steps,
+        noise=noise.double(),
+    )
+    rows = []
+    for dtype, goal in ((torch.float32, "goal: at most 3e-7"), (torch.float16, ""), (torch.bfloat16, "goal: at most 1e-4")):
+        table = replace(prepared, candidate_hidden=prepared.candidate_hidden.to(dtype).float())
+        off = (fast_ddim_sample(task.denoiser, task.query, table, task.schedule, steps, noise=noise) - exact).abs().max().item()
+        name = str(dtype).removeprefix("torch.")
+        remark = "" if dtype == torch.float32 else "not used"
+        rows.append(
+            Row(
+                f"5 queries over {len(task.candidates)}, table in {name}, {steps} steps",
+                off,
+                unit="off",
+                goal=goal,
+                remark=remark,
+            )
+        )
+    return rows
+
+
+def tiles(size: Size) -> list[Row]:
+    """Operations a second of one thread in the decoder's inner loop, in tiles for 16 and for 32 vector registers."""
+    n, hidden = pick(size, 8, 128, 128), pick(size, 16, 512, 512)
+    rng = np.random.default_rng(0)
+    a, b, weight = (rng.standard_normal(shape, np.float32) for shape in ((n, hidden), (2 * n, hidden), hidden))
+    out = np.empty((2 * n, n), np.float32)
+    blocks = {"3 x 3": kernels._block_of_nine, "4 x 4": kernels._block_of_sixteen}
+    took = medians({name: partial(block, a, b, weight, out) for name, block in blocks.items()}, pick(size, 1, 30, 100))
+    operations = 3 * 2 * n * n * hidden / 1e9
+    return [
+        Row(
+            f"inner loop in tiles of {name}",
+            operations / took[name],
+            unit="Gop/s",
+            remark=f"used where there are {registers} vector registers",
+        )
+        for name, registers in (("3 x 3", 16), ("4 x 4", 32))
+    ]
+
+
 def growth(what: str, value: int, size: Size) -> list[Row]:
     """One point of the curve of cost over `what` grows: candidates of one query, queries of 1000 candidates, or steps."""
     base = pick(size, 10, 200, 1000)
@@ -153,4 +210,4 @@ def cases(size: Size) -> dict[str, Case]:
         for value in values
         if value <= largest
     }
-    return {"AudioCaps": audiocaps, "operations": operations, **points}
+    return {"AudioCaps": audiocaps, "operations": operations, "precision": precision, "tiles": tiles, **points}

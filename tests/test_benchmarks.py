@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import index, report, service, startup
+from benchmarks import gpu, index, report, service, startup
 from benchmarks.common import Row, Skip
 
 # That of kills runs a command again and again until it has been killed at every stage; of long recordings one is enough.
@@ -89,8 +89,70 @@ def test_one_command_makes_the_document(tmp_path, monkeypatch, capsys):
     assert "<svg" in (document.parent / "performance.svg").read_text()
 
 
+def on(processor, case, fast, topic="sampler"):
+    """An outcome of one row, on a machine with this processor; none for a benchmark that was skipped."""
+    outcome = {"topic": topic, "about": "about", "case": case, "size": "full"}
+    if processor is None:
+        return outcome | {"skipped": "not here"}
+    row = {"what": case, "fast": fast, "plain": 8.0, "unit": "s", "goal": "", "remark": "", "curve": None, "ratio": 8 / fast}
+    machine = {"processor": processor, "cores": 2, "threads": 2, "gpu": None, "torch": "", "python": "", "revision": ""}
+    return outcome | {"rows": [row], "peak_gb": 1.0, "machine": machine, "load": fast}
+
+
+def test_kinds_of_machines_keep_to_their_columns(tmp_path):
+    """A later figure takes the place of an earlier one of its own kind, and a skipped one of none."""
+    wide, narrow = "Chip (AVX512)", "Chip (AVX2, emulated: this one has AVX-512)"
+    cases = [(wide, "a", 5.0), (wide, "a", 2.0), (narrow, "a", 4.0), (wide, "b", 1.0), (None, "b", 0.0), (None, "c", 0.0)]
+    outcomes = report.merged([*(on(*case) for case in cases), on(wide, "d", 0.5, "gpu")])
+    assert [report.kind(outcome) for outcome in outcomes] == ["AVX-512", "AVX2", "AVX-512", "", "GPU"]
+    report.write_document(outcomes, tmp_path / "performance.md")
+    text = (tmp_path / "performance.md").read_text()
+    columns = "plain, AVX-512 | here, AVX-512 | times, AVX-512 | plain, AVX2 | here, AVX2 | times, AVX2"
+    assert f"|  | {columns} | peak memory |" in text
+    assert "| a | 8 s | 2 s | 4 | 8 s | 4 s | 2 | 1.0 GB |" in text
+    assert "| b | 8 s | 1 s | 8 |  |  |  | 1.0 GB |" in text
+    assert "Skipped: not here." in text
+    assert "figures of AVX-512 were measured beside other work, a load of up to 2 on 2 cores" in text
+    assert "figures of AVX2 were measured beside other work, a load of up to 4 on 2 cores" in text
+    assert "figures of GPU" not in text
+    assert "ATEN_CPU_CAPABILITY=avx2" in text
+    assert "Machine: Chip (AVX2, emulated: this one has AVX-512)" in text
+
+
+@pytest.mark.parametrize("name", ["decoder", "noise", "precision", "replays", "embedding"])
+def test_what_is_measured_on_a_gpu_runs_on_a_cpu(name):
+    """Where it says nothing, but shows that the script would not fail on the GPU's time."""
+    for row in gpu.MEASURED[name](size="tiny", device="cpu"):
+        assert math.isfinite(row.fast)
+        assert row.fast > 0
+
+
+def test_a_gpu_s_benchmarks_end_in_time_and_without_a_gpu_at_once(monkeypatch, capsys):
+    asked = []
+
+    def child(*arguments, limit=None):
+        if "--list" in arguments:
+            return {"gpu": ["a", "b", "c"]}
+        asked.append((arguments[2], limit))
+        if absent:
+            return {"topic": "gpu", "case": "a", "skipped": "no CUDA GPU here"}
+        raise runner.subprocess.TimeoutExpired("b", limit)
+
+    monkeypatch.setattr(runner, "in_child", child)
+    absent = True
+    assert len(runner.run_all("full", ["gpu"])[0]) == 1
+    assert [name for name, _ in asked] == ["a"]
+    asked.clear()
+    absent = False
+    clock = iter([0.0, 100.0, 230.0, 250.0])
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
+    assert runner.run_all("full", ["gpu"]) == ([], True)
+    assert asked == [("a", 140.0), ("b", 10.0)]
+    assert capsys.readouterr().out.count("left out, the 240 s of this topic are over") == 3
+
+
 def test_a_failed_benchmark_is_told_and_writes_no_document(tmp_path, monkeypatch, capsys):
-    def fail(*arguments):
+    def fail(*arguments, limit=None):
         if "--list" in arguments:
             return {"metrics": ["text to audio"]}
         raise runner.subprocess.CalledProcessError(1, arguments)

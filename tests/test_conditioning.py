@@ -22,12 +22,13 @@ from diffatr_cli.core import sight
 from diffatr_cli.core.audio_encoder import SmallCnn, pool_frames
 from diffatr_cli.core.calibration import of_known, score_features
 from diffatr_cli.core.metrics import retrieval_metrics
+from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.query_conditioned import Padded, QueryConditioner
 from diffatr_cli.core.ragged import Ragged
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.schedule import NoiseSchedule
-from diffatr_cli.core.scoring import Reranker, diffusion_scores, query_noise
+from diffatr_cli.core.scoring import Reranker, diffusion_scores
 from diffatr_cli.core.sight import States
 from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.data.logmels import LogMels

@@ -14,10 +14,10 @@ from conftest import Workshop
 from tiny import make_data
 
 from diffatr_cli.core.metrics import retrieval_metrics
+from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.schedule import NoiseSchedule
-from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.data.manifest import load_dataset, read_piece
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.evaluation import ranking

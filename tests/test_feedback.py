@@ -16,10 +16,11 @@ from torch.nn import functional
 from diffatr_cli.core import feedback, fused
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.feedback import RESTART, Neighbours, neighbours_of, random_walk, walk_scores
+from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.sampler import ddim_sample, fast_ddim_sample
 from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.schedule import NoiseSchedule
-from diffatr_cli.core.scoring import Reranker, diffusion_scores, query_noise
+from diffatr_cli.core.scoring import Reranker, diffusion_scores
 from diffatr_cli.training.denoisers import denoising_loss
 from diffatr_cli.types import DIRECTIONS
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from fake_retriever import DIM, RATE, FakeRetriever, contents, make_reranker, tone, write_tone
 
+from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.query_conditioned import QueryConditioner
 from diffatr_cli.core.ragged import Ragged
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.sampling import Sampling
-from diffatr_cli.core.scoring import Reranker, query_noise
+from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.core.windows import mean_direction, spans
 from diffatr_cli.corpus import frames as module
 from diffatr_cli.corpus import store, update

@@ -12,10 +12,10 @@ from torch.nn.functional import normalize
 from diffatr_cli.core import query_conditioned
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.losses import generation_loss
+from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.query_conditioned import Padded, QueryConditioner, each_of
 from diffatr_cli.core.sampler import ddim_sample, fast_ddim_sample
 from diffatr_cli.core.schedule import NoiseSchedule
-from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.types import DIRECTIONS, Direction
 
 H, F, D, W = 6, 5, 8, 4

@@ -11,9 +11,9 @@ from torch.nn.functional import normalize
 from diffatr_cli.core import fused, sampler
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.factored import FactoredDenoiser
+from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.sampler import ddim_coefficients, ddim_levels, ddim_sample, fast_ddim_sample
 from diffatr_cli.core.schedule import NoiseSchedule
-from diffatr_cli.core.scoring import query_noise
 
 
 def unit(*shape, seed=0):

@@ -5,10 +5,11 @@ from torch.nn.functional import normalize
 
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.factored import FactoredDenoiser
+from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.schedule import NoiseSchedule
-from diffatr_cli.core.scoring import diffusion_score_blocks, diffusion_scores, fuse, query_noise
+from diffatr_cli.core.scoring import diffusion_score_blocks, diffusion_scores, fuse
 from diffatr_cli.recipe_schema import Recipe
 
 SCHEDULE = NoiseSchedule.cosine(10)

@@ -7,9 +7,9 @@ import torch
 from fake_retriever import DIM, RATE, FakeRetriever, make_reranker, tone, write_tone
 
 from diffatr_cli.core.calibration import Calibration, Logistic, presence_features
+from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.sampling import Sampling
-from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.corpus.describe import CaptionHit, Described, describe
 from diffatr_cli.corpus.index import FolderIndex, Recordings
 from diffatr_cli.corpus.reading import Negation, Reading

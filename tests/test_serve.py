@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 from serving import client_of, make_session, refusal, until
 
 from diffatr_cli.core.calibration import Calibration, Logistic
+from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.sampler import ddim_sample
-from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.corpus.asking import ask_texts
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.search import embed_texts, search, search_texts

@@ -16,8 +16,8 @@ from conftest import Workshop
 
 from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.metrics import retrieval_metrics
+from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.sampler import ddim_sample
-from diffatr_cli.core.scoring import query_noise
 from diffatr_cli.data.manifest import load_dataset
 from diffatr_cli.errors import UsageError
 from diffatr_cli.evaluation import trajectory as module

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from .feedback import Neighbours, neighbours_of
 from .fused import attended_mean, decode
+from .recorded import Recordings
 
 Output = Literal["decoder", "add_weight", "add_logit"]
 
@@ -91,6 +92,11 @@ class Factors:
         """The type in which everything is computed."""
         return self.weight.dtype
 
+    @cached_property
+    def recordings(self) -> Recordings:
+        """Of sampling on a GPU for queries that have candidates of their own."""
+        return Recordings()
+
     def embed_level(self, level: Tensor) -> Tensor:
         """l of noise level indices, (S,) -> (S, D)."""
         return self.level_embedding(level).to(self.dtype) / self.input_scale  # type: ignore[no-any-return]
@@ -127,6 +133,11 @@ class PreparedCandidates:
     def neighbours(self) -> Neighbours:
         """Of the candidates of each group; found when first asked for."""
         return neighbours_of(self.candidates)
+
+    @cached_property
+    def recordings(self) -> Recordings:
+        """Of sampling on a GPU over these candidates."""
+        return Recordings()
 
     def fed_back(self, x_k: Tensor) -> Tensor:
         """x_k, (G, T, N), as it joins the attention: with what the candidates' neighbours have of it, where that is wanted."""

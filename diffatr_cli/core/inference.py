@@ -18,9 +18,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..types import SAMPLE_RATE
 from .audio_encoder import AudioEncoder, ConvBlock, pool_frames
 from .logmel import N_MELS
+from .sending import one_ahead, send
 from .winograd import WinogradConv
 
 BATCH_SAMPLES = 40 * SAMPLE_RATE  # of a batch, and of a piece of a long clip: some 300 MB inside CNN14
+GPU_SAMPLES = 320 * SAMPLE_RATE  # the same on a GPU, which small batches leave idle
 MARGIN = 16  # feature frames beyond a piece that an encoder sees; ResNet38 reaches furthest, not quite 10
 WINOGRAD_CHANNELS = 128  # with fewer, transforming costs about what multiplying saves
 
@@ -104,26 +106,34 @@ def _normalised_convs(encoder: AudioEncoder) -> list[tuple[nn.Conv2d, nn.BatchNo
     return found
 
 
-def pooled_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int = BATCH_SAMPLES) -> Tensor:
+def pooled_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None = None) -> Tensor:
     """Waveforms (S,) of any lengths -> (n, F) float32 on the CPU, each as if it were embedded alone and whole.
 
     Only clips of equal length share a batch, so that no padding enters. Clips shorter than `encoder.min_samples` are padded
-    with zeros up to it. Memory is bounded by `batch_samples`: a longer clip goes through in overlapping pieces.
+    with zeros up to it. Memory is bounded by `batch_samples`, by default what suits the device: a longer clip goes through in
+    overlapping pieces.
     Raises ValueError if the encoder is in training mode, where clips of a batch depend on one another.
     """
     out = torch.empty(len(waveforms), encoder.features)
-    for part, frames in _batched_frames(encoder, waveforms, batch_samples):
+    for part, frames in _batches(encoder, waveforms, batch_samples):
         out[part] = pool_frames(frames).cpu()
     return out
 
 
-def frame_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int = BATCH_SAMPLES) -> list[Tensor]:
+def frame_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None = None) -> list[Tensor]:
     """Waveforms (S,) of any lengths -> of each its frames (T', F) float32 on the CPU, at least one, of which `pooled_features`
     has the maximum and the mean. The arguments and the error are the same."""
     found: dict[int, Tensor] = {}
-    for part, frames in _batched_frames(encoder, waveforms, batch_samples):
+    for part, frames in _batches(encoder, waveforms, batch_samples):
         found.update(zip(part, frames.cpu(), strict=True))
     return [found[i] for i in range(len(waveforms))]
+
+
+def _batches(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None) -> Iterator[tuple[list[int], Tensor]]:
+    """`_batched_frames` as suits the device: a GPU is at work on the next batch while the one before is fetched."""
+    if encoder.bn0.weight.device.type == "cpu":
+        return _batched_frames(encoder, waveforms, batch_samples or BATCH_SAMPLES)
+    return one_ahead(_batched_frames(encoder, waveforms, batch_samples or GPU_SAMPLES))
 
 
 @torch.inference_mode()
@@ -137,7 +147,7 @@ def _batched_frames(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_sa
         members, size = list(group), max(1, batch_samples // length)
         for start in range(0, len(members), size):
             part = members[start : start + size]
-            batch = torch.stack([clips[i] for i in part]).to(device)
+            batch = send(torch.stack([clips[i] for i in part]), device)
             yield part, torch.cat(list(_frames_in_pieces(encoder, batch, batch_samples)), 1)
 
 

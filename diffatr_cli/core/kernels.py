@@ -13,6 +13,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -150,9 +151,15 @@ def _block_of_sixteen(a: Any, b: Any, weight: Any, out: Any) -> None:
 
 
 def many_registers() -> bool:
-    """Whether this processor has 32 vector registers: x86 with AVX-512, and 64-bit ARM."""
+    """Whether numba compiles for 32 vector registers: x86 with AVX-512, and 64-bit ARM.
+
+    It compiles for this processor, unless NUMBA_CPU_FEATURES asks for another.
+    """
     import llvmlite.binding as llvm
 
+    told: str | None = getattr(numba.config, "CPU_FEATURES", None)
+    if told is not None:
+        return "+avx512f" in told.split(",")
     return bool(llvm.get_host_cpu_features().get("avx512f")) or platform.machine().lower() in ("aarch64", "arm64")
 
 

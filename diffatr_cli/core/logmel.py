@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..types import SAMPLE_RATE
+from .sending import send
 
 WINDOW = 1024  # samples, 32 ms
 N_MELS = 64
@@ -89,15 +90,19 @@ def spec_augment(
 
     Widths are uniform in [0, time_stripe) frames and [0, mel_stripe) bins. Source: Park et al. 2019, as in PANNs.
     """
+    # All is drawn on the CPU, so that every device masks the same, and goes to the device as one small table.
+    sizes = [(axis, logmel.shape[axis], widest) for axis, widest in ((1, time_stripe), (2, mel_stripe)) for _ in range(stripes)]
+    ends = []
+    for _, size, widest in sizes:
+        width = (torch.rand(len(logmel), 1, generator=generator) * min(widest, size)).long()
+        start = (torch.rand(len(logmel), 1, generator=generator) * (size - width)).long()
+        ends += [start, start + width]
     masked = torch.ones_like(logmel, dtype=torch.bool)
-    for axis, widest in ((1, time_stripe), (2, mel_stripe)):
-        size = logmel.shape[axis]
-        place = torch.arange(size)
-        for _ in range(stripes):
-            width = (torch.rand(len(logmel), 1, generator=generator) * min(widest, size)).long()
-            start = (torch.rand(len(logmel), 1, generator=generator) * (size - width)).long()
-            keep = (place < start) | (place >= start + width)  # (B, size)
-            masked &= keep.to(logmel.device).unsqueeze(3 - axis)
+    if ends:
+        spans = send(torch.cat(ends, 1), logmel.device).unsqueeze(2).unbind(1)
+        for (axis, size, _), start, end in zip(sizes, spans[::2], spans[1::2], strict=True):
+            place = torch.arange(size, device=logmel.device)
+            masked &= ((place < start) | (place >= end)).unsqueeze(3 - axis)  # (B, size)
     return logmel * masked
 
 
@@ -116,23 +121,25 @@ def perturb(logmel: Tensor) -> Tensor:
     one before it in the batch as a background; loudness (within GAIN) and a random equaliser. Silence stays silence.
     """
     clips, frames, mels = logmel.shape
+    device = logmel.device
     speed = 1 + STRETCH * (2 * torch.rand(clips, 1) - 1)
     shift = SHIFT * (2 * torch.rand(clips, 1) - 1)
+    low, high = BACKGROUND
+    below = 10 ** (-(low + (high - low) * torch.rand(clips, 1)) / 10) * (torch.rand(clips, 1) < 0.5)
+    gain = GAIN * (2 * torch.rand(clips, 1) - 1)
+    knots = functional.interpolate(COLOUR * torch.randn(clips, 1, KNOTS), mels, mode="linear", align_corners=True)
+    drawn = send(torch.cat([speed, shift, below, gain + knots.squeeze(1)], 1), device)  # as one small table
+    speed, shift, below, change = drawn.split([1, 1, 1, mels], 1)
     # Coordinates of `grid_sample`: -1 is the outer edge of the first frame or bin, 1 that of the last.
-    at_frame = (2 * torch.arange(frames) + 1) / frames * speed - 1
-    at_bin = ((2 * (torch.arange(mels) + shift) + 1) / mels - 1).clamp(-1 + 1 / mels, 1 - 1 / mels)
+    at_frame = (2 * torch.arange(frames, device=device) + 1) / frames * speed - 1
+    at_bin = ((2 * (torch.arange(mels, device=device) + shift) + 1) / mels - 1).clamp(-1 + 1 / mels, 1 - 1 / mels)
     shape = (clips, frames, mels)
     grid = torch.stack([at_bin[:, None].expand(shape), at_frame[:, :, None].expand(shape)], 3).to(logmel)
     heard = functional.grid_sample(logmel.unsqueeze(1) - SILENCE, grid, align_corners=False).squeeze(1)
 
     power = heard.mul_(np.log(10) / 10).expm1_()  # in units of silence's, and silence's taken off
     loudness = power.mean((1, 2)).clamp_min(1)
-    low, high = BACKGROUND
-    below = 10 ** (-(low + (high - low) * torch.rand(clips)) / 10) * (torch.rand(clips) < 0.5)
-    scale = below.to(power) * loudness / loudness.roll(1)
+    scale = below.squeeze(1).to(power) * loudness / loudness.roll(1)
     heard = (power + power.roll(1, 0) * scale[:, None, None]).log1p_().mul_(10 / np.log(10))
-
-    gain = GAIN * (2 * torch.rand(clips, 1) - 1)
-    knots = functional.interpolate(COLOUR * torch.randn(clips, 1, KNOTS), mels, mode="linear", align_corners=True)
-    change = (gain + knots.squeeze(1)).to(heard).unsqueeze(1)
+    change = change.to(heard).unsqueeze(1)
     return torch.where(heard > 1, (heard + change).clamp_min(0), heard) + SILENCE

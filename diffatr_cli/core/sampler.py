@@ -15,6 +15,7 @@ from torch import Tensor
 from .algebra import Factors, PreparedCandidates
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser
+from .recorded import Work
 from .sampling import X0
 from .schedule import NoiseSchedule
 from .threads import parallel_for
@@ -134,6 +135,7 @@ def ddim_sample(
 
 
 BLOCK_ENTRIES = 2**18  # of a (queries, candidates) array of the fast sampler: small enough for the caches
+GPU_ENTRIES = 2**22  # the same on a GPU, which small blocks leave idle
 BLOCK_QUERIES = 32  # at least, however many candidates: fewer make matrix products slow
 OWN_ENTRIES = 2**20  # of the (queries, candidates, D) embeddings held at a time where queries have candidates of their own
 
@@ -186,27 +188,46 @@ def fast_ddim_sample(
     if shared and shift is not None:
         raise ValueError("a shift of the logits is each query's own, and so must its candidates be: (B, N, D)")
     n = embeddings.shape[-2]
-    levels = ddim_levels(len(schedule), steps)
-    chain = Chain(levels, [ddim_coefficients(schedule, *pair, eta) for pair in pairwise(levels)], x0, on_step)
+    visited = ddim_levels(len(schedule), steps)
+    coefficients = [ddim_coefficients(schedule, *pair, eta) for pair in pairwise(visited)]
+    chain = Chain(visited, coefficients, x0, on_step)
     query = query.to(factors.dtype)
     draw = _noise_source(noise, generator, query, n)
 
     start = draw(0)
+    levels = Levels.of(factors, visited, query.device)
+    shifts = None if shared is None else levels.attended @ shared.candidates.mT
     if shared and factors.neighbour_feedback is not None:
         _ = shared.neighbours  # once, before several threads ask for them
-    if eta > 0 or on_step is not None:
+    together = eta > 0 or on_step is not None
+    if together:
         rows = max(1, len(query))
     else:
-        rows = max(BLOCK_QUERIES, BLOCK_ENTRIES // max(n, 1)) if shared else max(1, OWN_ENTRIES // max(n * query.shape[1], 1))
+        entries = BLOCK_ENTRIES if query.device.type == "cpu" else GPU_ENTRIES
+        rows = max(BLOCK_QUERIES, entries // max(n, 1)) if shared else max(1, OWN_ENTRIES // max(n * query.shape[1], 1))
     out = torch.empty_like(start)
+
+    def over_shared(query: Tensor, x: Tensor) -> Tensor:
+        assert shared is not None
+        return _sample_block(shared, query, x, chain, levels, shifts, draw)
+
+    def over_own(candidates: Tensor, query: Tensor, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        return _sample_block(factors.prepare(candidates, shift), query, x, chain, levels, None, draw)
+
+    # Without a look at values on the way, a GPU can replay a block that it has been through.
+    replays = replays_on(query.device) and not together and (shared is not None or factors.neighbour_feedback is None)
+    kind = tuple(visited), tuple(coefficients), x0
+
+    def run(work: Work, *inputs: Tensor) -> Tensor:
+        return (shared or factors).recordings.run(kind, work, *inputs) if replays else work(*inputs)
 
     def sample(first: int) -> None:
         part = slice(first, first + rows)
         if shared:
-            out[part] = _sample_block(shared, query[None, part], start[None, part], chain, draw)[0]
+            out[part] = run(over_shared, query[None, part], start[None, part])[0]
         else:
-            own = factors.prepare(embeddings[part], None if shift is None else shift[part, None])
-            out[part] = _sample_block(own, query[part, None], start[part, None], chain, draw)[:, 0]
+            own = [embeddings[part].to(factors.dtype), query[part, None], start[part, None]]
+            out[part] = run(over_own, *own, *([] if shift is None else [shift[part, None]]))[:, 0]
 
     blocks = range(0, len(query), rows)
     if query.device.type == "cpu":
@@ -217,18 +238,53 @@ def fast_ddim_sample(
     return out
 
 
-def _sample_block(part: PreparedCandidates, query: Tensor, x: Tensor, chain: Chain, draw: Callable[[int], Tensor]) -> Tensor:
-    """The loop of `ddim_sample`, factored: queries (G, T, D) and start noise (G, T, N) -> x0_hat (G, T, N)."""
+def replays_on(device: torch.device) -> bool:
+    """Whether a device can replay what was done on it once (`recorded`)."""
+    return device.type == "cuda"
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What a denoiser makes of the levels of a chain, the same for all queries.
+
+    embeddings: l, (S, D). attended: A l, (S, D). dropped: A l . l, (S,). contexts: `Factors.context` of l, (S, H).
+    """
+
+    embeddings: Tensor
+    attended: Tensor
+    dropped: Tensor
+    contexts: Tensor
+
+    @classmethod
+    def of(cls, factors: Factors, levels: list[int], device: torch.device) -> Levels:
+        """Of noise level indices."""
+        embeddings = factors.embed_level(torch.tensor(levels, device=device))
+        attended = factors.attend(embeddings)
+        return cls(embeddings, attended, (attended * embeddings).sum(1), factors.context(embeddings))
+
+
+def _sample_block(
+    part: PreparedCandidates,
+    query: Tensor,
+    x: Tensor,
+    chain: Chain,
+    levels: Levels,
+    shifts: Tensor | None,
+    draw: Callable[[int], Tensor],
+) -> Tensor:
+    """The loop of `ddim_sample`, factored: queries (G, T, D) and start noise (G, T, N) -> x0_hat (G, T, N).
+
+    `shifts`: A l . c_i, (G, S, N), where they are known.
+    """
     factors, candidates = part.factors, part.candidates
-    embeddings = factors.embed_level(torch.tensor(chain.levels, device=x.device))  # (S, D)
-    of_query, of_level = factors.attend(query), factors.attend(embeddings)
-    similarity, shifts = of_query @ candidates.mT, of_level @ candidates.mT  # (G, T, N), (G, S, N)
-    dropped = of_query @ embeddings.mT + (of_level * embeddings).sum(1)  # (G, T, S)
+    of_query = factors.attend(query)
+    similarity = of_query @ candidates.mT  # (G, T, N)
+    shifts = levels.attended @ candidates.mT if shifts is None else shifts
+    dropped = of_query @ levels.embeddings.mT + levels.dropped  # (G, T, S)
     # Candidates go through the context once each, or their mean at each step, whichever is less work.
     visits, dim, hidden = len(chain.levels) * x.shape[1], candidates.shape[2], part.candidate_hidden.shape[2]
     projected = visits * x.shape[2] * hidden + x.shape[2] * dim * hidden < visits * dim * (x.shape[2] + hidden)
-    if projected:
-        embeddings = factors.context(embeddings)
+    embeddings = levels.contexts if projected else levels.embeddings
     x0_hat = torch.zeros_like(x)
     for i, level in enumerate(chain.levels):
         shown = x + factors.feedback * x0_hat if factors.feedback and i else x

@@ -18,6 +18,7 @@ from .algebra import Factors
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser, PreparedCandidates
 from .losses import cosine_similarity
+from .noise import query_noise
 from .query_conditioned import QueryConditioner
 from .querybank import Prior
 from .sampler import OnStep, ddim_levels, fast_ddim_sample
@@ -32,33 +33,6 @@ Shape = Literal["sum", "log"]
 
 LOG_FLOOR = 1e-6
 """Probability below which `log` tells candidates apart no more; one that was not sampled at all keeps its cosine."""
-
-
-def query_noise(seed: int, query_ids: Sequence[int], n: int, draw: int = 0) -> Callable[[int], Tensor]:
-    """Standard normal noise for `ddim_sample` that depends on (seed, query id, draw, step) alone, never on the batch.
-
-    Each row comes from a Philox generator (counter-based) with (seed, id) as its key and (draw, step) in its counter.
-
-    Args:
-        seed: any integer; the lowest 64 bits count.
-        query_ids: one integer a query, the lowest 64 bits count.
-        n: values a query; the first m of n are what n = m gives.
-        draw: which of several independent noises.
-
-    Returns:
-        A function of the step i -> (Q, n) float32 on the CPU.
-    """
-    low = 2**64 - 1
-    keys = [np.array([seed & low, int(i) & low], np.uint64) for i in query_ids]
-
-    def noise(step: int) -> Tensor:
-        out = np.empty((len(keys), n), np.float32)
-        counter = np.array([0, 0, draw, step], np.uint64)
-        for row, key in zip(out, keys, strict=True):
-            np.random.Generator(np.random.Philox(key=key, counter=counter)).standard_normal(out=row, dtype=np.float32)
-        return torch.from_numpy(out)
-
-    return noise
 
 
 @torch.no_grad()
@@ -116,12 +90,11 @@ def diffusion_score_blocks(
             candidates, shift = sight(rows, listed, candidates)
         x0_hat = torch.zeros(len(query), n, dtype=embeddings.dtype, device=embeddings.device)
         for draw in range(sampling.draws):
-            noise = _start(sampling, ids[rows], n, draw)
+            noise = _start(sampling, ids[rows], n, draw, embeddings.device, listed)
             if listed is None or candidates is None:
                 x0_hat += _sample(prepared.factors, query, prepared, schedule, sampling, noise, on_step)
             else:
-                own_noise = _noise_of(noise, listed)
-                x0_hat_own = _sample(prepared.factors, query, candidates, schedule, sampling, own_noise, on_step, shift)
+                x0_hat_own = _sample(prepared.factors, query, candidates, schedule, sampling, noise, on_step, shift)
                 x0_hat.scatter_add_(1, listed, x0_hat_own)
         yield rows, x0_hat.div_(sampling.draws).to(queries.device)
 
@@ -177,7 +150,7 @@ def diffusion_draws(
         ValueError: more steps than the chain has.
     """
     n = prepared.candidates.shape[1]
-    of_draw = [_start(sampling, [query_id], n, draw) for draw in range(sampling.draws)]
+    of_draw = [_start(sampling, [query_id], n, draw, prepared.candidates.device) for draw in range(sampling.draws)]
     queries = query.to(prepared.candidates).expand(sampling.draws, -1)
 
     def noise(step: int) -> Tensor:
@@ -189,9 +162,13 @@ def diffusion_draws(
     return _sample(prepared.factors, queries, own, schedule, sampling, noise, on_step, shift)
 
 
-def _start(sampling: Sampling, query_ids: Sequence[int], n: int, draw: int) -> Callable[[int], Tensor]:
-    """What the chain starts from: `query_noise`, or nothing at all."""
-    return query_noise(sampling.seed, query_ids, n, draw) if sampling.noise else lambda step: torch.zeros(len(query_ids), n)
+def _start(
+    sampling: Sampling, query_ids: Sequence[int], n: int, draw: int, device: torch.device, listed: Tensor | None = None
+) -> Callable[[int], Tensor]:
+    """What the chain starts from: `query_noise` of all candidates or of the listed ones (Q, S), or nothing at all."""
+    if sampling.noise:
+        return query_noise(sampling.seed, query_ids, n, draw, listed, device)
+    return lambda step: torch.zeros(len(query_ids), n if listed is None else listed.shape[1])
 
 
 def _sample(
@@ -222,11 +199,6 @@ def fuse(cosine: Tensor, x0_hat: Tensor, weight: float | None, shape: Shape = "s
 def reach(weight: float, shape: Shape) -> float:
     """The most by which x0_hat can lift a score: by it weights of different shapes compare."""
     return float(fuse(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64), weight, shape))
-
-
-def _noise_of(noise: Callable[[int], Tensor], listed: Tensor) -> Callable[[int], Tensor]:
-    """The noise of the listed candidates, (Q, shortlist), out of that of all."""
-    return lambda step: noise(step).to(listed.device).gather(1, listed)
 
 
 class Reranker:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.sending import pinned
 from ..evaluation.embedded_split import Captions
 from ..processes import share
 from ..recipe_schema import PretrainSection
@@ -102,11 +103,16 @@ def epoch_batches(
 
 
 def overlapped_batches(
-    train: TrainSplit, section: PretrainSection, seed: int, steps_per_epoch: int, start: int
+    train: TrainSplit, section: PretrainSection, seed: int, steps_per_epoch: int, start: int, *, pin: bool = False
 ) -> Iterator[tuple[int, Batch, Any]]:
     """(step, captions, crops of this process's share of their clips) from a step on; the next batch is cut out while this one
-    trains."""
+    trains.
+
+    Args:
+        pin: put crops where a GPU reads them while other work goes on (`core.sending.pinned`).
+    """
     lengths, owner = np.diff(train.clips.offsets), item_clips(train.captions, section)
+    ready = pinned if pin else lambda crops: crops
 
     def cut(step: int, rows: np.ndarray, composition: Composition | None) -> tuple[int, Batch, Any]:
         clips, first, position = np.unique(train.captions.clip_index[rows], return_index=True, return_inverse=True)
@@ -114,7 +120,7 @@ def overlapped_batches(
         if composition is None:
             texts = [train.captions.texts[row] for row in rows]
             batch = Batch(rows, texts, np.zeros(len(rows), bool), train.positive_group[clips[position]])
-            return step, batch, train.clips.crop(clips, crop, part)
+            return step, batch, ready(train.clips.crop(clips, crop, part))
         rng = numpy_stream(seed, "mixture", step)
         items = rows[first] if section.items == "pairs" else clips  # a clip is heard in one way, also by two captions of a batch
         mixtures = [place(composition, item, section, rng, lengths, train.clips.longest) for item in items.tolist()]
@@ -123,7 +129,7 @@ def overlapped_batches(
             kept[first] = True
             rows, position = rows[kept], position[kept]
         batch = _composed(train, rows, [mixtures[index] for index in position], composition.parts[items][position], rng)
-        return step, batch, train.clips.mix(mixtures, crop, part)
+        return step, batch, ready(train.clips.mix(mixtures, crop, part))
 
     def plan() -> Iterator[tuple[int, np.ndarray, Composition | None]]:
         for epoch in range(start // steps_per_epoch, section.epochs):

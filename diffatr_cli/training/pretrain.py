@@ -22,6 +22,7 @@ from ..core.audio_encoder import AudioEncoder
 from ..core.losses import nt_xent
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
+from ..core.sending import send
 from ..core.towers import TwoTowers
 from ..core.windows import OURS, Windowing
 from ..data.manifest import Dataset, load_dataset
@@ -179,7 +180,8 @@ def _train(
         folder.save(phase.kept(), phase.optimizer, {"step": 0, "best": best, "loss": 0.0})
         return best
     saved = time.monotonic()
-    for step, batch, clips in overlapped_batches(train, section, seed, steps_per_epoch, state["step"]):
+    pin = phase.device.type == "cuda"
+    for step, batch, clips in overlapped_batches(train, section, seed, steps_per_epoch, state["step"], pin=pin):
         torch.manual_seed(torch_seed(seed, "augmentation", step, *([process_rank()] if count() > 1 else [])))
         loss_sum += phase.step(train, batch, clips, learning_rate(section, step, steps_per_epoch), step)
         epoch, inside = divmod(step + 1, steps_per_epoch)
@@ -289,7 +291,7 @@ class PhaseOne(nn.Module):
         mine = np.flatnonzero((own.start <= position) & (position < own.stop))  # rows are in the order of their clips
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             embed = self.towers.embed_pooled_audio if isinstance(train.clips, PooledClips) else self.towers.embed_clips
-            audio = embed(crops.to(self.device))
+            audio = embed(send(crops, self.device))
             text = gathered(self._embed_captions(train, batch, mine))
         audio = gathered(audio[torch.from_numpy(position[mine] - own.start)])
         clip_ids = torch.from_numpy(batch.clip_ids)
@@ -320,12 +322,12 @@ class PhaseOne(nn.Module):
         """
         if train.vectors is None:
             ids, mask = self.text.tokenise([batch.texts[place] for place in mine])
-            return self.towers.embed_tokens(ids.to(self.device), mask.to(self.device))
+            return self.towers.embed_tokens(send(ids, self.device), send(mask, self.device))
         pooled = train.vectors[torch.from_numpy(batch.rows[mine])]
         joined = np.flatnonzero(batch.composed[mine])
         if len(joined):
             pooled[torch.from_numpy(joined)] = self.text.encode([batch.texts[mine[place]] for place in joined])
-        return self.towers.embed_pooled_text(pooled.to(self.device))
+        return self.towers.embed_pooled_text(send(pooled, self.device))
 
     @torch.no_grad()
     def validate(self, dataset: Dataset) -> dict[str, Any]:
