@@ -32,7 +32,7 @@ from diffatr_cli.data.manifest import Clip
 from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedWindows
 from diffatr_cli.evaluation.matching import matching
 from diffatr_cli.model import load_retriever
-from diffatr_cli.training.fit_calibration import LOST, fit_calibration
+from diffatr_cli.training.fit_calibration import COMMON, LOST, _folders, fit_calibration
 from diffatr_cli.types import DIRECTIONS
 
 
@@ -244,3 +244,24 @@ def test_phase_two_keeps_its_calibration(trained: Path, workshop: Workshop) -> N
     assert (np.diff(probability) >= 0).all()
     assert (probability >= 0).all()
     assert (probability <= 1).all()
+
+
+@given(st.integers(1, 30), st.integers(2, 200), st.integers(0, 2**31))
+def test_made_up_folders_have_a_sound_rarely_often_or_not_at_all(own: int, others: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matches = rng.permutation(np.arange(own + others) < own)
+    found = list(_folders(matches, rng, (16, 10**9)))
+    counts: list[list[int]] = []
+    for there, recordings in found:
+        assert len(set(recordings.tolist())) == len(recordings)
+        assert there == bool(matches[recordings].any())
+        if not there:
+            counts.append([])
+            without = len(recordings)
+        else:
+            assert len(recordings) - int(matches[recordings].sum()) == without
+            counts[-1].append(int(matches[recordings].sum()))
+    assert len(counts) == 2
+    for size, some in zip((min(16, others), others), counts, strict=True):
+        rare = max(1, round(own * size / others))
+        assert some == sorted({rare, max(rare, min(own, max(2, int(COMMON * size))))})

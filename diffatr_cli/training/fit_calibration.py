@@ -36,6 +36,8 @@ LOST = 0.05
 PARTS = 5  # of the queries, each judged by a fit on the others
 FOLDERS = (16, 50, 150, 10**9)
 """Sizes of the made-up folders in which a query's sound is there or is not: distributions look different over few clips."""
+COMMON = 0.25
+"""Of the others in a made-up folder, how many match at most besides, where the sound is common."""
 LISTS = (5, 16, 50, 10**9)
 """Sizes of the made-up lists in which a sound's caption is there or is not."""
 SHOWN = 60  # of each folder, the best candidates, for which probabilities are fitted
@@ -283,12 +285,18 @@ def _fit(examples: Sequence[tuple[np.ndarray, np.ndarray]], *, evenly: bool = Fa
 
 
 def _folders(matches: np.ndarray, rng: np.random.Generator, sizes: Sequence[int]) -> Iterator[tuple[bool, np.ndarray]]:
-    """Made-up folders of some sizes, as candidates, without and with some that match a query: whether its sound is there."""
+    """Made-up folders of some sizes, as candidates, without and with some that match a query: whether its sound is there.
+
+    Where it is, it is as rare as in the whole, and in a further folder as common as there are recordings for, up to `COMMON`:
+    fitted on rare sounds alone, probabilities are far too low in a folder full of what is asked for.
+    """
     own, others = np.flatnonzero(matches), np.flatnonzero(~matches)
     if len(others) < 2 or not len(own):
         return
     for size in sizes:
         absent = rng.permutation(others)[:size]
         share = max(1, round(len(own) * len(absent) / len(others)))
+        common = min(len(own), max(2, int(COMMON * len(absent))))
         yield False, absent
-        yield True, np.concatenate([absent, rng.permutation(own)[:share]])
+        for count in sorted({share, max(share, common)}):
+            yield True, np.concatenate([absent, rng.permutation(own)[:count]])
