@@ -255,7 +255,7 @@ def test_the_shipped_model_knows_what_it_was_taught() -> None:
     assert model.bank is not None
     assert not any(word in model.bank.words for word in ("puppy", "ambulance", "thunderstorm", "computer"))
     taught = ["dog barking", "car horn", "rain", "typing on a keyboard", "church bells", "footsteps on gravel"]
-    never = ["a bagpipe", "an espresso machine", "popcorn", "a walrus", "yodeling", "ein Hund bellt", "perro ladrando"]
+    never = ["a theremin", "an espresso machine", "popcorn", "a walrus", "yodeling", "ein Hund bellt", "perro ladrando"]
     assert [each.strangeness for each in read_queries(model, taught)] == [0] * len(taught)
     assert all(each.strangeness > 0 for each in read_queries(model, never))
     assert [each.foreign for each in read_queries(model, never)] == [False] * 5 + [True] * 2
