@@ -1,8 +1,8 @@
 """A map of vectors on a plane: what is alike lies together.
 
-It minimises the cross entropy between two graphs of neighbours, that of the vectors and that of the plane, with a few random pairs
-drawn beside each edge (McInnes et al. 2018, "UMAP: Uniform Manifold Approximation and Projection"). It begins with the first two
-principal axes, so that the whole keeps its order too, and every random number comes from the seed.
+It minimises the cross entropy between two graphs of neighbours, that of the vectors and that of the plane, with a few random
+pairs drawn beside each edge (McInnes et al. 2018, "UMAP: Uniform Manifold Approximation and Projection"). It begins with the first
+two principal axes, so that the whole keeps its order too, and every random number comes from the seed.
 
 N vectors, D their size, K neighbours, E edges.
 """
@@ -40,7 +40,7 @@ def lay_out(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
 
 
 def principal_axes(vectors: np.ndarray) -> np.ndarray:
-    """The first two principal components of vectors, (N, D) -> (N, 2) float64; each axis points to where its largest weight is."""
+    """The first two principal components of vectors, (N, D) -> (N, 2) float64; an axis points to where its largest weight is."""
     centred = vectors.astype(np.float64) - vectors.mean(0, dtype=np.float64) if len(vectors) else np.zeros((0, 2))
     _, axes = np.linalg.eigh(centred.T @ centred)
     axes = axes[:, ::-1][:, :2]
@@ -50,7 +50,7 @@ def principal_axes(vectors: np.ndarray) -> np.ndarray:
 
 
 def nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` nearest others of each unit vector, by cosine, nearest first, of equal ones the first: (N, K) and their cosines."""
+    """The `count` nearest others of each unit vector, nearest first, of equal ones the first: (N, K) and their cosines."""
     near, cosines = [], []
     for first in range(0, len(vectors), _BLOCK):
         block = vectors[first : first + _BLOCK] @ vectors.T
@@ -92,7 +92,7 @@ def _scaled(places: np.ndarray) -> np.ndarray:
     if not len(places):
         return np.zeros((0, 2), np.float32)
     centred = places - (places.max(0) + places.min(0)) / 2
-    return (centred / max(float(np.abs(centred).max()), 1e-12)).astype(np.float32)
+    return np.asarray(centred / max(float(np.abs(centred).max()), 1e-12), np.float32)
 
 
 def _descend(places: Any, heads: Any, tails: Any, weights: Any, epochs: int, seed: int) -> None:
