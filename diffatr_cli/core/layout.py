@@ -1,8 +1,8 @@
 """A map of vectors on a plane: what is alike lies together.
 
 It minimises the cross entropy between two graphs of neighbours, that of the vectors and that of the plane, with a few random
-pairs drawn beside each edge (McInnes et al. 2018, "UMAP: Uniform Manifold Approximation and Projection"). It begins with the first
-two principal axes, so that the whole keeps its order too, and every random number comes from the seed.
+pairs drawn beside each edge (McInnes et al. 2018, "UMAP: Uniform Manifold Approximation and Projection"). It begins with the two
+first principal axes, so that the whole keeps its order too, and every random number comes from the seed.
 
 N vectors, D their size, K neighbours, E edges.
 """
