@@ -44,7 +44,7 @@ async function lookAtKinds() {
   kindsDue = setTimeout(() => { kindsDue = 0; if (!$("browse").hidden) lookAtKinds(); }, kinds ? 5000 : 1000);
   try {
     const answer = await get("/api/kinds");
-    if (!answer.ready) return;
+    if (!answer.ready || answer.version === kinds?.version) return;
     kinds = answer;
     showKinds();
   } catch (error) { trouble(error.message); }

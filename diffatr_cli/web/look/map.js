@@ -11,7 +11,7 @@ async function lookAtMap() {
   try {
     if (!sounds) $("map-of").textContent = "The map is being drawn …";
     const answer = await get("/api/map");
-    if (answer.ready) takeMap(answer);
+    if (answer.ready && answer.version !== sounds?.version) takeMap(answer);
   } catch (error) { $("map-of").textContent = error.message; }
 }
 
@@ -44,8 +44,12 @@ function regionsOf(dots) {
 }
 
 const canvas = $("map-canvas");
-const unit = () => Math.min(canvas.clientWidth, canvas.clientHeight) * .46 * view.zoom;
-const onScreen = ({x, y}) => [canvas.clientWidth / 2 + (x - view.x) * unit(), canvas.clientHeight / 2 + (y - view.y) * unit()];
+/* Pixels of one unit, across and down: a wide screen is used, up to what still looks like the same map. */
+const units = () => [Math.min(canvas.clientWidth, 1.6 * canvas.clientHeight), Math.min(canvas.clientHeight, canvas.clientWidth)].map(side => side * .46 * view.zoom);
+function onScreen({x, y}) {
+  const [across, down] = units();
+  return [canvas.clientWidth / 2 + (x - view.x) * across, canvas.clientHeight / 2 + (y - view.y) * down];
+}
 
 function drawMap() {
   if (!sounds || !canvas.clientWidth) return;
@@ -78,8 +82,8 @@ function drawMap() {
   context.fillStyle = ink;
   const taken = [];
   for (const {name, x, y} of regions) {
-    const [left, top] = onScreen({x, y}), half = context.measureText(name).width / 2 + 4, middle = Math.min(width - half, Math.max(half, left)), base = top - radius - 5;
-    if (left < 0 || left > width || base < 12 || base > height || taken.some(each => Math.abs(each.middle - middle) < each.half + half && Math.abs(each.base - base) < 16)) continue;
+    const [left, top] = onScreen({x, y}), half = context.measureText(name).width / 2 + 4, middle = Math.min(width - half, Math.max(half, left)), base = top - radius - 5 < 12 ? top + radius + 14 : top - radius - 5;
+    if (left < 0 || left > width || top < 0 || base > height || taken.some(each => Math.abs(each.middle - middle) < each.half + half && Math.abs(each.base - base) < 16)) continue;
     taken.push({middle, base, half});
     context.strokeText(name, middle, base);
     context.fillText(name, middle, base);
@@ -136,10 +140,11 @@ function tellDot(dot) {
 const likeDot = dot => ask({key: dot.key, start: dot.start, name: dot.name, within: input.value});
 
 function zoomTo(zoom, x = canvas.clientWidth / 2, y = canvas.clientHeight / 2) {
-  const before = unit(), dx = x - canvas.clientWidth / 2, dy = y - canvas.clientHeight / 2;
+  const before = units(), dx = x - canvas.clientWidth / 2, dy = y - canvas.clientHeight / 2;
   view.zoom = Math.min(40, Math.max(1, zoom));
-  view.x += dx / before - dx / unit();
-  view.y += dy / before - dy / unit();
+  const [across, down] = units();
+  view.x += dx / before[0] - dx / across;
+  view.y += dy / before[1] - dy / down;
   keepInside();
 }
 
@@ -151,8 +156,9 @@ function keepInside() {
 }
 
 function pan(x, y) {
-  view.x -= x / unit();
-  view.y -= y / unit();
+  const [across, down] = units();
+  view.x -= x / across;
+  view.y -= y / down;
   keepInside();
 }
 
