@@ -274,7 +274,7 @@ def test_what_plays_goes_along_with_the_keys_from_what_was_fetched_before(opened
     page.keyboard.press("j")
     page.wait_for_timeout(200)
     assert page.evaluate("audio.paused")
-    assert page.evaluate("standby.size") <= 3
+    assert page.evaluate("standby.size") <= 2
 
 
 def test_a_loop_has_no_gap(opened):

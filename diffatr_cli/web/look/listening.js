@@ -30,6 +30,7 @@ function playHit(hit, from) {
   audio.playbackRate = SPEEDS[speed];
   matchLevel();
   audio.play().catch(error => { if (error.name === "NotAllowedError") say("The browser lets nothing sound before you click or press a key."); });
+  if (hit.parts) prepareAround(hits.indexOf(hit));
   if (before === audio) return;
   before.pause();  // after the other has begun
   standBy(before);
@@ -50,7 +51,7 @@ function quiet() {
 
 /* What may be played next is fetched into elements of its own, at the place where it will begin. Each may hold a connection to the
    server, of which a browser has six: so there are few. */
-const STANDBY = 3, standby = new Map();
+const STANDBY = 2, standby = new Map();
 let preparing = 0;
 
 function prepare(hit) {
@@ -82,8 +83,8 @@ function standBy(element) {
 /* The neighbours of a hit, once the keys rest on it for a moment. */
 function prepareAround(i) {
   clearTimeout(preparing);
-  if (navigator.connection?.saveData) return;
-  preparing = setTimeout(() => { for (const hit of [hits[i - 1], hits[i], hits[i + 1]]) if (hit) prepare(hit); }, 100);
+  if (!sounding || navigator.connection?.saveData) return;  // nobody listens yet, or every byte counts
+  preparing = setTimeout(() => { for (const hit of [hits[i - 1], hits[i + 1]]) if (hit) prepare(hit); }, 100);
 }
 
 /* Go to a hit by a key; where one plays, the next one plays then. */
