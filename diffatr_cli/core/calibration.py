@@ -137,6 +137,17 @@ def distribution_of_cosines(cosine: np.ndarray) -> np.ndarray:
     return np.asarray((weights / weights.sum())[None])
 
 
+def presence_of_cosines(cosine: np.ndarray) -> np.ndarray:
+    """`presence_features` of many queries at once that have cosines alone (`distribution_of_cosines`), (Q, N) -> (Q, 7)."""
+    logits = cosine.astype(np.float64) / SOFTNESS
+    mean = np.exp(logits - logits.max(1, keepdims=True))
+    mean /= mean.sum(1, keepdims=True)
+    concentration = np.log(cosine.shape[1]) + (mean * np.log(np.maximum(mean, 1e-12))).sum(1)
+    nothing = np.zeros(len(cosine))
+    peak = np.log(np.maximum(mean.max(1), 1e-12))
+    return np.column_stack([cosine.max(1), (mean * cosine).sum(1), peak, concentration, nothing, nothing, nothing])
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What a model's scores are worth, fitted on its validation split; None for what could not be fitted there.

@@ -138,6 +138,11 @@ def read_filters(text: str) -> tuple[Condition, ...]:
     return read_query(text).conditions
 
 
+def filters_of(text: str) -> str:
+    """The filters of a query, as a text that `read_filters` takes; what the query describes is left out. Raises FilterError."""
+    return " ".join(each.said for each in read_query(text).conditions)
+
+
 def _terms(text: str) -> Iterator[tuple[int, str]]:
     at = 0
     while match := re.compile(r"\S").search(text, at):

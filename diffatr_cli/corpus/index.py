@@ -166,6 +166,10 @@ class FolderIndex:
         in object storage, of which this machine keeps only copies, in `.diffatr` in the corpus."""
         return (self.corpus / FOLDER if self.place.remote else self.folder) / f"{self.name_beside('collections')}.json"
 
+    def kept_file(self, what: str) -> Path:
+        """A file of this machine's own for what was made of the index, and can be made again."""
+        return self.folder / self.name_beside(what)
+
     def _fetch(self, model_id: str, frames: bool) -> Recordings:
         """What the tables hold; where they lie elsewhere, a snapshot of it stays here."""
         mark = self._mark_of_tables(model_id, frames)  # before: of what changes meanwhile nothing is said

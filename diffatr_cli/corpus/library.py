@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
@@ -66,6 +67,9 @@ class Searched(Protocol):
     @property
     def collections_file(self) -> Path:
         """As `FolderIndex.collections_file`."""
+
+    def kept_file(self, what: str) -> Path:
+        """As `FolderIndex.kept_file`."""
 
 
 class Library:
@@ -181,6 +185,11 @@ class Library:
     def collections_file(self) -> Path:
         """That of the first folder: members are known by their contents, wherever they lie."""
         return self.folders[0].collections_file
+
+    def kept_file(self, what: str) -> Path:
+        """As of `FolderIndex`, beside the index of the first folder; other folders together have others."""
+        together = b"\0".join(os.fsencode(os.path.realpath(root)) for root in self.roots)
+        return self.folders[0].kept_file(f"{what}-{hashlib.blake2b(together, digest_size=8).hexdigest()}")
 
     def in_order(self) -> Iterator[Folder]:
         """The folders to go through, outer ones first; one in another that could be used is left out."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .asking import ask_sound, ask_texts, check_by, read_words
 from .filtering import Columns
+from .filters import filters_of
 from .index import IndexReport, Recordings
 from .library import Searched
 from .priority_lock import PriorityLock
@@ -37,6 +38,8 @@ from .yielding_model import YieldingModel
 if TYPE_CHECKING:
     from ..core.sampling import Sampling
     from ..model import Retriever
+
+T = TypeVar("T")
 
 _REREAD = 5.0  # seconds at least between two looks at an index that grows
 
@@ -168,6 +171,21 @@ class SearchSession:
         state = self._state
         return state.version, state.since
 
+    @property
+    def state(self) -> IndexState:
+        """What is searched now."""
+        return self._state
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How x_0 is sampled here; None is the model's own way."""
+        return self._sampling
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Do work with the model as soon as nobody waits for an answer."""
+        with self._lock.take(patient=True):
+            return work()
+
     def by_text(self, text: str, top: int, unwanted: str | None = None, by: By = "both") -> Found:
         """The best files for a text, which may hold filters (`filters`), that do not sound like another one.
 
@@ -190,14 +208,31 @@ class SearchSession:
             found |= {_Asked(text, top, unwanted, by): each for text, each in zip(texts, of_texts, strict=True)}
         return [found[each] for each in asked]
 
-    def by_sound(self, waveform: Samples, top: int) -> Found:
-        """The best files for a sound, mono at the rate of the model's windowing, not empty."""
+    def by_sound(self, waveform: Samples, top: int, within: str = "") -> Found:
+        """The best files for a sound, mono at the rate of the model's windowing, not empty.
+
+        Args:
+            within: a text as it may be asked, whose filters hold here too; its words say nothing here.
+
+        Raises:
+            FilterError: a filter makes no sense.
+        """
+        only = filters_of(within)
         with self._lock.take():
             query = embed_sound(self.model, waveform)
-            return ask_sound(self.model, self._state.recordings, query, self._sampling, top=top)
+            return ask_sound(self.model, self._state.recordings, query, self._sampling, only=only, top=top)
 
-    def like(self, key: str, start: float, top: int) -> Found:
-        """The best other files for the window of a clip that begins nearest to `start` seconds. Raises NotServed."""
+    def like(self, key: str, start: float, top: int, within: str = "") -> Found:
+        """The best other files for the window of a clip that begins nearest to `start` seconds.
+
+        Args:
+            within: as of `by_sound`.
+
+        Raises:
+            NotServed: there is no such clip.
+            FilterError: a filter makes no sense.
+        """
+        only = filters_of(within)
         state = self._state
         file = _file_of(state, key)
         recordings = state.recordings
@@ -205,7 +240,7 @@ class SearchSession:
         row = rows.start + int(np.abs(recordings.spans[rows, 0] - start).argmin())
         with self._lock.take():
             query = recordings.vectors_at(np.array([row]))[0]
-            found = ask_sound(self.model, recordings, query, self._sampling, top=top + 1)
+            found = ask_sound(self.model, recordings, query, self._sampling, only=only, top=top + 1)
         others = [hit for hit in found.hits if hit.path != recordings.paths[file]][:top]
         return replace(found, hits=[replace(hit, rank=rank) for rank, hit in enumerate(others, 1)])
 

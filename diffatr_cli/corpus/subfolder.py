@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
@@ -88,6 +89,10 @@ class Subfolder:
     def collections_file(self) -> Path:
         """That of the whole."""
         return self.whole.collections_file
+
+    def kept_file(self, what: str) -> Path:
+        """As of `FolderIndex`; each folder below it has its own."""
+        return self.whole.kept_file(f"{what}-{hashlib.blake2b(self._below, digest_size=8).hexdigest()}")
 
     def watched(self) -> list[Watched]:
         """As `FolderIndex.watched`."""

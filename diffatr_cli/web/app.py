@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from ..corpus.selection import By
 from ..corpus.session import SearchSession
 from .answers import found_response, json_response, media_type, trajectory_response
+from .browsing import add_browsing
 from .collecting import add_collecting
 from .excerpts import Pictures, as_wav
 from .failures import answer_failures
@@ -32,6 +33,7 @@ TOP = 10
 
 _Text = Annotated[str, Query(max_length=1000)]
 _Unwanted = Annotated[str | None, Query(max_length=1000, alias="not")]
+_Within = Annotated[str, Query(max_length=1000)]  # the search field, for its filters
 _Top = Annotated[int, Query(ge=1, le=100)]
 _Second = Annotated[float, Query(ge=0, le=1e9, allow_inf_nan=False)]
 
@@ -81,7 +83,7 @@ def make_app(
     @app.get("/api/state")
     def state() -> Response:
         where = {"folder": session.title, "folders": session.roots}
-        what = {"diffuses": session.diffuses, "upload": upload, "local": local}
+        what = {"diffuses": session.diffuses, "upload": upload, "local": local, "version": session.version[0]}
         return json_response(where | what | session.status._asdict())
 
     @app.get("/api/skipped")
@@ -99,14 +101,14 @@ def make_app(
         return found_response(session, metrics.timed(lambda: session.by_text(q, top, unwanted, by)), began)
 
     @app.get("/api/like/{key}")
-    def like(key: str, start: _Second = 0.0, top: _Top = TOP) -> Response:
+    def like(key: str, start: _Second = 0.0, top: _Top = TOP, within: _Within = "") -> Response:
         began = time.perf_counter()
-        return found_response(session, metrics.timed(lambda: session.like(key, start, top)), began)
+        return found_response(session, metrics.timed(lambda: session.like(key, start, top, within)), began)
 
     @app.post("/api/sound")
-    async def by_sound(request: Request, name: str = "sound", top: _Top = TOP) -> Response:
+    async def by_sound(request: Request, name: str = "sound", top: _Top = TOP, within: _Within = "") -> Response:
         began = time.perf_counter()
-        found, note = await uploads.search(request, name, top)
+        found, note = await uploads.search(request, name, top, within)
         return found_response(session, found, began, note)
 
     @app.get("/api/trajectory")
@@ -132,6 +134,7 @@ def make_app(
     def transcoded(key: str, request: Request, start: _Second, end: _Second) -> Response:
         return send_bytes(as_wav(session.clip(key), start, end), request.headers, "audio/wav")
 
+    add_browsing(app, session)
     add_taking(app, session, local=local)
     add_collecting(app, session)
     answer_failures(app, tell, metrics.failed)

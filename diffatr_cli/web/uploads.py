@@ -17,6 +17,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from ..corpus.filters import filters_of
 from ..corpus.search import Found
 from ..corpus.session import SearchSession
 from ..data.audio import AUDIO_SUFFIXES, AudioError, Samples, open_sound
@@ -68,31 +69,34 @@ class Uploads:
         self.session, self.most, self.timed, self.longest = session, most, timed, longest
         self._decoding = asyncio.Semaphore(_AT_ONCE)
 
-    async def search(self, request: Request, name: str, top: int) -> tuple[Found, str | None]:
+    async def search(self, request: Request, name: str, top: int, within: str = "") -> tuple[Found, str | None]:
         """The best files for the sound in a request's body, and a remark on the sound.
 
         Args:
             name: of the file, for messages, and for its suffix.
+            within: as of `SearchSession.by_sound`.
 
         Raises:
+            FilterError: a filter makes no sense.
             TooLarge, AudioError: the sound is too long or no use.
             DiffATRError: it did not come whole.
             Abandoned: the client went away meanwhile; the work has stopped.
         """
+        filters_of(within)  # before anything is received
         name = _shown(name)
         suffix = os.path.splitext(name)[1].lower()
         with tempfile.TemporaryDirectory(prefix="diffatr-", ignore_cleanup_errors=True) as scratch:
             path = Path(scratch, "sound" + (suffix if suffix in AUDIO_SUFFIXES else ""))
             await _receive(request, path, name, self.most)
             async with self._decoding:
-                return await _while_awaited(request, lambda check: self._search(path, name, top, check))
+                return await _while_awaited(request, lambda check: self._search(path, name, top, within, check))
 
-    def _search(self, path: Path, name: str, top: int, check: Callable[[], None]) -> tuple[Found, str | None]:
+    def _search(self, path: Path, name: str, top: int, within: str, check: Callable[[], None]) -> tuple[Found, str | None]:
         upload = read_upload(path, name, self.longest, check, self.session.model.windowing.rate)
         # A view of the session for this one question: the same index, lock and model, which stops where the check says so.
         asking = copy.copy(self.session)
         asking.model = _CheckedModel(self.session.model, check)  # type: ignore[assignment]
-        return self.timed(lambda: asking.by_sound(upload.samples, top)), upload.note
+        return self.timed(lambda: asking.by_sound(upload.samples, top, within)), upload.note
 
 
 class _CheckedModel:

@@ -6,6 +6,7 @@ function verdict(title, ...paragraphs) {
 }
 
 function welcome() {
+  browse();
   if (asked) return;
   if (state.files) {
     verdict(["Describe a sound in your own words."], `${count(state.files, "recording")} ${state.files === 1 ? "lies" : "lie"} ready to be heard.`);
@@ -53,7 +54,7 @@ function show(answer, question) {
     if (state.indexing && !answer.files) verdict(["Nothing is known yet."], "The recordings are being listened to; the answer comes as soon as the first are known.");
     else if (question.filtered && !answer.files) verdict(title || ["Nothing was found."], "No file fits the filters.");
     else if (question.by === "name") verdict(["Nothing was found."], "No name and no metadata has these words.");
-    else verdict(title || ["Nothing was found."], answer.files > 1 ? "No recording could be compared with it." : "There is no other recording in the folder.");
+    else verdict(title || ["Nothing was found."], answer.files > 1 ? "No recording could be compared with it." : `There is no other recording ${question.filtered ? "that fits the filters" : "in the folder"}.`);
   } else if (answer.verdict === "negated") {
     verdict(["This names what you do not want."], "The model looks for what is named, also where the text says not.");
   } else if (answer.verdict === "unknown") {
@@ -156,7 +157,7 @@ function row(hit, i, calibrated, weak) {
       make("button", {type: "button", class: "play", onclick: () => toggle(i)}, make("span", {}, "Play"), make("kbd", {"aria-hidden": "true"}, "Enter")),
       make("button", {type: "button", class: "loop", "aria-pressed": String(looped), onclick: loop}, "Loop", make("kbd", {"aria-hidden": "true"}, "l")),
       make("button", {type: "button", class: "speed", onclick: faster}, make("span", {}, speedText()), make("kbd", {"aria-hidden": "true"}, "s")),
-      make("button", {type: "button", class: "level", "aria-pressed": String(Boolean(levels)), onclick: level}, "Level", make("kbd", {"aria-hidden": "true"}, "v")),
+      make("button", {type: "button", class: "level", "aria-pressed": String(Boolean(levels?.on)), onclick: level}, "Level", make("kbd", {"aria-hidden": "true"}, "v")),
       make("button", {type: "button", class: "like", onclick: () => like(i)}, "More like this", make("kbd", {"aria-hidden": "true"}, "m")),
       make("button", {type: "button", class: "copy", onclick: () => copy(i)}, make("span", {}, "Copy path"), make("kbd", {"aria-hidden": "true"}, "c")),
       ...waysOut(hit, i)),
@@ -217,6 +218,7 @@ function choose(i, {focus = true} = {}) {
       else hit.parts.article.removeAttribute("aria-current");
     }
     chosen = i;
+    prepareAround(i);
     drawWay();
   }
   if (focus) {
@@ -228,7 +230,7 @@ function choose(i, {focus = true} = {}) {
 
 function like(i) {
   const hit = hits[i];
-  if (hit) ask({key: hit.key, start: hit.start, name: hit.name});
+  if (hit) ask({key: hit.key, start: hit.start, name: hit.name, within: input.value});
 }
 
 async function copy(i) {

@@ -1,6 +1,7 @@
 const $ = id => document.getElementById(id);
-const audio = $("audio"), input = $("q"), list = $("hits");
+const input = $("q"), list = $("hits");
 const still = matchMedia("(prefers-reduced-motion: reduce)"), dark = matchMedia("(prefers-color-scheme: dark)");
+let audio = $("audio");  // the element that plays; others stand by (listening.js)
 let state = {files: 0, upload: Infinity, diffuses: false, indexing: null};
 let hits = [], chosen = -1, asked = null, top_ = 10, turn = 0;
 let likely = Infinity;  // how many hits are shown at once; those after them are probably not what was asked for

@@ -23,7 +23,7 @@ $("close").addEventListener("click", () => $("keys").close());
 $("keys").addEventListener("click", event => { if (event.target === $("keys")) $("keys").close(); });
 $("file").addEventListener("change", () => {
   const file = $("file").files[0];
-  if (file) ask({file, name: file.name});
+  if (file) ask({file, name: file.name, within: input.value});
   $("file").value = "";
 });
 
@@ -38,7 +38,7 @@ addEventListener("drop", event => {
   depth = 0;
   $("drop").hidden = true;
   const file = event.dataTransfer.files[0];
-  if (file) ask({file, name: file.name});
+  if (file) ask({file, name: file.name, within: input.value});
 });
 
 addEventListener("keydown", event => {
@@ -68,7 +68,7 @@ addEventListener("keydown", event => {
   const goes = {j: chosen + 1, ArrowDown: chosen + 1, k: Math.max(0, chosen - 1), ArrowUp: chosen - 1, Home: 0, End: hits.length - 1}[key];
   if (goes !== undefined && event.shiftKey) act(extend, Math.max(0, goes));
   else if (key === "ArrowUp" && chosen <= 0) act(() => input.focus());
-  else if (goes !== undefined) act(move, goes);
+  else if (goes !== undefined) act(goAlong, goes);
   else if (key === "x") act(flip, here);
   else if (key === "e") act(take, false);
   else if (key === "w") act(take, true);
@@ -78,7 +78,7 @@ addEventListener("keydown", event => {
   else if (key === "Delete" && asked.collection) act(removeMembers);
   else if (key === "m") act(like, here);
   else if (key === "c") act(copy, here);
-  else if ((key === "ArrowLeft" || key === "ArrowRight") && sounding) act(() => { audio.currentTime = Math.max(0, audio.currentTime + (key === "ArrowLeft" ? -2 : 2)); });
+  else if ((key === "ArrowLeft" || key === "ArrowRight") && sounding) act(jump, key === "ArrowLeft" ? -2 : 2);
   else if ((key === "Enter" || key === " ") && !control) act(toggle, here);
 });
 
