@@ -68,7 +68,6 @@ def test_json_is_one_document_as_agreed(clips):
     expected = direct(clips, "900 Hz", top=3)
     of_text = ["familiarity", "nearest_caption", "suggestion", "foreign", "negation"]
     assert list(document) == ["query", "model", "filters", "present", "verdict", "remark", *of_text, "results", "index"]
-    assert list(document) == ["query", "model", "present", "verdict", "remark", *of_text, "results", "index"]
     assert [document[name] for name in ("verdict", "remark", *of_text)] == [None, None, None, None, None, False, None]
     assert (document["query"], document["present"]) == ("900 Hz", None)
     assert [list(row) for row in document["results"]] == [["rank", "path", "start", "end", "score", "by", *FACTS]] * 3
