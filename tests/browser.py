@@ -1,5 +1,6 @@
 """A browser for tests of the page, and what they do in it."""
 
+import json
 import shutil
 import time
 
@@ -25,9 +26,9 @@ def serve(session, token=None):
     return Running(make_app(session, hosts=frozenset(("127.0.0.1",)), token=token))
 
 
-def until(page, condition):
+def until(page, condition, seconds=10):
     """Wait for an expression. Not by `wait_for_function`, which evaluates text in the page: its policy forbids that."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + seconds
     while not page.evaluate(condition):
         assert time.monotonic() < end, f"never: {condition}"
         page.wait_for_timeout(20)
@@ -47,3 +48,33 @@ def names(page):
 def place_of(page, name):
     (place,) = [i for i, each in enumerate(names(page)) if each == name]
     return place
+
+
+def saved(page, act):
+    """The name and the content of what `act` downloads."""
+    with page.expect_download() as waiting:
+        act()
+    download = waiting.value
+    return download.suggested_filename, open(download.path(), "rb").read()
+
+
+def dragged(page, selector):
+    """What another program is given of something that is dragged from the page."""
+    return page.evaluate(
+        """selector => {
+            const transfer = new DataTransfer(), element = document.querySelector(selector);
+            const options = {dataTransfer: transfer, bubbles: true, cancelable: true};
+            if (!element.draggable) return null;
+            element.dispatchEvent(new DragEvent("dragstart", options));
+            document.body.dispatchEvent(new DragEvent("dragenter", options));
+            const given = ["DownloadURL", "text/uri-list"].map(type => transfer.getData(type)), still = $("drop").hidden;
+            element.dispatchEvent(new DragEvent("dragend", options));
+            return [...given, still, carrying];
+        }""",
+        selector,
+    )
+
+
+def heard(page, text):
+    """Wait until the page says so, also to those who do not see it."""
+    until(page, f"document.querySelector('#said').textContent.includes({json.dumps(text)})")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import typer
+from command_line import typed
 from fake_retriever import RATE, FakeRetriever, write_tone
 from typer.testing import CliRunner
 
@@ -545,6 +546,8 @@ def test_what_is_wrong_with_a_filter_is_told_before_anything_is_loaded(clips, mo
     error = failure("query", "dog lenght:<5", "--corpus", clips)
     assert isinstance(error, UsageError)
     assert str(error).splitlines()[1:] == ["  dog lenght:<5", "      ^^^^^^"]
+    told = typed(["query", "dog lenght:<5", "--corpus", clips])
+    assert (told.code, told.err.splitlines()[1:]) == (2, ["  dog lenght:<5", "      ^^^^^^"])
     assert "needs a value" in str(failure("query", "dog", "--only", "length:", "--corpus", clips))
     assert "is no filter" in str(failure("query", "dog", "--only", "quiet", "--corpus", clips))
     assert "Say beside them" in str(failure("query", "length:<5", "--corpus", clips))

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import soundfile
-from browser import PHONE, WIDE, ask, must_have_browser, names, serve, until
+from browser import PHONE, WIDE, ask, dragged, heard, must_have_browser, names, saved, serve, until
 from fake_retriever import FakeRetriever, write_tone
 
 from diffatr_cli.corpus.index import FolderIndex
@@ -110,13 +110,6 @@ def test_more_of_a_list_leaves_chosen_what_is_and_a_new_one_does_not(page):
     assert chosen(page) == []
 
 
-def saved(page, act):
-    with page.expect_download() as waiting:
-        act()
-    download = waiting.value
-    return download.suggested_filename, open(download.path(), "rb").read()
-
-
 def test_downloads_by_key_and_by_link(page, session):
     name = names(page)[0]
     original = (session.corpus / "tones" / name).read_bytes()
@@ -153,23 +146,6 @@ def test_lists_of_a_selection_are_downloaded(page):  # apart from the others: Ch
         called, content = saved(page, page.locator(f"#bar-{kind}").click)
         assert called == f"900 Hz.{kind}"
         assert content.startswith(start)
-
-
-def dragged(page, selector):
-    """What another program is given of something that is dragged from the page."""
-    return page.evaluate(
-        """selector => {
-            const transfer = new DataTransfer(), element = document.querySelector(selector);
-            const options = {dataTransfer: transfer, bubbles: true, cancelable: true};
-            if (!element.draggable) return null;
-            element.dispatchEvent(new DragEvent("dragstart", options));
-            document.body.dispatchEvent(new DragEvent("dragenter", options));
-            const given = ["DownloadURL", "text/uri-list"].map(type => transfer.getData(type)), still = $("drop").hidden;
-            element.dispatchEvent(new DragEvent("dragend", options));
-            return [...given, still, carrying];
-        }""",
-        selector,
-    )
 
 
 def test_dragging_into_another_program(page, server, session):
@@ -216,10 +192,6 @@ def test_the_folder_opens_only_from_this_machine(page, opened, session, monkeypa
 
 def stored(session):
     return json.loads((session.corpus / ".diffatr" / "collections.json").read_text())["collections"]
-
-
-def heard(page, text):
-    until(page, f"document.querySelector('#said').textContent.includes({json.dumps(text)})")
 
 
 def test_favourites_and_collections_by_keyboard_alone(page, session):

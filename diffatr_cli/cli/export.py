@@ -52,7 +52,10 @@ def export(pieces: Sequence[Piece], folder: Path, *, cut: bool, title: str, fps:
     if done.skipped and not done.files:
         raise DiffATRError(f"{folder}: nothing was written there but lists: {len(done.skipped)} files skipped, see above.")
     count = len({name for _, name in done.files})
-    say(f"{count} files and {', '.join(done.lists)} in {folder}" + (f"; skipped: {len(done.skipped)}" if done.skipped else ""))
+    say(
+        f"{count} file{'s' * (count != 1)} and {', '.join(done.lists)} in {folder}"
+        + (f"; skipped: {len(done.skipped)}" if done.skipped else "")
+    )
     return done
 
 

@@ -66,7 +66,7 @@ class FilterError(UsageError):
     def __init__(self, plain: str, text: str, start: int, end: int) -> None:
         shown = "".join(letter if letter.isprintable() else " " for letter in text)
         marks = " " * _columns(shown[:start]) + "^" * max(1, _columns(shown[start:end]))
-        super().__init__(f"{plain}\n  {shown}\n  {marks}")
+        super().__init__(plain, f"  {shown}", f"  {marks}")  # lines, as a command shows them
         self.plain, self.at = plain, (start, end)
 
 

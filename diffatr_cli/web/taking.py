@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -54,8 +55,11 @@ def add_taking(app: FastAPI, session: SearchSession, *, local: bool) -> None:
         return response
 
     @app.get("/export.{kind}")
-    def export(kind: Kind, sound: Annotated[list[str], Query()], cut: bool = False, title: _Title = "sounds") -> Response:
-        return send_export([piece_of(session, *each, cut=cut) for each in wanted(sound)], kind, cut=cut, title=title)
+    def export(
+        kind: Kind, sound: Annotated[list[str], Query()], cut: bool = False, title: _Title = "sounds", query: _Title = ""
+    ) -> Response:
+        pieces = [replace(piece_of(session, *each, cut=cut), query=query) for each in wanted(sound)]
+        return send_export(pieces, kind, cut=cut, title=title)
 
     @app.post("/api/reveal/{key}")
     def show_in_folder(key: str) -> Response:

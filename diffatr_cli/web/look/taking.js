@@ -4,7 +4,7 @@ let carrying = false;  // something is being dragged from here: it is not droppe
 
 const fileOf = hit => `/take/${hit.key}`;
 const partOf = hit => `/take/${hit.key}?start=${hit.start}&end=${hit.end}`;
-const bundle = (some, kind, cut) => `/export.${kind}?title=${encodeURIComponent(title())}&cut=${cut}&${some.map(hit => `sound=${named(hit)}`).join("&")}`;
+const bundle = (some, kind, cut) => `/export.${kind}?title=${encodeURIComponent(title())}&cut=${cut}&query=${encodeURIComponent((asked?.text || "").slice(0, 200).toWellFormed?.() ?? "")}&${some.map(hit => `sound=${named(hit)}`).join("&")}`;
 const title = () => (asked?.text || asked?.name || "sounds").slice(0, 60).toWellFormed?.() ?? "sounds";
 const partName = hit => `${hit.name.replace(/\.[^.]*$/, "")} ${clock(hit.start).replaceAll(":", ".")}.wav`;
 
