@@ -114,6 +114,19 @@ def test_what_shares_the_batch_does_not_matter(folders: Path, name: str, pooling
     torch.testing.assert_close(encoder.embed(sounds, seconds=1.0), together, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", AUDIO_MODELS)
+def test_sounds_are_embedded_in_half_precision_too(folders: Path, name: str) -> None:
+    """As on a processor with bf16; what the library's extractors make of a sound stays as it is."""
+    encoder = load_audio_model(folders / name, "mean").eval()
+    sounds = noise(0.7, 1.3)
+    with torch.inference_mode():
+        expected = encoder.embed(sounds)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = encoder.embed(sounds)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
+
+
 def pooled(states: torch.Tensor, pooling: str) -> torch.Tensor:
     return {"max": states.amax(0), "mean": states.mean(0), "panns": states.amax(0) + states.mean(0)}[pooling]
 

@@ -70,7 +70,8 @@ class WaveEncoder(nn.Module):
         vectors = torch.empty(len(pieces), self.features)
         device = next(chain(self.parameters(), self.buffers()), vectors).device
         for batch in self._batches([len(piece) for _, piece in pieces], seconds):
-            inputs = self.inputs([pieces[i][1] for i in batch])
+            with torch.autocast(device.type, enabled=False):  # extractors of others hand tensors to numpy, which has no bf16
+                inputs = self.inputs([pieces[i][1] for i in batch])
             vectors[batch] = self.pooled(inputs.to(device)).float().cpu()
         rows = torch.tensor([row for row, _ in pieces])
         sums = torch.zeros(len(waveforms), self.features).index_add_(0, rows, vectors)
