@@ -10,19 +10,27 @@ from __future__ import annotations
 
 import os
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fastapi.testclient import TestClient
 
 from diffatr_cli.corpus.asking import ask_texts
 from diffatr_cli.corpus.filtering import Columns, is_in
 from diffatr_cli.corpus.filters import Condition, read_query
+from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.notes import Note, Notes, format_of
+from diffatr_cli.corpus.session import IndexState, SearchSession
 from diffatr_cli.corpus.snapshot import Recordings
 from diffatr_cli.corpus.words import parts_of, stem
+from diffatr_cli.errors import DiffATRError
+from diffatr_cli.model import load_retriever, shipped_model
+from diffatr_cli.web.app import make_app
 
-from .common import Case, Row, Size, medians, pick
+from .common import Case, Row, Size, Skip, medians, pick
 
 DIM = 512
 WORDS = ("dog", "bark", "rain", "tin", "door", "wood", "creak", "wind", "tree", "car", "horn", "bird", "music", "crowd", "glass")
@@ -122,6 +130,30 @@ def search(size: Size) -> list[Row]:
     ]
 
 
+def page(size: Size) -> list[Row]:
+    """What the page's server takes to answer with filters, with the model that ships."""
+    try:
+        model = load_retriever(shipped_model(), "cpu")
+    except DiffATRError as error:
+        raise Skip(str(error)) from None
+    count, rounds = pick(size, 500, 20_000, 100_000), pick(size, 1, 3, 9)
+    recordings, _ = made_up(count, np.random.default_rng(0))
+    Columns.of(recordings).prepare()
+    with tempfile.TemporaryDirectory() as folder:
+        session = SearchSession(model, FolderIndex(Path(folder)))
+        session._state = IndexState.of(recordings, {}, "made up", time.time())
+        client = TestClient(make_app(session, hosts=["127.0.0.1"]), base_url="http://127.0.0.1")
+        took = []
+        for text in QUERIES * (rounds + 1):
+            began = time.perf_counter()
+            client.get("/api/search", params={"q": text}).raise_for_status()
+            took.append(time.perf_counter() - began)
+    warm = took[len(QUERIES) :]
+    p50, p95 = np.quantile(warm, [0.5, 0.95]).tolist()
+    what = f"an answer of the page with filters, {count:,} files"
+    return [Row(f"{what}, median", p50, goal="goal: 0.3 s"), Row(f"{what}, 95th percentile", p95, goal="goal: 0.3 s")]
+
+
 def cases(size: Size) -> dict[str, Case]:
     """The benchmarks of this topic."""
-    return {"search": search}
+    return {"search": search, "page": page}
