@@ -143,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     composer, model = load_composer(options.composer), load_retriever(options.run or shipped_model(), "cpu")
     clips = options.work / options.split
-    write_clips(composer, options.split, clips)
+    write_clips(composer, options.split, clips, composer.kinds(options.split))
     folder = FolderIndex(clips, clips / ".diffatr")
     folder.update(model)
     recordings, given, answers = folder.read(model.model_id), given_names(composer, options.split), answered(composer)
