@@ -17,7 +17,7 @@ import numpy as np
 from .snapshot import Recordings
 
 By = Literal["sound", "name", "both"]
-WEIGHT = 3.0
+WEIGHT = 2.0
 """Of a name that has all words of the query, in spreads of the cosines."""
 _SAMPLE = 4096  # windows, of which the spread is taken
 _FAR = 1e3  # beyond all cosines: where names alone count, sound only orders what is called alike
