@@ -53,16 +53,21 @@ def spans_of(samples: int, length: int, hop: int) -> list[tuple[int, int]]:
     return [(start, start + length) for start in starts]
 
 
-def best_windows(scores: np.ndarray, offsets: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+def best_windows(
+    scores: np.ndarray, offsets: np.ndarray, depth: int, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The `depth` best recordings by their best windows, best first; of equal ones the one that comes first.
 
     Args:
         scores: (W,) of every window.
         offsets: (N + 1,): the windows of recording i are offsets[i]..offsets[i + 1]; each has one at least.
+        allowed: (N,) bool, which recordings are looked at; None for all.
 
     Returns:
-        The recordings' numbers and the rows of their best windows, both (min(depth, N),).
+        The recordings' numbers and the rows of their best windows, both (min(depth, N),), or as many as are allowed.
     """
+    if allowed is not None:
+        scores, depth = np.where(np.repeat(allowed, np.diff(offsets)), scores, -np.inf), min(depth, int(allowed.sum()))
     best = np.argsort(-np.maximum.reduceat(scores, offsets[:-1]), kind="stable")[:depth]
     bounds = zip(offsets[best], offsets[best + 1], strict=True)
     return best, np.array([a + int(scores[a:b].argmax()) for a, b in bounds], dtype=np.int64)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.ragged import Ragged
 from ..core.windows import best_windows
-from .nearest import Windows, part_of
+from .nearest import Fetching, Windows, part_of
 from .notes import Notes
 from .snapshot import Part, Recordings
 
@@ -127,12 +127,12 @@ def dispatched(of_parts: Sequence[Callable[[np.ndarray], Ragged] | None], part: 
     return Ragged.of_halves(found)
 
 
-class _JoinedStore:
+class _JoinedStore(Fetching):
     """`Recordings.store` of several folders, of which some may have their vectors in memory."""
 
     def __init__(self, parts: Sequence[Recordings], origin: _Origin) -> None:
+        super().__init__()
         self._parts, self._origin = parts, origin
-        self._some: np.ndarray | None = None
 
     def at(self, recordings: Recordings, rows: np.ndarray) -> np.ndarray:
         """As `Recordings.vectors_at`."""
@@ -162,7 +162,7 @@ class _JoinedStore:
             first = place[part.offsets[:-1]]
             looked_at = first >= 0
             if allowed is not None:
-                looked_at &= allowed[np.searchsorted(recordings.offsets, first, "right") - 1]
+                looked_at &= allowed[recordings.contents_at(first)]
             if not looked_at.any():
                 continue
             only = None if looked_at.all() else looked_at
@@ -174,16 +174,10 @@ class _JoinedStore:
             rows.append(place[found.rows])
             vectors.append(found.vectors)
         if besides is not None and len(besides):
-            rows += [np.arange(*recordings.offsets[content : content + 2]) for content in besides]
-            vectors.append(self.at(recordings, np.concatenate(rows[-len(besides) :])))
+            more = self.whole(recordings, besides, len(query))
+            rows.append(more.rows)
+            vectors.append(more.vectors)
         return part_of(recordings, Windows(np.concatenate(rows), np.concatenate(vectors)))
-
-    def some(self, recordings: Recordings, count: int) -> np.ndarray:
-        """As `VectorStore.some`; fetched once."""
-        if self._some is None or len(self._some) < min(count, len(recordings.spans)):
-            rows = np.unique(np.linspace(0, len(recordings.spans) - 1, count).astype(np.int64))
-            self._some = self.at(recordings, rows)
-        return self._some
 
 
 def _in_memory(
@@ -193,8 +187,5 @@ def _in_memory(
     scores = part.vectors @ query.astype(np.float32)
     if unwanted is not None:
         scores = scores - np.maximum(0, part.vectors @ unwanted.astype(np.float32))
-    if allowed is not None:
-        scores[~np.repeat(allowed, np.diff(part.offsets))] = -np.inf
-    _, rows = best_windows(scores, part.offsets, depth)
-    rows = np.sort(rows[np.isfinite(scores[rows])])
+    rows = np.sort(best_windows(scores, part.offsets, depth, allowed)[1])
     return Windows(rows, part.vectors[rows])

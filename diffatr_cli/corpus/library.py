@@ -154,7 +154,7 @@ class Library:
             of_folders.append(folder.with_frames(model_id, recordings).frames)
 
         def frames(rows: np.ndarray) -> Ragged:
-            contents = np.searchsorted(recordings.offsets, rows, "right") - 1
+            contents = recordings.contents_at(rows)
             return dispatched(of_folders, owner[contents], rows)
 
         return replace(recordings, frames=frames)

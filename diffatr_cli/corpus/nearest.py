@@ -40,7 +40,32 @@ class Windows(NamedTuple):
     vectors: np.ndarray
 
 
-class StoredVectors:
+class Fetching:
+    """What vectors are asked for beside the nearest, of a place that gives them by their windows."""
+
+    def __init__(self) -> None:
+        self._some: np.ndarray | None = None
+
+    def at(self, recordings: Recordings, rows: np.ndarray) -> np.ndarray:
+        """As `Recordings.vectors_at`."""
+        raise NotImplementedError
+
+    def some(self, recordings: Recordings, count: int) -> np.ndarray:
+        """As `VectorStore.some`; fetched once."""
+        if self._some is None or len(self._some) < min(count, len(recordings.spans)):
+            rows = np.unique(np.linspace(0, len(recordings.spans) - 1, count).astype(np.int64))
+            self._some = self.at(recordings, rows)
+        return self._some
+
+    def whole(self, recordings: Recordings, contents: np.ndarray, dim: int) -> Windows:
+        """All windows of some contents, with vectors of `dim` values."""
+        ranges = (np.arange(*recordings.offsets[content : content + 2]) for content in contents)
+        rows = np.concatenate([np.zeros(0, np.int64), *ranges])
+        parts = [self.at(recordings, rows[first : first + _AT_ONCE]) for first in range(0, len(rows), _AT_ONCE)]
+        return Windows(rows, np.concatenate(parts) if parts else np.zeros((0, dim), np.float32))
+
+
+class StoredVectors(Fetching):
     """`Recordings.store` of an index.
 
     Args:
@@ -50,14 +75,14 @@ class StoredVectors:
     """
 
     def __init__(self, table: WindowTable, snapshot: Path, hashes: np.ndarray) -> None:
+        super().__init__()
         self._table, self._snapshot = table, snapshot
         self._order = np.argsort(hashes)
         self._sorted = hashes[self._order]
-        self._some: np.ndarray | None = None
 
     def at(self, recordings: Recordings, rows: np.ndarray) -> np.ndarray:
         """As `Recordings.vectors_at`."""
-        contents = np.searchsorted(recordings.offsets, rows, "right") - 1
+        contents = recordings.contents_at(rows)
         names = [each.decode("ascii") for each in recordings.hashes[contents].tolist()]
         table = self._table.windows_at(zip(names, recordings.spans[rows, 0].tolist(), strict=True))
         found = self._checked(recordings, table)
@@ -65,13 +90,6 @@ class StoredVectors:
         if any(int(row) not in place for row in rows):
             raise self._damaged()
         return found.vectors[[place[int(row)] for row in rows]]
-
-    def some(self, recordings: Recordings, count: int) -> np.ndarray:
-        """As `VectorStore.some`; fetched once."""
-        if self._some is None or len(self._some) < min(count, len(recordings.spans)):
-            rows = np.unique(np.linspace(0, len(recordings.spans) - 1, count).astype(np.int64))
-            self._some = self.at(recordings, rows)
-        return self._some
 
     def near(
         self,
@@ -98,23 +116,16 @@ class StoredVectors:
         depth = min(depth, len(recordings.hashes) if allowed is None else int(allowed.sum()))
         windows: Windows | None = Windows(np.zeros(0, np.int64), np.zeros((0, len(query)), np.float32))
         if allowed is not None and np.diff(recordings.offsets)[allowed].sum() <= _FEW:
-            windows = self._whole(recordings, np.flatnonzero(allowed), len(query))
+            windows = self.whole(recordings, np.flatnonzero(allowed), len(query))
         elif depth:
             windows = self._fetched(recordings, query, depth, unwanted, allowed)
         if windows is None:
             windows = self._scanned(recordings, query, depth, unwanted, allowed)
         if besides is not None and len(besides):
-            there = np.unique(np.searchsorted(recordings.offsets, windows.rows, "right") - 1)
-            more = self._whole(recordings, np.setdiff1d(besides, there), len(query))
+            there = np.unique(recordings.contents_at(windows.rows))
+            more = self.whole(recordings, np.setdiff1d(besides, there), len(query))
             windows = Windows(*(np.concatenate(pair) for pair in zip(windows, more, strict=True)))
         return part_of(recordings, windows)
-
-    def _whole(self, recordings: Recordings, contents: np.ndarray, dim: int) -> Windows:
-        """All windows of some contents, with vectors of `dim` values."""
-        ranges = (np.arange(*recordings.offsets[content : content + 2]) for content in contents)
-        rows = np.concatenate([np.zeros(0, np.int64), *ranges])
-        parts = [self.at(recordings, rows[first : first + _AT_ONCE]) for first in range(0, len(rows), _AT_ONCE)]
-        return Windows(rows, np.concatenate(parts) if parts else np.zeros((0, dim), np.float32))
 
     def _fetched(
         self,
@@ -135,7 +146,7 @@ class StoredVectors:
             windows = Windows(np.concatenate(rows), np.concatenate(vectors))
             if len(table) < count:  # there are no more
                 return windows
-            contents = np.searchsorted(recordings.offsets, windows.rows, "right") - 1
+            contents = recordings.contents_at(windows.rows)
             if unwanted is None:
                 if len(np.unique(contents)) >= depth:
                     return windows
@@ -170,7 +181,7 @@ class StoredVectors:
         for batch in self._table.scan():
             found = _only(recordings, self._checked(recordings, batch), allowed)
             scores = _scores(found.vectors, query, unwanted)
-            contents = np.searchsorted(recordings.offsets, found.rows, "right") - 1
+            contents = recordings.contents_at(found.rows)
             order = np.lexsort((found.rows, -scores))  # the earlier of equal windows
             first = order[np.unique(contents[order], return_index=True)[1]]
             better = first[scores[first] > best[contents[first]]]
@@ -204,7 +215,7 @@ class StoredVectors:
 
 def part_of(recordings: Recordings, windows: Windows) -> Part:
     """Some windows as recordings of their own, in the order of the whole."""
-    contents = np.searchsorted(recordings.offsets, windows.rows, "right") - 1
+    contents = recordings.contents_at(windows.rows)
     order = np.unique(windows.rows, return_index=True)[1]
     rows, contents = windows.rows[order], contents[order]
     numbers, firsts = np.unique(contents, return_index=True)
@@ -227,7 +238,7 @@ def _only(recordings: Recordings, windows: Windows, allowed: np.ndarray | None) 
     """The windows of the contents that are allowed."""
     if allowed is None:
         return windows
-    own = allowed[np.searchsorted(recordings.offsets, windows.rows, "right") - 1]
+    own = allowed[recordings.contents_at(windows.rows)]
     return Windows(windows.rows[own], windows.vectors[own])
 
 

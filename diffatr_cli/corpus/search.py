@@ -236,7 +236,7 @@ def search(
             continue
         with stage("cosine"):
             ranked = of_window - penalty
-            order, windows = _best(recordings, ranked, deep, allowed)
+            order, windows = best_windows(ranked, recordings.offsets, deep, allowed)
             if bonus is not None and (reranker is None or reranker.fuses):
                 named = best_of_contents(recordings, bonus, selection.files)
                 order, windows = _with_named(recordings, ranked, named, top, allowed, order, windows)
@@ -305,15 +305,6 @@ def _part_for(
     return part.recordings, selection.among(part.files, unit)
 
 
-def _best(recordings: Recordings, ranked: np.ndarray, depth: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """`best_windows` among the contents that are allowed, by the scores (W,) of all windows."""
-    if allowed is None:
-        return best_windows(ranked, recordings.offsets, depth)
-    shown = np.where(np.repeat(allowed, np.diff(recordings.offsets)), ranked, -np.inf)
-    order, windows = best_windows(shown, recordings.offsets, min(depth, int(allowed.sum())))
-    return order, windows
-
-
 def _with_named(
     recordings: Recordings,
     ranked: np.ndarray,
@@ -325,7 +316,7 @@ def _with_named(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Contents and their best windows, with those behind them that what their names add, (C,), brings among the first `top`."""
     lifted = ranked + np.repeat(named, np.diff(recordings.offsets))
-    other, other_windows = _best(recordings, lifted, top, allowed)
+    other, other_windows = best_windows(lifted, recordings.offsets, top, allowed)
     new = ~np.isin(other, order)
     return np.concatenate([order, other[new]]), np.concatenate([windows, other_windows[new]])
 

@@ -88,6 +88,10 @@ class Recordings:
         """The vectors of some windows, (n, D) float32. Raises Damaged."""
         return self.vectors[rows] if self.store is None else self.store.at(self, rows)
 
+    def contents_at(self, rows: np.ndarray) -> np.ndarray:
+        """The numbers of the contents that some windows are of, (n,)."""
+        return np.searchsorted(self.offsets, rows, "right") - 1
+
     @cached_property
     def number_of(self) -> dict[str, int]:
         """The numbers of the files by their paths."""
