@@ -290,6 +290,18 @@ def _unit(pooled: Tensor) -> np.ndarray:
     return functional.normalize(pooled.float(), dim=-1).numpy()
 
 
+def load_the_same(load: Callable[[str], Retriever], device: str, model_id: str) -> Retriever:
+    """A model as a worker on another machine loads it, by the name of a device.
+
+    Raises:
+        UsageError: it is another one than `model_id`.
+    """
+    model = load(device)
+    if model.model_id != model_id:
+        raise UsageError(f"{model.name} is another model there than here. Put the same one on every machine.")
+    return model
+
+
 def load_retriever(run: Path, device: str = "auto") -> Retriever:
     """The best model of a seed folder (`runs/RECIPE/seed-N`).
 

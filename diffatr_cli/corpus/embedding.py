@@ -142,10 +142,9 @@ class EmbedFiles:
                 f"{self.corpus} is not to be seen there. The workers read the recordings themselves: put them where every "
                 "machine of the cluster has them under this same path, such as a network drive."
             )
-        model = self.load(self.device)
-        if model.model_id != self.model_id:
-            raise UsageError(f"{model.name} is another model there than here. Put the same one on every machine.")
-        return partial(self._embedded, model)
+        from ..model import load_the_same
+
+        return partial(self._embedded, load_the_same(self.load, self.device, self.model_id))
 
     def _sees_files(self) -> bool:
         """Whether this machine has the recordings. A place where a drive is not mounted is an empty folder."""

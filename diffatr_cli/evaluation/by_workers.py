@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.manifest import Clip, Dataset, read_piece
 from ..engines import Engine, ItemLost
 from ..errors import DiffATRError, UsageError
-from ..model import Retriever
+from ..model import Retriever, load_the_same
 from ..progress import Progress
 from .pooled import pooled_files
 
@@ -79,10 +79,7 @@ class EmbedClips:
                 f"{self.root} is not to be seen there. The workers read the clips themselves: put the data set where every "
                 "machine of the cluster has it under this same path, such as a network drive."
             )
-        model = self.load(self.device)
-        if model.model_id != self.model_id:
-            raise UsageError(f"{model.name} is another model there than here. Put the same one on every machine.")
-        return partial(self._embedded, model)
+        return partial(self._embedded, load_the_same(self.load, self.device, self.model_id))
 
     def _embedded(self, model: Retriever, paths: Sequence[str]) -> Iterator[tuple[int, np.ndarray]]:
         files = [self.root / path for path in paths]
