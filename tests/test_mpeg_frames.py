@@ -84,6 +84,17 @@ def test_every_frame_is_counted_and_nothing_else(runs, lead, end) -> None:
         assert (again.frames, again.announced, rest, again.untouched) == (run.frames, run.frames, 0, True)
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_count_of_fraunhofers_encoder_begins_another_recording(count: int) -> None:
+    """Behind one frame or more of the recording before, of which none lacks."""
+    info = bytearray(frame(8))
+    info[36:54] = struct.pack(">4sHHHII", b"VBRI", 1, 0, 75, 0, 7)
+    content = frame(8) * count + bytes(info) + frame(8) * 7
+    found, left_out = read_runs(io.BytesIO(content), 0, len(content))
+    assert [(run.frames, run.announced) for run in found] == [(count, None), (7, 7)]
+    assert left_out == 0
+
+
 @given(st.binary(max_size=3000), st.binary(max_size=5))
 def test_other_bytes_are_no_frames(noise: bytes, head: bytes) -> None:
     found, _ = read_runs(io.BytesIO(head + noise), 0, len(head + noise))

@@ -241,14 +241,17 @@ def test_the_levers_have_the_corpus_as_context(world: Path) -> None:
     rows = [
         row for row in table.rows if row.system in ("baseline", "walk") or row.training.resolved().diffusion.feedback != "none"
     ]
-    assert [row.system for row in rows] == ["baseline", "walk", "diff"]
+    assert [row.system for row in rows] == ["baseline", "walk", "diff", "diff"]
     [filled] = reproduce([replace(table, rows=tuple(rows))], (0,), data=world / "data", runs=world / "runs-levers", device="cpu")
-    assert [set(row.results) for row in filled.rows] == [set(DIRECTIONS)] * 3
-    _, walk, learnt = filled.rows
-    assert learnt.row.training.resolved().diffusion.x0_scale == 14
-    assert set(walk.difference) == set(learnt.difference) == set(DIRECTIONS)
-    kept = load_file(world / "runs-levers" / learnt.row.training.name / "seed-0" / "diffusion" / "best.safetensors")
-    assert all(float(kept[f"{direction}.neighbour_gain"]) for direction in DIRECTIONS)
+    assert [set(row.results) for row in filled.rows] == [set(DIRECTIONS)] * 4
+    _, walk, *learnt = filled.rows
+    assert set(walk.difference) == set(DIRECTIONS)
+    assert [each.row.training.resolved().diffusion.folds for each in learnt] == [0, 2]
+    for each in learnt:
+        assert each.row.training.resolved().diffusion.x0_scale == 14
+        assert set(each.difference) == set(DIRECTIONS)
+        kept = load_file(world / "runs-levers" / each.row.training.name / "seed-0" / "diffusion" / "best.safetensors")
+        assert all(float(kept[f"{direction}.neighbour_gain"]) for direction in DIRECTIONS)
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_it_finds_recordings_that_training_never_used(tmp_path: Path, monkeypatc
     from evaluate_small import write_clips
 
     composer = load_composer(COMPOSER)
-    write_clips(composer, "test", tmp_path / "clips")
+    write_clips(composer, "test", tmp_path / "clips", composer.kinds("test"))
     model, folder = load_retriever(shipped_model(), "cpu"), FolderIndex(tmp_path / "clips")
     folder.update(model)
     recordings = folder.read(model.model_id)

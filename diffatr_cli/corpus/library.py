@@ -252,6 +252,8 @@ def open_corpora(
         except DiffATRError as error:
             problems[corpus] = str(error)
             failures.append(error)
+    if len(different) == len(failures) == 1:
+        raise failures[0]
     if not folders:
         raise type(failures[0])(*(_about(*each) for each in zip(problems, failures, strict=True)))
     if len(different) == 1:

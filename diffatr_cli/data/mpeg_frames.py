@@ -17,6 +17,7 @@ from .spliced_file import Piece
 _SAME = 0xFFFE_0C00  # what all frames of a recording have in common: version, layer and sample rate
 _MONO = 0xC0
 _MARKS = (b"Xing", b"Info")
+_MARK_OF_ITS_OWN = b"VBRI"  # of Fraunhofer's encoder, at one place in every kind of frame
 _MARK = 1024  # frames from one mark to the next
 _RESERVOIR = 0.6  # seconds of earlier frames, at most, in which a frame keeps some of its bits
 _SURE = 3  # frames in a row that no other file has by chance
@@ -195,7 +196,7 @@ class _Window:
         return header if length and where + length <= self._end else 0
 
     def like(self, header: int, where: int, before: int, marks: list[int]) -> tuple[int, int]:
-        """How many frames like that one follow one another from there on, and where they end. A Xing header ends them.
+        """How many frames like that one follow one another from there on, and where they end. A header that counts ends them.
 
         `before` frames of the run came before them; those that are due are added to its `marks`.
 
@@ -210,7 +211,7 @@ class _Window:
                 length = lengths[found >> 9 & 0xFFF]
                 if found & _SAME != kind or not length or (found & _MONO == _MONO) is not mono:
                     return frames, self._base + at
-                if held[at + mark : at + mark + 4] in _MARKS:
+                if held[at + mark : at + mark + 4] in _MARKS or held[at + 36 : at + 40] == _MARK_OF_ITS_OWN:
                     return frames, self._base + at
                 if not (before + frames) % _MARK:
                     marks.append(self._base + at)
@@ -275,7 +276,7 @@ def _announced(frame: bytes, header: int) -> int | None:
     if frame[at : at + 4] in _MARKS and not any(frame[4:at]) and len(frame) >= at + 12:
         flags, frames = struct.unpack_from(">II", frame, at + 4)
         return frames if flags & 1 else 0
-    if frame[36:40] == b"VBRI" and not any(frame[6:36]) and len(frame) >= 54:
+    if frame[36:40] == _MARK_OF_ITS_OWN and not any(frame[6:36]) and len(frame) >= 54:
         return int.from_bytes(frame[50:54])
     return None
 
