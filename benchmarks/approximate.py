@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ import numpy as np
 from diffatr_cli.core.windows import spans
 from diffatr_cli.corpus import vector_index
 from diffatr_cli.corpus.index import FolderIndex, IndexReport
+from diffatr_cli.corpus.note_table import NoteRow
+from diffatr_cli.corpus.notes import UNKNOWN
 from diffatr_cli.corpus.scan import Stamp
 from diffatr_cli.corpus.search import embed_sound, embed_texts, search
 from diffatr_cli.corpus.snapshot import write_snapshot
@@ -107,8 +110,9 @@ def _fill(index: FolderIndex, model: Retriever, embeddings: np.ndarray, count: i
     """Write the tables of an index with a file for each vector."""
     files_name, windows_name = index._table_names(model.model_id)
     files, windows = FileTable(index.place, files_name), WindowTable(index.place, windows_name, model.dim)
-    files.mend()
-    windows.mend()
+    notes = index._note_table()
+    for table in (files, windows, notes):
+        table.mend()
     rng = np.random.default_rng(0)
     span = np.array(spans(model.windowing.length, model.windowing)) / model.windowing.rate
     for first in range(0, count, PORTION):
@@ -116,10 +120,13 @@ def _fill(index: FolderIndex, model: Retriever, embeddings: np.ndarray, count: i
         hashes = [rng.bytes(16).hex() for _ in vectors]
         windows.add({each: ContentWindows(span, vectors[i : i + 1]) for i, each in enumerate(hashes)})
         stamp = Stamp(1, 1, 1, 1)
-        rows = ((f"{first + i:09d}.wav".encode(), FileRow(stamp, each, "", "", "")) for i, each in enumerate(hashes))
+        paths = [f"{first + i:09d}.wav".encode() for i in range(len(hashes))]
+        rows = zip(paths, (FileRow(stamp, each, "", "", "") for each in hashes), strict=True)
         files._table.add(files._to_arrow(dict(rows)))
+        notes._table.add(notes._to_arrow(dict.fromkeys(paths, NoteRow(stamp, UNKNOWN))))
     windows.tidy()
     files.tidy()
+    notes.tidy()
     windows.seal()
 
 
@@ -145,10 +152,17 @@ class _Cosines:
     reranker = calibration = None
 
 
-def _ask(folder: Path, way: str, model_id: str) -> dict[str, object]:
-    """What a process finds for all queries, and what it takes."""
+def _peak() -> float:
+    """This process's peak memory in GB. On Linux getrusage begins at its parent's, so that /proc is asked."""
     import resource
 
+    if (status := Path("/proc/self/status")).exists():
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) * 1024 / 1e9  # type: ignore[index]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _ask(folder: Path, way: str, model_id: str) -> dict[str, object]:
+    """What a process finds for all queries, and what it takes."""
     index = FolderIndex(folder / "clips", folder / "index", way == "approximate")
     queries = np.load(folder / "queries.npy")
     began = time.perf_counter()
@@ -160,10 +174,8 @@ def _ask(folder: Path, way: str, model_id: str) -> dict[str, object]:
         (found,) = search(_Cosines(), recordings, query[None], refine=False, top=10)  # type: ignore[arg-type]
         took.append(time.perf_counter() - began)
         paths.append([hit.path for hit in found.hits])
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
     p50, p95 = np.quantile(took[1:], [0.5, 0.95]).tolist()
-    return {"paths": paths[1:], "p50": p50, "p95": p95, "read": read, "peak_gb": peak}
+    return {"paths": paths[1:], "p50": p50, "p95": p95, "read": read, "peak_gb": _peak()}
 
 
 def cases(size: Size) -> dict[str, Case]:
