@@ -29,6 +29,8 @@ class _Marks:
         self.half, self.end = (0.0, 0), (0.0, 0)
 
     def __call__(self, done: int, total: int, note: str) -> None:
+        if note == "reading metadata":  # which is done here, after all is embedded
+            return
         now = time.perf_counter(), done
         if done <= total / 2:
             self.half = now
