@@ -68,12 +68,13 @@ def test_logistic_of_separable_examples_is_finite_and_constants_say_nothing() ->
 
 def test_presence_features() -> None:
     cosine = np.array([0.9, 0.1, -0.2, 0.3])
-    sure, unsure = np.array([1.0, 0, 0, 0]), np.full(4, 0.25)
-    assert presence_features(cosine, np.stack([sure, sure])).tolist() == pytest.approx([0.9, 0.9, 0, math.log(4), 0, 0, 0])
-    assert presence_features(cosine, unsure[None]).tolist() == pytest.approx([0.9, cosine.mean(), math.log(0.25), 0, 0, 0, 0])
-    torn = presence_features(cosine, np.stack([sure, sure[::-1]]), 0.3, 0.8)
+    sure, unsure, many = np.array([1.0, 0, 0, 0]), np.full(4, 0.25), math.log(4)
+    assert presence_features(cosine, np.stack([sure, sure])).tolist() == pytest.approx([0.9, 0.9, 0, many, 0, 0, 0, many])
+    flat = [0.9, cosine.mean(), math.log(0.25), 0, 0, 0, 0, many]
+    assert presence_features(cosine, unsure[None]).tolist() == pytest.approx(flat)
+    torn = presence_features(cosine, np.stack([sure, sure[::-1]]), 0.3, 0.8, candidates=100)
     # Each draw is half a unit of mass away from the mean of the two.
-    assert torn.tolist() == pytest.approx([0.9, 0.6, math.log(0.5), math.log(2), 0.5, 0.3, 0.8])
+    assert torn.tolist() == pytest.approx([0.9, 0.6, math.log(0.5), math.log(2), 0.5, 0.3, 0.8, math.log(100)])
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))

@@ -80,8 +80,8 @@ def test_the_kinds_are_those_that_describe_finds(taught, weight):
 
 def test_the_features_of_many_are_those_of_each():
     cosine = np.random.default_rng(0).uniform(-1, 1, (6, 9))
-    each = [presence_features(row, distribution_of_cosines(row)) for row in cosine]
-    assert presence_of_cosines(cosine) == pytest.approx(np.stack(each))
+    each = [presence_features(row, distribution_of_cosines(row), candidates=30) for row in cosine]
+    assert presence_of_cosines(cosine, 30) == pytest.approx(np.stack(each))
 
 
 def test_a_model_that_cannot_tell_has_no_kinds(taught):

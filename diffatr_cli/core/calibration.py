@@ -80,17 +80,21 @@ PRESENCE = (
     "movement between draws",
     "strangeness of the query",
     "expected cosine of a match",
+    "log of the candidates",
 )
-"""The features of `presence_features`, in order; fits of before know the first five or six alone."""
+"""The features of `presence_features`, in order; fits of before know the first five to seven alone."""
 
 BEFORE = 5
+EXPECTED = PRESENCE.index("expected cosine of a match")
 
 SCORE = ("score", "logit of presence", "expected cosine of a match", "log of the query's words", "log of the candidates")
 """The features of `score_features`, in order; fits of before, and those of two sounds, know the first alone."""
 
 
-def presence_features(cosine: np.ndarray, x0_hat: np.ndarray, strangeness: float = 0.0, expected: float = 0.0) -> np.ndarray:
-    """How sure the model is that any candidate matches, as seven numbers.
+def presence_features(
+    cosine: np.ndarray, x0_hat: np.ndarray, strangeness: float = 0.0, expected: float = 0.0, candidates: int | None = None
+) -> np.ndarray:
+    """How sure the model is that any candidate matches, as eight numbers.
 
     The concentration is the divergence from the uniform distribution, in nats; the movement is the mean total variation
     between a draw and the mean of all, 0 for a single draw.
@@ -100,13 +104,16 @@ def presence_features(cosine: np.ndarray, x0_hat: np.ndarray, strangeness: float
         x0_hat: (S, N), one generated distribution a noise draw.
         strangeness: of the query (`bank.CaptionBank.strangeness`); 0 where nothing is known of it.
         expected: cosine of the query to what matches it (`bank.CaptionBank.expected`); 0 where nothing is known of that.
+        candidates: how many there are to choose from, of which these N are the best: the best of many that do not match lies
+            nearer than the best of few. None: these are all.
     """
     mean = x0_hat.mean(0)
     mean = mean / max(float(mean.sum()), 1e-12)
     peak = max(float(mean.max()), 1e-12)
     concentration = np.log(len(mean)) + float(mean @ np.log(np.maximum(mean, 1e-12)))
     movement = 0.5 * float(np.abs(x0_hat - x0_hat.mean(0)).sum(1).mean())
-    return np.array([cosine.max(), mean @ cosine, np.log(peak), concentration, movement, strangeness, expected])
+    many = np.log(max(1, len(cosine) if candidates is None else candidates))
+    return np.array([cosine.max(), mean @ cosine, np.log(peak), concentration, movement, strangeness, expected, many])
 
 
 def score_features(
@@ -137,15 +144,15 @@ def distribution_of_cosines(cosine: np.ndarray) -> np.ndarray:
     return np.asarray((weights / weights.sum())[None])
 
 
-def presence_of_cosines(cosine: np.ndarray) -> np.ndarray:
-    """`presence_features` of many queries at once that have cosines alone (`distribution_of_cosines`), (Q, N) -> (Q, 7)."""
+def presence_of_cosines(cosine: np.ndarray, candidates: int) -> np.ndarray:
+    """`presence_features` of many queries at once that have cosines alone (`distribution_of_cosines`), (Q, N) -> (Q, 8)."""
     logits = cosine.astype(np.float64) / SOFTNESS
     mean = np.exp(logits - logits.max(1, keepdims=True))
     mean /= mean.sum(1, keepdims=True)
     concentration = np.log(cosine.shape[1]) + (mean * np.log(np.maximum(mean, 1e-12))).sum(1)
-    nothing = np.zeros(len(cosine))
+    nothing, many = np.zeros(len(cosine)), np.full(len(cosine), np.log(max(1, candidates)))
     peak = np.log(np.maximum(mean.max(1), 1e-12))
-    return np.column_stack([cosine.max(1), (mean * cosine).sum(1), peak, concentration, nothing, nothing, nothing])
+    return np.column_stack([cosine.max(1), (mean * cosine).sum(1), peak, concentration, nothing, nothing, nothing, many])
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,7 @@ class Calibration:
     @property
     def reads_queries(self) -> bool:
         """Whether it goes by the cosine that a text's matches should have (`bank.CaptionBank`), which has no neutral value."""
-        return self.presence is not None and len(self.presence.weights) == len(PRESENCE)
+        return self.presence is not None and len(self.presence.weights) > EXPECTED
 
     def present(self, features: np.ndarray) -> float | None:
         """The probability that any candidate matches a text, from `presence_features`; None where it was not fitted."""

@@ -146,7 +146,7 @@ def describe(
         states = None if tokens is None or frames is None else States(tokens.take(order[near]), frames)
         x0_hat = sample_x0(retriever, "a2t", whole, vectors[order[near]], sampling, states=states)
     spread = distribution_of_cosines(scores[near]) if x0_hat is None else x0_hat
-    present = calibration.fits(presence_features(scores[near], spread)) if calibration else None
+    present = calibration.fits(presence_features(scores[near], spread, candidates=len(vectors))) if calibration else None
     if reranker:
         scores = final_scores(reranker, "a2t", scores, vectors[order], x0_hat)
     best = first(scores, order, top)

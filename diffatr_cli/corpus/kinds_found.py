@@ -122,7 +122,7 @@ def _probabilities(calibration: Calibration, cosine: np.ndarray, shortlist: int 
     """What `describe` gives each of N captions for each of some sounds, by their cosines alone: (n, N) -> (n, N)."""
     assert calibration.audio_to_text is not None
     assert calibration.captions is not None
-    present = of_known(calibration.captions, presence_of_cosines(-np.sort(-cosine, axis=1)[:, :shortlist]))
+    present = of_known(calibration.captions, presence_of_cosines(-np.sort(-cosine, axis=1)[:, :shortlist], cosine.shape[1]))
     features = [score_features(each, sure, candidates=cosine.shape[1]) for each, sure in zip(cosine, present, strict=True)]
     return np.asarray(np.minimum(of_known(calibration.audio_to_text, np.stack(features)), present[:, None]))
 

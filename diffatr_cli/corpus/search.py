@@ -249,8 +249,8 @@ def search(
         expected = reading.expected if reading else 0.0
         if judges and calibration:
             strangeness = reading.strangeness if reading else 0.0
-            spread = distribution_of_cosines(scores[near]) if x0_hat is None else x0_hat
-            present = calibration.present(presence_features(scores[near], spread, strangeness, expected))
+            spread, many = distribution_of_cosines(scores[near]) if x0_hat is None else x0_hat, recordings.candidates
+            present = calibration.present(presence_features(scores[near], spread, strangeness, expected, many))
         if reranker:
             scores = final_scores(reranker, "t2a", scores, recordings.vectors[windows], x0_hat)
         ranked_by = scores - penalty[windows]

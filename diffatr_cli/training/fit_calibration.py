@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..core.calibration import Calibration, Logistic, distribution_of_cosines, presence_features, score_features
+from ..core.calibration import EXPECTED, Calibration, Logistic, distribution_of_cosines, presence_features, score_features
 from ..core.metrics import auroc
 from ..core.ragged import Ragged
 from ..core.sampling import Sampling
@@ -142,7 +142,7 @@ def fit_calibration(
         met = None if states is None or tokens is None else States(tokens, states.frames.take(best[near]))
         x0_hat = draws("t2a", query, shelf.vectors[best[near]], met)
         scores = final("t2a", cosine - shelf.held[best], x0_hat.mean(0))
-        return order, scores, presence_features(cosine[near], x0_hat, *about)
+        return order, scores, presence_features(cosine[near], x0_hat, *about, len(order))
 
     def text_to_audio() -> Iterator[Example]:
         for row in asked.tolist():
@@ -171,7 +171,7 @@ def fit_calibration(
                 met = None if states is None or frames is None else States(states.tokens.take(rows_of_text[best[near]]), frames)
                 x0_hat = draws("a2t", sounds[clip], text[best[near]], met)
                 scores = final("a2t", cosine - held_of_text[best], x0_hat.mean(0))
-                features = presence_features(cosine[near], x0_hat)
+                features = presence_features(cosine[near], x0_hat, candidates=len(order))
                 yield Example(clip, features, there, True, scores[:SHOWN], matches[best[:SHOWN], clip], 1, len(order))
 
     def audio_to_audio() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -264,7 +264,7 @@ def _fit_scores(examples: Sequence[Example], judged: np.ndarray | None) -> Logis
     """
     present = [None] * len(examples) if judged is None else judged.tolist()
     rows = [
-        (score_features(each.scores, sure, each.features[-1], each.words, each.candidates), each.labels)
+        (score_features(each.scores, sure, each.features[EXPECTED], each.words, each.candidates), each.labels)
         for each, sure in zip(examples, present, strict=True)
         if each.scores is not None and each.labels is not None
     ]
