@@ -20,7 +20,7 @@ from .corpus.asking import ask_sound, ask_texts
 from .corpus.describe import Described, describe
 from .corpus.index import Recordings
 from .corpus.library import open_corpora, through_ancestors
-from .corpus.reading import Reading, read_queries
+from .corpus.reading import Reading, as_words, read_queries
 from .corpus.search import Found, Hit, check_texts, embed_texts, hear_sound, search, search_texts
 from .corpus.selection import By
 from .data.audio import load_audio
@@ -101,7 +101,7 @@ class Model:
             UsageError: a text without a letter or digit.
         """
         check_texts([text])
-        return read_queries(self._retriever, [text])[0]
+        return read_queries(self._retriever, [as_words(text)])[0]
 
     def rank(self, query: str | Sound, candidates: Sequence[str] | Sequence[Sound], top: int | None = None) -> list[Ranked]:
         """Candidates by how well they fit a query, best first, as `diffatr query` ranks them.

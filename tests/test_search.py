@@ -303,6 +303,18 @@ def test_captions_of_which_none_fits_are_told_so(told_below):
     assert describe(model, sound, captions, min_score=2.0).hits == []
 
 
+def test_a_find_that_no_hit_bears_out_is_none(recordings):
+    """However sure the judgement of presence is: the list would contradict it."""
+    retriever = calibrated()
+    for bias, verdict in ((-9.0, "absent"), (9.0, "found")):
+        retriever.calibration = dataclasses.replace(
+            CALIBRATION, presence=Logistic((0.0,) * 5, 9.0), told_below=0.1, text_to_audio=Logistic((1.0,), bias)
+        )
+        (found,) = search(retriever, recordings, recordings.vectors[:1])
+        assert found.present > 0.99
+        assert found.verdict == verdict
+
+
 def test_with_something_unwanted_the_probability_is_still_that_of_the_query(recordings):
     """Ranked by the score with the penalty taken off, shown with the probability of the score without it."""
     query, unwanted = unit(np.random.default_rng(20)), unit(np.random.default_rng(21))

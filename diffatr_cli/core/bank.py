@@ -19,6 +19,7 @@ FAMILIAR_SHARE = 0.9
 """Of the validation captions that the model should take for known, by their nearest training caption of other words."""
 
 _NEAR = 0.05  # by how much a cosine may lie below the best one and still count a third of it
+ARTICLES = frozenset(("a", "an", "the"))
 _AT_ONCE = 2**24  # entries of a matrix of cosines
 
 
@@ -81,6 +82,20 @@ class CaptionBank:
                 weights = np.exp((cosine - cosine.max(1, keepdims=True)) / _NEAR)
                 expected[some] = weights @ self.worth / weights.sum(1)
         return expected
+
+    @cached_property
+    def _words_of(self) -> list[frozenset[str]]:
+        """Of each caption."""
+        return [frozenset(text.split()) for text in self.texts]
+
+    def holds(self, text: str) -> bool:
+        """Whether one caption has all words of a normalised text but articles, in whatever form: "dogs" of "a dog barks"."""
+        import snowballstemmer
+
+        stem = snowballstemmer.stemmer("english").stemWord
+        words = [word for word in text.split() if word not in ARTICLES]
+        forms = [{each for each in self.words if each[:2] == word[:2] and stem(each) == stem(word)} for word in words]
+        return bool(words) and any(all(some & held for some in forms) for held in self._words_of)
 
     def _cosines(self, queries: np.ndarray, but: Sequence[str] | None) -> Iterator[tuple[slice, np.ndarray]]:
         """The cosines of some queries at a time to all captions, and which queries these are."""

@@ -15,8 +15,10 @@ import numpy as np
 from ..core.calibration import distribution_of_cosines, of_known, presence_features, score_features
 from ..core.ragged import Ragged
 from ..core.sight import States
+from ..core.text import normalise_caption
 from ..core.windows import mean_direction
 from ..model import sampling_of
+from .reading import as_words
 from .search import PLAINLY, check_texts, check_top, depth, final_scores, first, sample_x0, second_stage, token_states
 from .stopwatch import stage
 
@@ -81,7 +83,7 @@ class Choices:
         self.vectors, self._pooled = np.zeros((0, retriever.dim), np.float32), np.zeros((0, 1), np.float32)
         if captions:
             with stage("embed"):
-                self.vectors, self._pooled = retriever.embed_and_pool_text(captions)
+                self.vectors, self._pooled = retriever.embed_and_pool_text([as_words(caption) for caption in captions])
 
     @classmethod
     def of(cls, retriever: Retriever, captions: Sequence[str] | Choices) -> Choices:
@@ -98,7 +100,8 @@ class Choices:
         bank = self._retriever.bank
         if bank is None or not self.captions:
             return []
-        return np.flatnonzero(bank.strangeness(bank.nearest(self._pooled)[0]) > PLAINLY).tolist()
+        strange = np.flatnonzero(bank.strangeness(bank.nearest(self._pooled)[0]) > PLAINLY).tolist()
+        return [row for row in strange if not bank.holds(normalise_caption(self.captions[row]))]
 
 
 def describe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..core.text import normalise_caption
+from ..data.audio import AUDIO_SUFFIXES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +23,9 @@ _SAME = 0.95  # cosine from which on a query is a caption that was learnt, whate
 
 _NEGATORS = (
     "anything but|everything but|all but|but not|but no|and no|with no|without any|without|except for|except|excluding|"
-    "other than|apart from|instead of|there is no|is not|are not|isn't|isnt|aren't|arent|not|no|never"
+    "other than|apart from|instead of|there is no|is not|are not|isn't|isnt|aren't|arent|do not want|don't want|dont want|"
+    "does not|do not|doesn't|doesnt|don't|dont|(?:the )?absence of|(?:a )?lack of|lacking|free of|free from|devoid of|minus|"
+    "neither|nor|not|no|never"
 )
 _NEGATION = re.compile(rf"^(?P<wanted>.*?)\b(?P<word>{_NEGATORS})\b(?P<unwanted>.*)$", re.IGNORECASE)
 _FILLERS = re.compile(
@@ -66,6 +70,8 @@ class Reading:
             caption; None of a model that kept none.
         strangeness: by how much that falls short of what names something learnt; 0 where it does not, or is not known.
         expected: the cosine that a sound which matches may be expected to have to it; 0 where nothing is known of that.
+        taught: the words of the query, or forms of them, stand in one of the training captions: its name was learned, however far
+            the caption encoder finds the whole query from that caption.
         respelt: what was probably meant, where words are misspelt.
         foreign: it looks like another language than English.
         negation: what it negates.
@@ -76,6 +82,7 @@ class Reading:
     nearest: str | None = None
     strangeness: float = 0.0
     expected: float = 0.0
+    taught: bool = False
     respelt: str | None = None
     foreign: bool = False
     negation: Negation | None = None
@@ -104,8 +111,19 @@ def read_queries(retriever: Retriever, texts: Sequence[str], pooled: np.ndarray 
         negation = None if cosine >= _SAME else negation_of(text, bank)
         respelt = _respelt(retriever, bank, text) if strangeness else None
         foreign = bool(strangeness) and respelt is None and _is_foreign(text, bank.words, retriever.words)
-        readings.append(Reading(text, cosine, caption, strangeness, expected, respelt, foreign, negation))
+        taught = not strangeness or bank.holds(normalise_caption(text))
+        readings.append(Reading(text, cosine, caption, strangeness, expected, taught, respelt, foreign, negation))
     return readings
+
+
+def as_words(text: str) -> str:
+    """A text as words, where it was written as files are called: "dog_barking.wav" and "Dog-Barking" are "dog barking"."""
+    stem, ending = os.path.splitext(text)
+    if ending.lower() in AUDIO_SUFFIXES:
+        text = stem
+    elif len(text.split()) > 1:
+        return text.replace("_", " ")
+    return re.sub(r"(?<=\w)[-_](?=\w)", " ", text).replace("_", " ")
 
 
 def negation_of(text: str, bank: CaptionBank | None = None) -> Negation | None:
@@ -113,14 +131,14 @@ def negation_of(text: str, bank: CaptionBank | None = None) -> Negation | None:
     if (found := _NEGATION.match(text)) is None:
         return None
     said = normalise_caption(found["word"] + found["unwanted"])
-    unwanted = _TAIL.sub(" ", found["unwanted"]).strip(" .,;!?")
+    unwanted = re.sub(r"\bnor\b", "or", _TAIL.sub(" ", found["unwanted"]).strip(" .,;!?"), flags=re.IGNORECASE)
     if not normalise_caption(unwanted) or (bank is not None and any(f" {said} " in f" {caption} " for caption in bank.texts)):
         return None
     words = _TAIL.sub(" ", found["wanted"]).strip(" .,;!?").split()
     while words and _FILLERS.match(words[-1].lower().strip(",;")):
         words.pop()
     content = [word for word in words if not _FILLERS.match(word.lower())]
-    return Negation(" ".join(words).strip(" ,;") if content else None, " ".join(unwanted.split()))
+    return Negation(" ".join(words).strip(" ,;-") if content else None, " ".join(unwanted.split()))
 
 
 def _letters(text: str) -> list[str]:

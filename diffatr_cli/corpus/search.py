@@ -21,7 +21,7 @@ from ..errors import UsageError
 from ..model import sampling_of
 from .index import Recordings
 from .notes import FileFacts
-from .reading import Reading, read_queries
+from .reading import Reading, as_words, read_queries
 from .selection import EVERYTHING, By, Selection, best_of_contents, spread
 from .stopwatch import stage
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 
 PLAINLY = 0.07  # strangeness from which on it tells by itself, without the cosines and scores of a judgement of presence
+LEAST = 0.03  # probability of the best candidate below which nothing is found: a find that no hit bears out is none
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,8 @@ def search(
         if by_name:
             results.append(Found(hits, None, reading=reading))
             continue
-        verdict = _verdict(reading, present, calibration.told_below if calibration else 0.0)
+        best = float(scores.max(initial=0)) if probability else 1.0
+        verdict = _verdict(reading, present, best, calibration.told_below if calibration else 0.0)
         results.append(Found(hits, present, calibrated=bool(probability), verdict=verdict, reading=reading))
     return results
 
@@ -321,13 +323,14 @@ def _with_named(
     return np.concatenate([order, other[new]]), np.concatenate([windows, other_windows[new]])
 
 
-def _verdict(reading: Reading | None, present: float | None, told_below: float) -> Verdict | None:
+def _verdict(reading: Reading | None, present: float | None, best: float, told_below: float) -> Verdict | None:
+    """What `Found.verdict` is. `best`: the probability of the best candidate, 1 where scores are none."""
     if reading and reading.negation:
         return "negated"
-    strangeness = reading.strangeness if reading else 0.0
+    strangeness = reading.strangeness if reading and not reading.taught else 0.0
     if present is None:
         return "unknown" if strangeness > PLAINLY else None
-    if present >= told_below:
+    if present >= told_below and best >= LEAST:
         return "found"
     return "unknown" if strangeness else "absent"
 
@@ -341,6 +344,7 @@ def search_texts(
         UsageError: as `search` and `embed_texts`.
     """
     check_texts(texts)
+    texts = [as_words(text) for text in texts]
     with stage("embed"):
         queries, pooled = retriever.embed_and_pool_text(texts)
     readings = read_queries(retriever, texts, pooled)
@@ -430,7 +434,7 @@ def final_scores(
 def embed_texts(retriever: Retriever, texts: Sequence[str]) -> np.ndarray:
     """Texts as queries, (Q, D) unit vectors. Raises UsageError for a text without a letter or digit."""
     check_texts(texts)
-    return retriever.embed_text(texts)
+    return retriever.embed_text([as_words(text) for text in texts])
 
 
 def check_texts(texts: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.bank import CaptionBank, simple_captions
+from ..core.bank import ARTICLES, CaptionBank, simple_captions
 from ..core.ragged import Ragged
 from ..core.text import normalise_caption
 from ..evaluation.embedded_split import Captions
@@ -19,7 +19,6 @@ from ..model import Retriever
 from .sound_names import SOUND_NAMES
 
 _AT_ONCE = 2**15  # pairs of a caption and a clip
-_ARTICLES = {"a", "an", "the"}
 
 
 @dataclass(frozen=True)
@@ -93,5 +92,5 @@ def names_not_held(names: Sequence[str], captions: Sequence[str]) -> list[str]:
     for row, caption in enumerate(captions):
         for word in caption.split():
             with_word[word].add(row)
-    words_of = {name: [word for word in normalise_caption(name).split() if word not in _ARTICLES] for name in names}
+    words_of = {name: [word for word in normalise_caption(name).split() if word not in ARTICLES] for name in names}
     return [name for name, words in words_of.items() if not set.intersection(*(with_word[word] for word in words))]
