@@ -21,8 +21,8 @@ from ..progress import Progress, silent
 from .examine import Content, Failure, look_into, reader
 from .index import FolderIndex
 from .read_ahead import read_ahead
-from .report import Damaged, Skipped, no_sounds
-from .scan import Stamp, scan
+from .report import Damaged, Skipped, folder_gone, no_sounds
+from .scan import Stamp, identity_of, scan
 from .sqlite_file import SqliteFile, connected
 from .windows import Missing
 
@@ -79,8 +79,11 @@ def read_fingerprints(folder: FolderIndex, progress: Progress = silent, workers:
 
     Raises:
         CannotUpdate: what is remembered cannot be read or written.
+        FolderGone: the folder is gone, or goes while this reads in it; nothing is forgotten.
         DiffATRError: the folder holds no sound that can be used.
     """
+    if (identity := identity_of(folder.corpus)) is None:
+        raise folder_gone(folder.corpus)
     seen = scan(folder.corpus, folder.folder)
     skipped = [*seen.unlisted, *seen.unreadable]
     if not seen.files:
@@ -124,6 +127,8 @@ def read_fingerprints(folder: FolderIndex, progress: Progress = silent, workers:
                     prints[content] = heard
                     missing_of[content] = missing
                 new[path] = _File(_text(todo[path]), content, "", missing_of.get(content, ""), now)
+            if identity_of(folder.corpus) != identity:
+                raise folder_gone(folder.corpus, while_indexed=True)
             if time.monotonic() - committed > _COMMIT_SECONDS:
                 table.add(new, prints)
                 files |= new
