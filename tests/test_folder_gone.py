@@ -314,6 +314,36 @@ def test_fingerprints_of_a_folder_that_goes(drive, tmp_path, monkeypatch):
     assert not drive.root.exists()
 
 
+def test_fingerprints_of_a_drive_that_is_away_are_kept(drive, tmp_path, monkeypatch):
+    from diffatr_cli.corpus import fingerprints
+
+    plain, heard = fingerprints._heard, []
+    monkeypatch.setattr(fingerprints, "_heard", lambda corpus, path: heard.append(path) or plain(corpus, path))
+    command = ("duplicates", "mp", "--same-only", "--index", "idx", "--json")
+    now, plain_time = 0, time.time
+    monkeypatch.setattr(time, "time", lambda: plain_time() + now)
+    assert json.loads(typed(command).out)["files"] == len(heard) == MANY
+    drive.pull()
+    assert typed(command).code == 1  # without a file
+    write_tone(drive.root / "stray.wav", 700, 1)
+    for _ in range(2):
+        assert json.loads(typed(command).out)["files"] == 1
+        write_tone(drive.root / "stray.wav", 800, 1)
+    drive.plug()
+    heard.clear()
+    assert json.loads(typed(command).out)["files"] == MANY
+    assert heard == []
+    drive.pull()
+    for day in (0, gone.DAYS + 1):
+        now = day * 24 * 3600
+        write_tone(drive.root / f"{day}.wav", 700, 1, day)
+        typed(command)
+    drive.plug()
+    heard.clear()
+    typed(command)
+    assert len(heard) == MANY
+
+
 def test_no_collection_is_made_where_the_folder_is_gone(drive, tmp_path):
     session = SearchSession(drive.model, FolderIndex(drive.root))
     session.update()
@@ -329,6 +359,16 @@ def test_no_collection_is_made_where_the_folder_is_gone(drive, tmp_path):
     (tmp_path / ".drive").rename(drive.root)
     assert client.post("/api/collections", json={"name": "after"}).status_code == 200
     assert [each.name for each in Collections(FolderIndex(drive.root)).all()] == ["before", "after"]
+    session.stop()
+
+
+def test_the_map_makes_no_folder(drive):
+    session = SearchSession(drive.model, FolderIndex(drive.root))
+    session.update()
+    client = client_of(session)
+    drive.pull()
+    until(lambda: client.get("/api/map").json()["ready"])
+    assert not list(drive.root.iterdir())
     session.stop()
 
 

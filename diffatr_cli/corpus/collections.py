@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -196,6 +197,16 @@ class Collections:
         return DiffATRError(
             f"{self.path}: is no file of collections ({what[:200]}). Mend it by hand or move it away; nothing is written over it."
         )
+
+
+def check_part(name: str, start: float, end: float, length: float) -> None:
+    """See that a part of a file lies within its `length`; all in seconds. An end may be rounded up to whole ones, as it is shown.
+
+    Raises:
+        UsageError: the part lies beyond the file's end.
+    """
+    if start >= length or end > math.ceil(length):
+        raise UsageError(f"{name}: has {length:.1f} s of sound, and the part {start:g}-{end:g} is not in it. Name another part.")
 
 
 def places_of(members: Sequence[Member], contents: Mapping[str, str]) -> list[Place]:

@@ -212,9 +212,10 @@ class FolderIndex:
         table.check_index()
         return StoredVectors(table, snapshot, hashes)
 
-    def holds(self, model_id: str) -> bool:
-        """Whether files were indexed for a model."""
-        return all(map(self.place.has, self._table_names(model_id)))
+    def holds(self, model_id: str | None) -> bool:
+        """Whether files were indexed for a model; for any if None."""
+        files, windows = self._table_names(model_id or "")
+        return self.place.has(files) and (model_id is None or self.place.has(windows))
 
     def watched(self) -> list[Watched]:
         """What to look at, to see whether there is something to update."""

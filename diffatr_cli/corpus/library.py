@@ -282,8 +282,8 @@ def through_ancestors(
     )
 
 
-def placed_folder(folder: Folder, model_id: str, tell: Callable[[str], None]) -> Folder:
-    """One folder, if it lies below an indexed one through the index of that, which is told."""
+def placed_folder(folder: Folder, model_id: str | None, tell: Callable[[str], None]) -> Folder:
+    """One folder, if it lies below an indexed one through the index of that, which is told. `model_id` as there."""
     found = folder if isinstance(folder, Subfolder) else through_ancestor(folder, model_id)
     if isinstance(found, Subfolder) and found is not folder:
         tell(f"{found.corpus}: searched through the index of {found.whole.corpus}, which holds it. --index keeps one apart.")

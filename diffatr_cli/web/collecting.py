@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ValidationError
 
-from ..corpus.collections import FAVOURITES, Collection, Collections, Member, places_of
+from ..corpus.collections import FAVOURITES, Collection, Collections, Member, check_part, places_of
 from ..corpus.export import Piece
 from ..corpus.search import Hit
 from ..corpus.session import NotServed, SearchSession, key_of
@@ -73,6 +73,8 @@ def add_collecting(app: FastAPI, session: SearchSession) -> None:
             path = session.path(key)
             if (content := contents.now().get(path)) is None:
                 raise NotServed(f"{path}: the index knows it no more. Refresh.", gone=True)
+            if (length := session.seconds(path)) > 0:  # else the index has just forgotten it
+                check_part(path, start, end, length)
             members.append(Member(content, path, start, end))
         return members
 
