@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 
+import filelock
 import pytest
 from command_line import typed
 from fake_retriever import FakeRetriever, contents, write_tone
@@ -15,6 +16,7 @@ from diffatr_cli.corpus import gone
 from diffatr_cli.corpus.collections import Collections
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.library import through_ancestors
+from diffatr_cli.corpus.report import FolderGone
 from diffatr_cli.corpus.session import SearchSession
 
 MANY = 24  # files on the drive
@@ -293,6 +295,14 @@ def test_a_part_of_an_indexed_folder_that_goes_while_it_is_indexed(drive, tmp_pa
     result = typed(["query", "900 Hz", "--corpus", "mp"])
     assert (result.code, result.out) == (1, "")
     assert "mp: the folder is gone while it was indexed" in result.err.splitlines()[-1]
+    assert not drive.root.exists()
+
+
+def test_a_folder_that_goes_while_an_update_waits(drive, tmp_path):
+    index = FolderIndex(drive.root)
+    index.folder.mkdir()
+    with filelock.FileLock(index.folder / "lock"), pytest.raises(FolderGone, match="mp: the folder is gone"):
+        index.update(drive.model, wait=lambda text: drive.root.rename(tmp_path / ".drive"))
     assert not drive.root.exists()
 
 
