@@ -219,3 +219,40 @@ def test_wrong_use_of_the_command(clips, tmp_path):
     assert "is not in Rain" in run("remove", "Rain", clips / "rain.wav", *corpus, code=2).err
     assert "lies in the folder of recordings" in run("export", "Rain", clips / "out", *corpus, code=2).err
     assert "--fps 29" in run("export", "Rain", tmp_path / "out", "--fps", 29, *corpus, code=2).err
+
+
+def test_a_part_is_in_the_file(clips):
+    corpus = ("--corpus", clips)
+    for part in ("100-200", "1-9", "2-2.5"):
+        told = run("add", "Rain", "rain.wav", "--part", part, *corpus, code=2).err
+        assert f"rain.wav: has 2.0 s of sound, and the part {part} is not in it." in told
+    assert json.loads(run("list", *corpus, "--json").out)["collections"] == []
+    write_tone(clips / "odd.wav", 500, 1.7)
+    index(clips)
+    run("add", "Rain", "odd.wav", "--part", "0-2", *corpus)  # as a table shows its end
+    run("add", "Rain", "rain.wav", "--part", "0.5-2", *corpus)
+    (clips / "dog.wav").unlink()  # what is not there says no length
+    run("add", "Rain", "dog.wav", "--part", "100-200", *corpus)
+
+
+def test_a_folder_below_an_indexed_one(clips, tmp_path):
+    """As `query`, through the index above it, which keeps the collections too."""
+    part = ("--corpus", clips / "deep")
+    result = run("add", "Roofs", clips / "deep" / "roof.wav", *part)
+    assert "Roofs: 1 added, 1 in it" in result.err
+    assert f"searched through the index of {clips}" in result.err
+    run("add", "roofs", "copy.wav", *part, "--part", "1-2")
+    assert not (clips / "deep" / ".diffatr").exists()
+    for corpus in (part, ("--corpus", clips)):
+        document = json.loads(run("list", *corpus, "--json").out)
+        assert document["file"] == str(clips / ".diffatr" / "collections.json")
+        assert document["collections"] == [{"name": "Roofs", "sounds": 2}]
+        shown = json.loads(run("show", "Roofs", *corpus, "--json").out)["sounds"]
+        assert [(each["path"], each["missing"]) for each in shown] == [
+            (str(clips / "deep" / "roof.wav"), None),
+            (str(clips / "deep" / "copy.wav"), None),
+        ]
+    run("export", "Roofs", tmp_path / "out", *part)
+    assert (tmp_path / "out" / "roof.wav").read_bytes() == (clips / "deep" / "roof.wav").read_bytes()
+    run("remove", "Roofs", "roof.wav", *part)
+    assert json.loads(run("list", *part, "--json").out)["collections"] == [{"name": "Roofs", "sounds": 1}]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import random
 import sqlite3
 from pathlib import Path
@@ -140,6 +142,39 @@ def test_what_sounds_alike_is_listed_apart(tmp_path: Path, monkeypatch: pytest.M
     same = {Path(each["path"]).name for each in document["same"][0]["files"]}
     assert all(len(pair & same) <= 1 for pair in pairs)
     assert not (same & {"other.wav", "faster.wav"})
+
+
+def test_a_folder_that_can_only_be_read_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a patch, because whoever may do everything is refused nothing."""
+    clips = tmp_path / "clips"
+    write(clips / "a.wav", sound(1), 32_000)
+    make = Path.mkdir
+
+    def refuse(path: Path, *arguments: object, **options: object) -> None:
+        if path.is_relative_to(clips):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        make(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(module, "load_model", lambda *_: FakeRetriever())
+    for options in (["--same-only"], []):
+        result = typed(["duplicates", clips, *options])
+        assert result.code == 1
+        assert result.err.splitlines()[-1].endswith(
+            f"{clips / '.diffatr'}: the index cannot be read and written there (Read-only file system). Name a place for it: "
+            "--index DIR"
+        )
+    assert typed(["duplicates", clips, "--index", tmp_path / "index"]).code == 0
+
+
+def test_below_an_indexed_folder_nothing_is_embedded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips, model = folder(tmp_path / "clips"), FakeRetriever()
+    FolderIndex(tmp_path / "clips").update(model)
+    monkeypatch.setattr(module, "load_model", lambda *_: model)
+    before = model.embedded
+    result = typed(["duplicates", clips / "below", "--json"])
+    assert (result.code, json.loads(result.out)["files"], model.embedded) == (0, 1, before)
+    assert [path.suffix for path in (clips / "below" / ".diffatr").iterdir()] == [".sqlite"]  # of fingerprints alone
 
 
 def test_wrong_use_ends_with_two(tmp_path: Path) -> None:

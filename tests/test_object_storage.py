@@ -15,7 +15,7 @@ from diffatr_cli.corpus import update, vector_index
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
 from diffatr_cli.corpus.object_storage import ObjectStorage
 from diffatr_cli.corpus.place import Folder, place_of
-from diffatr_cli.corpus.report import Damaged
+from diffatr_cli.corpus.report import Damaged, FolderGone
 from diffatr_cli.corpus.search import search
 from diffatr_cli.corpus.store import FileTable, WindowTable
 from diffatr_cli.corpus.troubles import troubles
@@ -358,8 +358,37 @@ def test_a_folder_without_sounds(tmp_path, uri):
         FolderIndex(tmp_path / "clips", uri).update(FakeRetriever())
     write_tone(tmp_path / "clips/a.wav", 500, 0.5)
     assert FolderIndex(tmp_path / "clips", uri).update(FakeRetriever()).files == 1
+    (tmp_path / "clips/a.wav").rename(tmp_path / "a.wav")
+    with pytest.raises(FolderGone, match="no sound files in it now, but the index has some") as told:
+        FolderIndex(tmp_path / "clips", uri).update(FakeRetriever())
+    (tmp_path / "a.wav").rename(tmp_path / "clips/a.wav")
+    model = FakeRetriever()
+    assert FolderIndex(tmp_path / "clips", uri).update(model).files == 1
+    assert model.embedded == 0
     (tmp_path / "clips/a.wav").unlink()
-    assert FolderIndex(tmp_path / "clips", uri).update(FakeRetriever()).removed == 1
+    place, _, table = str(told.value).partition("remove ")[2].removesuffix(".lance").rpartition("/")
+    assert place == uri
+    FolderIndex(tmp_path / "clips", uri).place.remove(table)
+    with pytest.raises(DiffATRError, match=r"no sound files in it \("):
+        FolderIndex(tmp_path / "clips", uri).update(FakeRetriever())
+
+
+def test_contents_that_go_many_at_once_are_kept(corpus, tmp_path, uri, monkeypatch):
+    monkeypatch.setattr("diffatr_cli.corpus.gone.MANY", 3)
+    model = FakeRetriever()
+    FolderIndex(corpus, uri).update(model)
+    before = model.embedded
+    corpus.rename(tmp_path / "away")
+    write_tone(corpus / "stray.wav", 700, 1)
+    for seed in range(2):
+        write_tone(corpus / "stray.wav", 700, 1, seed)
+        assert FolderIndex(corpus, uri).update(model).files == 1
+    shutil.rmtree(corpus)
+    (tmp_path / "away").rename(corpus)
+    assert FolderIndex(corpus, uri).update(model).reused == 6
+    assert model.embedded == before + 2
+    assert FolderIndex(corpus, uri).place.tables("files-gone") == []
+    assert answers(FolderIndex(corpus, uri)) == of_a_folder(corpus, tmp_path)
 
 
 def test_two_corpora_in_one_place_share_what_is_equal(corpus, tmp_path, uri):
@@ -368,7 +397,7 @@ def test_two_corpora_in_one_place_share_what_is_equal(corpus, tmp_path, uri):
     FolderIndex(corpus, uri).update(model)
     report = FolderIndex(other, uri).update(model)
     assert (report.reused, report.embedded) == (6, 0)
-    for path in other.glob("*.wav"):
+    for path in list(other.glob("*.wav"))[1:]:
         path.unlink()
     FolderIndex(other, uri).update(model)
     assert answers(FolderIndex(corpus, uri)) == of_a_folder(corpus, tmp_path)

@@ -14,6 +14,7 @@ from fake_retriever import write_tone
 from fastapi.testclient import TestClient
 from serving import LOCAL, client_of, make_clips, make_session, refusal
 
+from diffatr_cli.corpus.collections import FAVOURITES, Collections, Member
 from diffatr_cli.corpus.session import key_of
 from diffatr_cli.web import reveal as revealing
 from diffatr_cli.web.app import make_app
@@ -196,6 +197,18 @@ def test_collections_by_the_page(mine):
     refusal(client.get(f"/api/collections/{rain}"), 400, "no such collection")
     off = client.post("/api/collections/favourites/remove", json={"sounds": [f"{key_of('renamed.wav')}-0-1.5"]}).json()
     assert off["starred"] == []
+
+
+def test_a_part_of_a_collection_is_in_its_file(mine):
+    session, client = mine
+    beyond = f"{TONE}-100-200"
+    for address, document in (("", {"name": "Rain"}), ("/favourites/add", {})):
+        answer = client.post(f"/api/collections{address}", json=document | {"sounds": [beyond]})
+        refusal(answer, 400, "900.wav: has 2.0 s of sound, and the part 100-200 is not in it")
+    kept = Collections(session.folder)  # what an earlier version took is taken out all the same
+    kept.add(FAVOURITES, [Member(session.folder.contents()["900.wav"], "900.wav", 100.0, 200.0)])
+    left = client.post("/api/collections/favourites/remove", json={"sounds": [beyond]}).json()
+    assert [each["count"] for each in left["collections"]] == [0]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from .export import Cut, Fps, check_export, export, export_document
 
 if TYPE_CHECKING:
     from ..corpus.collections import Collection, Place
-    from ..corpus.index import FolderIndex
+    from ..corpus.library import Folder
 
 app = typer.Typer(
     help="Named collections of sounds: list, show, fill and export them. The page of `serve` shows the same ones.",
@@ -35,7 +35,7 @@ def list_(corpus: Corpus = Path("."), index_place: IndexPlace = None, as_json: J
     """
     from ..corpus.collections import Collections
 
-    kept = Collections(open_folder(corpus, index_place))
+    kept = Collections(_opened(corpus, index_place))
     found = kept.all()
     rows = [{"name": each.name, "sounds": len(each.members)} for each in found]
     from ..report.tables import rows_table
@@ -52,8 +52,7 @@ def show_(name: Name, corpus: Corpus = Path("."), index_place: IndexPlace = None
 
     Example: diffatr collections show Favourites --corpus ./clips
     """
-    folder = open_folder(corpus, index_place)
-    collection, places = _places(folder, name)
+    collection, places = _places(_opened(corpus, index_place), name)
     from ..report.tables import rows_table
 
     rows = [(_span(each), str(corpus / (each.path or each.member.path)), each.reason or "") for each in places]
@@ -75,15 +74,17 @@ def add(
 
     Example: diffatr collections add Rain clips/roof.wav --corpus ./clips
     """
-    from ..corpus.collections import Collections, Member
+    from ..corpus.collections import Collections, Member, check_part
 
     start, end = _part(part)
-    folder = open_folder(corpus, index_place)
+    folder = _opened(corpus, index_place)
     contents = folder.contents()
     members = []
     for file in files:
         if (content := contents.get(path := _below(file, corpus))) is None:
-            raise UsageError(f"{file}: is not in the index of {corpus}. Index the folder first: diffatr index")
+            raise UsageError(f"{file}: is not in the index of {corpus}. Index the folder first: diffatr index {corpus}")
+        if end is not None and (length := _length(corpus / path)) is not None:
+            check_part(str(file), start, end, length)
         members.append(Member(content, path, start, end))
     kept = Collections(folder)
     made = not any(name.casefold() in (each.name.casefold(), each.id) for each in kept.all())
@@ -104,7 +105,7 @@ def remove(
     """
     from ..corpus.collections import Collections
 
-    folder = open_folder(corpus, index_place)
+    folder = _opened(corpus, index_place)
     _, places = _places(folder, name)
     wanted = {_below(file, corpus): file for file in files}
     gone = [(each.path or each.member.path, each.member.identity) for each in places]
@@ -131,7 +132,7 @@ def export_(
     from ..corpus.export import Piece
 
     check_export(target, corpus, fps)
-    collection, places = _places(open_folder(corpus, index_place), name)
+    collection, places = _places(_opened(corpus, index_place), name)
     pieces = []
     for each in places:
         if each.path is None:
@@ -149,7 +150,14 @@ def register(main: typer.Typer) -> None:
     main.add_typer(app, name="collections")
 
 
-def _places(folder: FolderIndex, name: str) -> tuple[Collection, list[Place]]:
+def _opened(corpus: Path, index_place: str | None) -> Folder:
+    """The index of a folder, below an indexed one through the index of that, whatever model it is of."""
+    from ..corpus.library import placed_folder
+
+    return placed_folder(open_folder(corpus, index_place), None, say)
+
+
+def _places(folder: Folder, name: str) -> tuple[Collection, list[Place]]:
     from ..corpus.collections import Collections, places_of
 
     collection = Collections(folder).find(name)
@@ -174,6 +182,17 @@ def _part(text: str | None) -> tuple[float, float | None]:
     if found is None or float(found[1]) >= float(found[2]):
         raise UsageError(f"--part {text}: two numbers of seconds, such as 30-40, the first less than the second.")
     return float(found[1]), float(found[2])
+
+
+def _length(file: Path) -> float | None:
+    """Seconds of a file; None where it does not say, or cannot be read any more, which an export tells."""
+    from ..data.audio import AudioError
+    from ..data.excerpt import duration
+
+    try:
+        return duration(file)
+    except AudioError:
+        return None
 
 
 def _below(file: Path, corpus: Path) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from ..errors import UsageError
 from .console import Device, Json, progress_bar, say, show, show_csv
-from .corpus import IndexPlace, Model, NewestOf, Run, clock, load_model, open_folder, tell_update, update_index
+from .corpus import IndexPlace, Model, NewestOf, Run, clock, load_model, open_folder, placed, tell_update, update_index
 
 if TYPE_CHECKING:
     from ..corpus.duplicates import Duplicates, Member
@@ -64,8 +64,9 @@ def duplicates(
     recordings, model = None, None
     if not same_only:
         model = load_model(run, runs, model_name, device)
-        tell_update(update_index(folder, model, workers))
-        recordings = folder.read(model.model_id)
+        searched = placed(folder, model)
+        tell_update(update_index(searched, model, workers))
+        recordings = searched.read(model.model_id)
         if recordings.store is not None:
             say(f"{corpus}: too many windows to compare each with each. Sounds that are alike are not listed.")
             recordings = None

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..errors import DiffATRError, UsageError
 from ..files import reason, write_text
 from .library import Searched
+from .report import folder_gone
 
 FORMAT = "diffatr collections"
 VERSION = 1
@@ -74,15 +76,18 @@ class Collections:
     Attributes:
         path: of the file.
 
-    All methods raise DiffATRError where the file cannot be read or written, or is damaged; it is never written over then.
+    All methods raise DiffATRError where the file cannot be read or written, or is damaged; it is never written over then. Those
+    that change it raise FolderGone where the folder is gone.
     """
 
     def __init__(self, folder: Searched) -> None:
-        self.path = folder.collections_file
+        self.path, self._roots = folder.collections_file, folder.roots
+        self._was_there = self.path.parent.is_dir()
 
     def all(self) -> list[Collection]:
         """All collections, in the order in which they were made."""
         try:
+            self._was_there = self._was_there or self.path.parent.is_dir()
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
@@ -169,6 +174,10 @@ class Collections:
     def _locked(self) -> Iterator[None]:
         import filelock
 
+        if not self.path.parent.is_dir():  # it would be made where the folder was, such as in the mount point of its drive
+            missing = next((root for root in self._roots if not root.is_dir()), None)
+            if missing is not None or self._was_there:
+                raise folder_gone(missing or self._roots[0])
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.path.with_suffix(".lock"))
@@ -188,6 +197,16 @@ class Collections:
         return DiffATRError(
             f"{self.path}: is no file of collections ({what[:200]}). Mend it by hand or move it away; nothing is written over it."
         )
+
+
+def check_part(name: str, start: float, end: float, length: float) -> None:
+    """See that a part of a file lies within its `length`; all in seconds. An end may be rounded up to whole ones, as it is shown.
+
+    Raises:
+        UsageError: the part lies beyond the file's end.
+    """
+    if start >= length or end > math.ceil(length):
+        raise UsageError(f"{name}: has {length:.1f} s of sound, and the part {start:g}-{end:g} is not in it. Name another part.")
 
 
 def places_of(members: Sequence[Member], contents: Mapping[str, str]) -> list[Place]:

@@ -19,10 +19,11 @@ from ..data.audio import open_sound
 from ..files import replacing
 from ..progress import Progress, silent
 from .examine import Content, Failure, look_into, reader
+from .gone import DAYS, MANY
 from .index import FolderIndex
 from .read_ahead import read_ahead
-from .report import Damaged, Skipped, no_sounds
-from .scan import Stamp, scan
+from .report import Damaged, Skipped, folder_gone, no_sounds
+from .scan import Stamp, identity_of, scan
 from .sqlite_file import SqliteFile, connected
 from .windows import Missing
 
@@ -37,6 +38,7 @@ _TABLES = """
         hash TEXT PRIMARY KEY, seconds REAL NOT NULL, bits BLOB NOT NULL, levels BLOB NOT NULL, checksum INTEGER NOT NULL
     );
 """
+_UNUSED = "{} FROM fingerprints WHERE hash NOT IN (SELECT hash FROM files) AND hash NOT IN (SELECT hash FROM gone)"
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,11 @@ def read_fingerprints(folder: FolderIndex, progress: Progress = silent, workers:
 
     Raises:
         CannotUpdate: what is remembered cannot be read or written.
+        FolderGone: the folder is gone, or goes while this reads in it; nothing is forgotten.
         DiffATRError: the folder holds no sound that can be used.
     """
+    if (identity := identity_of(folder.corpus)) is None:
+        raise folder_gone(folder.corpus)
     seen = scan(folder.corpus, folder.folder)
     skipped = [*seen.unlisted, *seen.unreadable]
     if not seen.files:
@@ -124,6 +129,8 @@ def read_fingerprints(folder: FolderIndex, progress: Progress = silent, workers:
                     prints[content] = heard
                     missing_of[content] = missing
                 new[path] = _File(_text(todo[path]), content, "", missing_of.get(content, ""), now)
+            if identity_of(folder.corpus) != identity:
+                raise folder_gone(folder.corpus, while_indexed=True)
             if time.monotonic() - committed > _COMMIT_SECONDS:
                 table.add(new, prints)
                 files |= new
@@ -197,11 +204,18 @@ class _Table(SqliteFile):
             database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def keep(self, files: Mapping[bytes, _File]) -> None:
-        """Forget all other files, and fingerprints that no file has."""
+        """Forget all other files, and fingerprints that no file has; those that go many at once stay a while, as in `gone`."""
         with self._open() as database:
             gone = [path for (path,) in database.execute("SELECT path FROM files").fetchall() if path not in files]
             database.executemany("DELETE FROM files WHERE path = ?", [(path,) for path in gone])
-            database.execute("DELETE FROM fingerprints WHERE hash NOT IN (SELECT hash FROM files)")
+            database.execute("CREATE TABLE IF NOT EXISTS gone (hash TEXT PRIMARY KEY, since REAL NOT NULL)")
+            lost = database.execute(_UNUSED.format("SELECT hash")).fetchall()
+            now = time.time()
+            if len(lost) >= MANY:
+                database.executemany("INSERT INTO gone VALUES (?, ?)", [(content, now) for (content,) in lost])
+            back = "hash IN (SELECT hash FROM files) OR since NOT BETWEEN ? AND ?"
+            database.execute(f"DELETE FROM gone WHERE {back}", (now - DAYS * 24 * 3600, now))
+            database.execute(_UNUSED.format("DELETE"))
 
     def _read(self) -> tuple[dict[bytes, _File], dict[str, Fingerprint]]:
         files, prints = dict[bytes, _File](), dict[str, Fingerprint]()

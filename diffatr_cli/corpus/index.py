@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..core.windows import spans
-from ..errors import UsageError
+from ..errors import DiffATRError, UsageError
 from ..progress import Progress, silent
 from .examine import reader
 from .notes import UNKNOWN, Notes
 from .place import place_of
-from .report import CannotUpdate, Damaged, IndexReport, Skipped, no_sounds
-from .scan import Listing, Stamp, fingerprint, scan
+from .report import CannotUpdate, Damaged, FolderGone, IndexReport, Skipped, folder_gone, no_sounds, sounds_gone
+from .scan import Listing, Stamp, fingerprint, identity_of, scan
 from .snapshot import Recordings, Snapshot, read_snapshot, report_below, write_snapshot
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class FolderIndex:
         self.place = place_of(corpus / FOLDER if index is None else index)
         self.folder = self.place.local
         inside = self.folder.resolve() == (corpus / FOLDER).resolve()
+        if not self.place.remote and self.folder.resolve().is_relative_to(corpus.resolve()):
+            self.place.within = corpus
         # Inside, the name does not say which corpus, so that both can be moved together.
         self._suffix = "" if inside else "-" + hashlib.blake2b(os.fsencode(corpus.resolve()), digest_size=8).hexdigest()
 
@@ -110,6 +112,7 @@ class FolderIndex:
         Raises:
             CannotUpdate: the index cannot be read or written, or without `wait`, another process is updating it. What was
                 committed stays.
+            FolderGone: the folder is gone, also while it is indexed, or holds no sounds any more: nothing is forgotten.
             DiffATRError: the folder holds no sound files and never did, or the index is damaged and cannot be mended.
         """
         state = self._look(below, progress)
@@ -120,7 +123,12 @@ class FolderIndex:
                 state = self._look(below, progress)
                 if report := self._report_for(state, model):
                     return report
-            return self._update(state, model, progress, workers or os.cpu_count() or 1, tell, elsewhere)
+            try:
+                return self._update(state, model, progress, workers or os.cpu_count() or 1, tell, elsewhere)
+            except DiffATRError as error:  # of the index, which may be gone with the folder
+                if not isinstance(error, FolderGone):
+                    self._check_there(state)
+                raise
 
     def read(self, model_id: str, *, frames: bool = False) -> Recordings:
         """What is remembered for a model, as of the last commit; other processes may be updating meanwhile.
@@ -204,9 +212,10 @@ class FolderIndex:
         table.check_index()
         return StoredVectors(table, snapshot, hashes)
 
-    def holds(self, model_id: str) -> bool:
-        """Whether files were indexed for a model."""
-        return all(map(self.place.has, self._table_names(model_id)))
+    def holds(self, model_id: str | None) -> bool:
+        """Whether files were indexed for a model; for any if None."""
+        files, windows = self._table_names(model_id or "")
+        return self.place.has(files) and (model_id is None or self.place.has(windows))
 
     def watched(self) -> list[Watched]:
         """What to look at, to see whether there is something to update."""
@@ -216,20 +225,40 @@ class FolderIndex:
         self.unsettled = paths
 
     def _look(self, below: bytes, progress: Progress) -> _State:
-        """See what is in the folder. Raises DiffATRError where it holds no sound files and never did."""
+        """See what is in the folder. Raises DiffATRError where it holds no sound files and never did, FolderGone where it did."""
         seen = scan(self.corpus, self.folder, progress)
+        if (identity := identity_of(root := self.corpus / os.fsdecode(below))) is None:
+            raise folder_gone(root)
         before = self._seen or {}
         settled = {path: stamp for path, stamp in seen.files.items() if path not in self.unsettled}
         self._seen = settled | {path: before[path] for path in self.unsettled if path in before}
         if not seen.files and not self.place.is_used():
             raise no_sounds(self.corpus, [*seen.unlisted, *seen.unreadable])
+        if not any(path.startswith(below) for path in seen.files) and self._has_some(below):
+            if seen.unlisted:
+                raise FolderGone(*no_sounds(root, seen.unlisted).args)
+            table = os.path.join(str(self.place), f"{self._table_names('')[0]}.lance")
+            forget = f"index the folder above, diffatr index {self.corpus}" if below else f"remove {table}"
+            raise sounds_gone(root, forget)
         unreadable = {os.fsencode(each.path): () for each in seen.unreadable}
         mark = f"{fingerprint(seen.files)} {fingerprint(unreadable)} {reader()}"
         if not below:
-            return _State(seen, mark, mark, below)
+            return _State(seen, mark, mark, below, identity)
         own = {path: stamp for path, stamp in seen.files.items() if path.startswith(below)}
         unreadable = {path: () for path in unreadable if path.startswith(below)}
-        return _State(seen, mark, f"{below.hex()} {fingerprint(own)} {fingerprint(unreadable)} {reader()}", below)
+        return _State(seen, mark, f"{below.hex()} {fingerprint(own)} {fingerprint(unreadable)} {reader()}", below, identity)
+
+    def _has_some(self, below: bytes) -> bool:
+        """Whether files below a folder can be searched; also where that cannot be read, so that nothing is forgotten for it."""
+        try:
+            return any(os.fsencode(path).startswith(below) for path in self.contents())
+        except Damaged:
+            return True
+
+    def _check_there(self, state: _State) -> None:
+        """Raises FolderGone where the folder is not the one any more that was looked at."""
+        if identity_of(root := self.corpus / os.fsdecode(state.below)) != state.identity:
+            raise folder_gone(root, while_indexed=True)
 
     def _report_for(self, state: _State, model: Retriever) -> IndexReport | None:
         """The report of an update that has nothing to do; None where it has."""
@@ -247,6 +276,7 @@ class FolderIndex:
         tell: Callable[[str], None],
         elsewhere: Elsewhere | None,
     ) -> IndexReport:
+        from .gone import GONE, GoneContents
         from .store import FileTable, WindowTable
         from .update import Update
 
@@ -254,7 +284,8 @@ class FolderIndex:
             files_name, windows_name = self._table_names(model.model_id)
             files, windows = FileTable(self.place, files_name), WindowTable(self.place, windows_name, model.dim)
             frames = self._frame_table(model.model_id) if model.sees_frames else None
-            return Update(self.corpus, files, windows, frames, model, anew=anew)
+            gone = GoneContents(FileTable(self.place, f"{GONE}{self._suffix}"))
+            return Update(self.corpus, files, windows, frames, model, gone, lambda: self._check_there(state), anew=anew)
 
         update = new_update()
         if again := sum(row.content in update.without_frames for row in update.known.values()):
@@ -278,15 +309,16 @@ class FolderIndex:
         from .noting import update_notes
 
         usable = {path: row.stamp for path, row in update.rows.items() if not row.reason}
-        update_notes(self.corpus, self._note_table(), usable, progress, workers)
+        update_notes(self.corpus, self._note_table(), usable, progress, workers, lambda: self._check_there(state))
         # Where something is to be tried again, no state of the folder makes the next update needless.
         pending = state.seen.unlisted or update.unsettled or (update.put_off and unsettled)
         mark = None if pending else state.mark_below if update.put_off else state.mark
+        model_id, with_frames = model.model_id, model.sees_frames
+        recordings = replace(self._read_tables(model_id, frames=with_frames, training=tell), updated=time.time())
+        report.windows = len(recordings.spans)
         unchanged = IndexReport(
             report.files, report.windows, unchanged=report.files, skipped=report.skipped, partial=report.partial
         )
-        model_id, with_frames = model.model_id, model.sees_frames
-        recordings = replace(self._read_tables(model_id, frames=with_frames, training=tell), updated=time.time())
         tables = self._mark_of_tables(model_id, with_frames)
         approximate = bool(len(recordings.sums))
         if self.approximate is None:
@@ -398,12 +430,14 @@ class Watched(NamedTuple):
 
 
 class _State(NamedTuple):
-    """A folder as it was seen, a mark that any change of it changes, and one for what lies `below` a folder of it."""
+    """A folder as it was seen, a mark that any change of it changes, one for what lies `below` a folder of it, and that folder's
+    identity."""
 
     seen: Listing
     mark: str
     mark_below: str
     below: bytes
+    identity: tuple[int, int]
 
 
 def _megabytes(model: Retriever) -> str:

@@ -16,6 +16,7 @@ from ..errors import DiffATRError
 from ..progress import Progress, silent
 from .index import CannotUpdate, FolderIndex, IndexReport, Recordings, Skipped, Watched
 from .joined import dispatched, join, named
+from .report import FolderGone
 from .subfolder import Subfolder, through_ancestor
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class Library:
     def __init__(self, folders: Sequence[Folder], problems: dict[Path, str] | None = None) -> None:
         self.folders, self.problems = list(folders), dict(problems or {})
         self.corpus = Path()
+        self._gone = set[Path]()  # folders whose recordings the last update did not find
 
     @property
     def roots(self) -> list[Path]:
@@ -112,9 +114,12 @@ class Library:
         failures: list[DiffATRError] = []
         for folder in self.in_order():
             root, before = folder.corpus, self.problems.pop(folder.corpus, None)
+            self._gone.discard(root)
             try:
                 reports.append((root, folder.update(model, _of(root, progress), workers, wait, tell, elsewhere)))
             except DiffATRError as error:
+                if isinstance(error, FolderGone):
+                    self._gone.add(root)
                 failures.append(error)
                 self.problems[root] = str(error)
                 if before != str(error):
@@ -125,7 +130,7 @@ class Library:
         return _together(reports)
 
     def read(self, model_id: str, *, frames: bool = False) -> Recordings:
-        """As `FolderIndex.read`, of all folders together; those that cannot be read are left out.
+        """As `FolderIndex.read`, of all folders together; those that cannot be read, or whose recordings are gone, are left out.
 
         Raises:
             DiffATRError: none of them can be read.
@@ -133,12 +138,14 @@ class Library:
         parts: list[tuple[Path, Recordings]] = []
         failures: list[DiffATRError] = []
         for folder in self.in_order():
+            if folder.corpus in self._gone:
+                continue
             try:
                 parts.append((folder.corpus, folder.read(model_id, frames=frames)))
             except DiffATRError as error:
                 failures.append(error)
                 self.problems[folder.corpus] = str(error)
-        if not parts:
+        if failures and not parts:
             raise failures[0]
         order = self.roots
         return join(sorted(parts, key=lambda each: order.index(each[0])))
@@ -275,8 +282,8 @@ def through_ancestors(
     )
 
 
-def placed_folder(folder: Folder, model_id: str, tell: Callable[[str], None]) -> Folder:
-    """One folder, if it lies below an indexed one through the index of that, which is told."""
+def placed_folder(folder: Folder, model_id: str | None, tell: Callable[[str], None]) -> Folder:
+    """One folder, if it lies below an indexed one through the index of that, which is told. `model_id` as there."""
     found = folder if isinstance(folder, Subfolder) else through_ancestor(folder, model_id)
     if isinstance(found, Subfolder) and found is not folder:
         tell(f"{found.corpus}: searched through the index of {found.whole.corpus}, which holds it. --index keeps one apart.")

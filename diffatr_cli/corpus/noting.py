@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,23 +21,40 @@ _COMMIT_SECONDS = 5.0
 _MOST_LETTERS = 16_000  # of all that is written in a file
 
 
-def update_notes(corpus: Path, table: NoteTable, files: Mapping[bytes, Stamp], progress: Progress, workers: int) -> None:
+def update_notes(
+    corpus: Path,
+    table: NoteTable,
+    files: Mapping[bytes, Stamp],
+    progress: Progress,
+    workers: int,
+    check: Callable[[], None] = lambda: None,
+) -> None:
     """Make the table hold what these files say of themselves, and nothing of others.
 
     A file that looks as it did when it was noted is not opened. What was read before a kill stays.
+
+    Args:
+        check: raises where the folder is gone; asked before what was read is kept, since of a file that is gone nothing is known.
 
     Raises:
         CannotUpdate: the table cannot be written.
         Damaged: it cannot be written because of what it holds, not even anew.
     """
     try:
-        _update(corpus, table, files, progress, workers, anew=False)
+        _update(corpus, table, files, progress, workers, check, anew=False)
     except Damaged:  # in a place that shows only where the table is changed
-        _update(corpus, table, files, progress, workers, anew=True)
+        _update(corpus, table, files, progress, workers, check, anew=True)
 
 
 def _update(
-    corpus: Path, table: NoteTable, files: Mapping[bytes, Stamp], progress: Progress, workers: int, *, anew: bool
+    corpus: Path,
+    table: NoteTable,
+    files: Mapping[bytes, Stamp],
+    progress: Progress,
+    workers: int,
+    check: Callable[[], None],
+    *,
+    anew: bool,
 ) -> None:
     known = table.mend(anew=anew)
     todo = [(path, stamp) for path, stamp in files.items() if path not in known or known[path].stamp != stamp]
@@ -48,7 +65,9 @@ def _update(
                 progress(first, len(todo), "reading metadata")
             some = todo[first : first + _TOGETHER]
             notes = pool.map(lambda each: note_of(corpus / os.fsdecode(each[0]), each[1]), some)
-            waiting |= {path: NoteRow(stamp, note) for (path, stamp), note in zip(some, notes, strict=True)}
+            read = {path: NoteRow(stamp, note) for (path, stamp), note in zip(some, notes, strict=True)}
+            check()
+            waiting |= read
             if time.monotonic() - committed > _COMMIT_SECONDS:
                 table.put(waiting)
                 waiting, committed = {}, time.monotonic()

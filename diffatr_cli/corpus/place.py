@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import DiffATRError, UsageError
 from . import checksums
-from .report import CannotUpdate
+from .report import CannotUpdate, folder_gone
+from .scan import identity_of
 from .snapshot import mark_of_tables
 from .troubles import refused, told_of_system
 
@@ -39,11 +41,13 @@ class Place(ABC):
         address: names it to `place_of`, in whatever folder a process works.
         local: the folder of the files that this machine keeps of it. They can be made again from the tables.
         remote: whether all else lies elsewhere, so that what was read is worth keeping on this machine.
+        within: a folder that this place lies below, and that is not to be made with it where it is gone.
     """
 
     address: str
     local: Path
     remote = False
+    within: Path | None = None
 
     @abstractmethod
     def __str__(self) -> str: ...
@@ -101,6 +105,7 @@ class Place(ABC):
 
         Raises:
             CannotUpdate: somebody else is writing, or nothing can be locked there.
+            FolderGone: the folder `within` which it lies is gone.
         """
 
     @abstractmethod
@@ -109,7 +114,7 @@ class Place(ABC):
 
     @abstractmethod
     def may_write(self) -> None:
-        """Raises CannotUpdate where the lock that was taken is not held any more."""
+        """Raises CannotUpdate where the lock that was taken is not held any more, or what was locked is gone."""
 
     # Checksums of a table's files, as `checksums` has them, where nothing else sees to it that files stay as they are.
 
@@ -139,6 +144,7 @@ class Folder(Place):
 
     def __init__(self, path: Path) -> None:
         self.address, self.local = os.path.abspath(path), path
+        self._locked: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         return str(self.local)
@@ -186,23 +192,29 @@ class Folder(Place):
 
         lock, waited = filelock.FileLock(self.local / "lock"), False
         try:
-            self.local.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
+            while not lock.is_locked:
+                if self.within is not None and not self.within.is_dir():  # each time: the lock makes the folders above it
+                    raise folder_gone(self.within)
+                self.local.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(filelock.Timeout):
+                    lock.acquire(timeout=0)
+                    break
                 text = f"{self}: another process is indexing this folder now."
                 if wait is None:
-                    raise CannotUpdate(f"{text} Wait for it, then run the command again.") from None
-                wait(f"{text} Waiting until it is done.")
-                lock.acquire(poll_interval=_POLL)
+                    raise CannotUpdate(f"{text} Wait for it, then run the command again.")
+                if not waited:
+                    wait(f"{text} Waiting until it is done.")
                 waited = True
+                time.sleep(_POLL)
         except OSError as error:
             raise refused(self.local, error.errno) from None
         except NotImplementedError:  # a file system without locks
             raise refused(self.local, None) from None
+        self._locked = identity_of(self.local)
         try:
             yield waited
         finally:
+            self._locked = None
             lock.release()
 
     def told(self, error: Exception) -> DiffATRError | None:
@@ -210,7 +222,9 @@ class Folder(Place):
         return told_of_system(self.local, error)
 
     def may_write(self) -> None:
-        """As `Place`. What the system has locked stays so."""
+        """As `Place`. What the system has locked stays so, but a folder may be moved, or its drive be pulled."""
+        if self._is_gone():
+            raise CannotUpdate(f"{self}: the folder of the index is gone while it was written. Run the command again.")
 
     def misfits(self, table: str, without: str | None = None) -> Iterator[str]:
         """As `Place`."""
@@ -218,11 +232,13 @@ class Folder(Place):
 
     def seal(self, table: str) -> None:
         """As `Place`."""
-        checksums.record(self._of(table))
+        if not self._is_gone():
+            checksums.record(self._of(table))
 
     def prune(self, table: str) -> None:
         """As `Place`."""
-        checksums.prune(self._of(table))
+        if not self._is_gone():
+            checksums.prune(self._of(table))
 
     def remove_below(self, table: str, folder: str) -> None:
         """As `Place`."""
@@ -232,6 +248,10 @@ class Folder(Place):
     def size(self, table: str) -> int:
         """As `Place`."""
         return sum(path.stat().st_size for path in self._of(table).rglob("*") if path.is_file())
+
+    def _is_gone(self) -> bool:
+        """Whether what was locked is not there any more. Whoever writes there makes it anew, where nobody looks for it."""
+        return self._locked is not None and identity_of(self.local) != self._locked
 
     def _of(self, table: str) -> Path:
         return self.local / f"{table}.lance"

@@ -26,6 +26,10 @@ class Damaged(DiffATRError):
         )
 
 
+class FolderGone(DiffATRError):
+    """The recordings are not there, as those of a drive that is pulled. What is indexed of them stays, and cannot be heard."""
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A file (or folder) that could not be used, or not all of it, and why."""
@@ -69,6 +73,22 @@ class IndexReport:
         """The reverse of `dataclasses.asdict`."""
         lists = {name: [Skipped(**each) for each in document[name]] for name in ("skipped", "partial")}
         return cls(**document | lists)
+
+
+def folder_gone(corpus: Path, *, while_indexed: bool = False) -> FolderGone:
+    """The error for a folder that is not there any more, or for another one in its place."""
+    when = " while it was indexed" if while_indexed else ""
+    return FolderGone(
+        f"{corpus}: the folder is gone{when}. What is indexed of it stays. Once it is back, run the command again, which goes on."
+    )
+
+
+def sounds_gone(corpus: Path, forget: str) -> FolderGone:
+    """The error for a folder that holds no sounds any more; `forget` says how to have the index forget them."""
+    return FolderGone(
+        f"{corpus}: no sound files in it now, but the index has some. Is the drive not there? What is indexed stays. To forget "
+        f"it: {forget}"
+    )
 
 
 def no_sounds(corpus: Path, skipped: list[Skipped]) -> DiffATRError:

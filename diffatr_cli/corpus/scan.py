@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
+from stat import S_ISDIR
 from typing import NamedTuple
 
 from ..data.audio import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES
@@ -98,6 +99,15 @@ def fingerprint(files: Mapping[bytes, tuple[int, ...]]) -> str:
     """A hash of files' paths and of some numbers of each."""
     rows = [b"%s\0%s" % (path, " ".join(map(str, numbers)).encode()) for path, numbers in sorted(files.items())]
     return hashlib.blake2b(b"\0".join(rows), digest_size=16).hexdigest()
+
+
+def identity_of(folder: Path) -> tuple[int, int] | None:
+    """What tells a folder from another one of its name, such as a drive from its mount point; None where there is none."""
+    try:
+        stat = folder.stat()
+    except OSError:
+        return None
+    return _identity(stat) if S_ISDIR(stat.st_mode) else None
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from .filters import filters_of
 from .index import IndexReport, Recordings
 from .library import Searched
 from .priority_lock import PriorityLock
-from .report import Skipped
+from .report import FolderGone, Skipped
 from .search import Found, check_texts, embed_sound, embed_texts, token_states
 from .selection import By
 from .snapshot import packed_paths
@@ -307,8 +307,9 @@ class SearchSession:
             return None
         except DiffATRError as error:
             self._problem = str(error)
-            with contextlib.suppress(DiffATRError):
-                self._load(settled=False)
+            if not isinstance(error, FolderGone):  # the index may be gone with the folder; what was read of it is searched
+                with contextlib.suppress(DiffATRError):
+                    self._load(settled=False)
             raise
         finally:
             self._indexing = None

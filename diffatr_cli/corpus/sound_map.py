@@ -53,7 +53,8 @@ def make_map(recordings: Recordings) -> SoundMap:
 
 
 def kept_map(path: Path, key: str, recordings: Recordings) -> SoundMap:
-    """The map that is kept at `path` for this version of the recordings, `key`; else a new one, kept there if the disk takes it.
+    """The map that is kept at `path` for this version of the recordings, `key`; else a new one, kept there if that folder is
+    there and takes it.
 
     Raises:
         Damaged: as `make_map`.
@@ -61,6 +62,8 @@ def kept_map(path: Path, key: str, recordings: Recordings) -> SoundMap:
     there = _read(path, key)
     if there is None:
         there = make_map(recordings)
+        if not path.parent.is_dir():  # gone with the drive that it is on, and not to be made in its mount point
+            return there
         with contextlib.suppress(DiffATRError, OSError), replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, key=np.array(key), contents=there.contents, rows=there.rows, places=there.places)
     return there

@@ -8,7 +8,8 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from .report import Damaged
+from ..errors import DiffATRError
+from .report import CannotUpdate, Damaged
 from .troubles import refused
 
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
@@ -59,6 +60,10 @@ class SqliteFile:
     def _told(self) -> Iterator[None]:
         try:
             yield
+        except DiffATRError as error:  # of `replacing`, which knows no other place to name
+            if isinstance(error.__cause__, OSError) and not isinstance(error, CannotUpdate | Damaged):
+                raise refused(self._folder, error.__cause__.errno) from error
+            raise
         except FileNotFoundError as error:
             raise Damaged(self._folder) from error
         except OSError as error:

@@ -108,6 +108,16 @@ class FileTable(StoredTable):
         with changing(self._place):
             self._table.merge_insert("path").when_not_matched_by_source_delete().execute(self._to_arrow(rows))
 
+    def write(self, rows: Mapping[bytes, FileRow]) -> None:
+        """Make these rows all that the table holds, in one commit; without any there is no table."""
+        if rows:
+            self._write_all(lambda: self._to_arrow(rows), anew=not self.exists)
+            self.tidy()
+            self.seal()
+        else:
+            with changing(self._place):
+                self._place.remove(self._name)
+
     def contents_of_others(self) -> set[str] | None:
         """The hashes that the files of the other corpora of this index have; None where that cannot be found out."""
         found: set[str] = set()

@@ -156,7 +156,7 @@ def _rows(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return shifts + np.arange(len(shifts))
 
 
-def through_ancestor(folder: FolderIndex, model_id: str, home: Path | None = None) -> FolderIndex | Subfolder:
+def through_ancestor(folder: FolderIndex, model_id: str | None, home: Path | None = None) -> FolderIndex | Subfolder:
     """The index by which a folder is searched: its own, or that of the nearest folder above it that is indexed for this model.
 
     Only where nobody said where the index is, and the folder has none of its own for this model. A folder above counts whose
@@ -164,6 +164,7 @@ def through_ancestor(folder: FolderIndex, model_id: str, home: Path | None = Non
     in the person's home folder or above that.
 
     Args:
+        model_id: of the model; None where an index of any model will do, as for what is known of files and not of their vectors.
         home: the home folder; that of whoever runs this if None.
     """
     if not folder.own_place or folder.holds(model_id):

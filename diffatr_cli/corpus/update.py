@@ -21,6 +21,7 @@ from .contents import ContentWindows
 from .embedding import BATCH, READ_AHEAD, Elsewhere, embed, weight
 from .examine import Content, Failure, Finding, Vector, examine, reader
 from .frames import Frames
+from .gone import GoneContents
 from .read_ahead import read_ahead
 from .report import IndexReport, Skipped
 from .scan import Listing, Stamp
@@ -55,6 +56,8 @@ class Update:
         corpus: the folder of recordings.
         files, windows: the tables.
         frames: the table of frames, for a model that re-ranks by them; None for others.
+        gone: keeps contents for a while whose files are gone many at once.
+        check: raises FolderGone where the folder is.
         anew: write the tables anew, as far as they can be read, since changing them failed.
 
     Attributes:
@@ -73,9 +76,12 @@ class Update:
         windows: WindowTable,
         frames: Frames | None,
         model: Retriever,
+        gone: GoneContents,
+        check: Callable[[], None],
         *,
         anew: bool = False,
     ) -> None:
+        self.gone, self.check = gone, check
         self.corpus, self.files, self.windows, self.frames, self.model = corpus, files, windows, frames, model
         self.known, damaged_rows = files.mend(anew=anew)
         self.with_vectors, self.damaged = windows.mend(anew=anew)
@@ -113,6 +119,7 @@ class Update:
 
         Raises:
             CannotUpdate: the tables cannot be written. What was committed stays.
+            FolderGone: the folder went while this went on. What was committed stays, and nothing is forgotten.
             Damaged: they cannot be written because of what they hold.
             DiffATRError: the model's embeddings are not finite.
         """
@@ -142,15 +149,15 @@ class Update:
                 tell("indexing")
                 self._take(path, todo[path], of_file, tell)
         self._commit()
+        self.check()
         progress(len(todo), len(todo), "finishing the index" if todo else "indexing")
-        self._forget_gone()
+        self._forget_gone(sure=not (seen.unlisted or self.unsettled))
         self._forget_orphans()
         if self.changed:
             self.files.tidy()
             self.windows.tidy()
         self.files.seal()
         self.windows.seal()
-        report.windows = self.windows.count()
         report.files = sum(not row.reason for row in self.rows.values())
         report.skipped += [Skipped(os.fsdecode(path), row.reason) for path, row in self.rows.items() if row.reason]
         report.partial = [Skipped(os.fsdecode(path), row.missing) for path, row in sorted(self.rows.items()) if row.missing]
@@ -270,14 +277,19 @@ class Update:
         self.parts, self.new_rows, self.uncommitted = {}, {}, 0
         self.committed = time.monotonic()
 
-    def _forget_gone(self) -> None:
-        self.report.removed = len(self.known.keys() - self.rows.keys())
-        if self.report.removed:
+    def _forget_gone(self, *, sure: bool) -> None:
+        """Forget the files that are gone; `sure`: all that is there was seen."""
+        gone = self.known.keys() - self.rows.keys()
+        self.report.removed = len(gone)
+        there = {row.content for row in self.rows.values()}
+        self.gone.settle({row.content for path in gone if not (row := self.known[path]).reason} - there, there, sure=sure)
+        if gone:
             self.files.keep(self.rows)
             self.changed = True
 
     def _forget_orphans(self) -> None:
-        """Remove contents that no file of any corpus of this index has; an update that was killed leaves some too."""
+        """Remove contents that no file of any corpus of this index has, and that are not kept for files that are gone; an update
+        that was killed leaves some too."""
         others = self.files.contents_of_others()
         if others is None:
             return

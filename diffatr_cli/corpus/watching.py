@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ..data.audio import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES
 from .index import Watched
-from .scan import Stamp, scan
+from .scan import Stamp, identity_of, scan
 
 _SOUNDS = {*AUDIO_SUFFIXES, *UNREADABLE_SUFFIXES}
 _SHARE = 0.1  # of the time that looks may take
@@ -59,11 +59,11 @@ class _Followed:
         self.since: dict[bytes, float] = {}
         self.away = False
         self._last: Mapping[bytes, Stamp | None] = {}
-        self._identity = _identity(watched.corpus)
+        self._identity = identity_of(watched.corpus)
 
     def look(self, now: float) -> None:
         """See what is in the folder, and what of it changed."""
-        identity = _identity(self.watched.corpus)
+        identity = identity_of(self.watched.corpus)
         # A drive that is gone leaves no folder, or the empty one that it was mounted on: nobody removed its recordings.
         self.away = identity is None or (
             self._identity is not None and identity != self._identity and _is_empty(self.watched.corpus)
@@ -263,14 +263,6 @@ def _unescaped(field: str) -> str:
     for sign in " \t\n\\":
         field = field.replace(f"\\{ord(sign):03o}", sign)
     return field
-
-
-def _identity(folder: Path) -> tuple[int, int] | None:
-    try:
-        stat = folder.stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino
 
 
 def _is_empty(folder: Path) -> bool:

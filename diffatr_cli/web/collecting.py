@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ValidationError
 
-from ..corpus.collections import FAVOURITES, Collection, Collections, Member, places_of
+from ..corpus.collections import FAVOURITES, Collection, Collections, Member, check_part, places_of
 from ..corpus.export import Piece
 from ..corpus.search import Hit
 from ..corpus.session import NotServed, SearchSession, key_of
@@ -67,12 +67,14 @@ def add_collecting(app: FastAPI, session: SearchSession) -> None:
         starred = _marks(favourites, contents.now()) if favourites and favourites.members else []
         return json_response({"collections": listed, "starred": starred, "changed": changed and changed.id})
 
-    def members_of(sounds: Sequence[str]) -> list[Member]:
+    def members_of(sounds: Sequence[str], *, new: bool = True) -> list[Member]:
         members = []
         for key, start, end in wanted(sounds) if sounds else ():
             path = session.path(key)
             if (content := contents.now().get(path)) is None:
                 raise NotServed(f"{path}: the index knows it no more. Refresh.", gone=True)
+            if new and (length := session.seconds(path)) > 0:  # else the index has just forgotten it
+                check_part(path, start, end, length)
             members.append(Member(content, path, start, end))
         return members
 
@@ -112,7 +114,7 @@ def add_collecting(app: FastAPI, session: SearchSession) -> None:
 
         def done() -> Response:
             gone = {(content, round(start, 3)) for content, start in asked.members}
-            return summary(kept.remove(id_, gone | {each.identity for each in members_of(asked.sounds)})[0])
+            return summary(kept.remove(id_, gone | {each.identity for each in members_of(asked.sounds, new=False)})[0])
 
         return await run_in_threadpool(done)
 
