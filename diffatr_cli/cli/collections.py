@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from .command import App
 from .console import Json, say, show
 from .corpus import IndexPlace, open_folder
 from .export import Cut, Fps, check_export, export, export_document
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..corpus.collections import Collection, Place
     from ..corpus.index import FolderIndex
 
-app = typer.Typer(
+app = App(
     help="Named collections of sounds: list, show, fill and export them. The page of `serve` shows the same ones.",
     no_args_is_help=True,
 )

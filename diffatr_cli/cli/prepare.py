@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import DiffATRError, UsageError
+from .command import App
 from .console import Data, Json, Seed, progress_bar, say, show
 from .engine import Address, Engine, EngineName, engine_of
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..data.prepare import Report
 
-app = typer.Typer(
+app = App(
     help="Make a data set ready for training: 32 kHz mono WAV files and a manifest under data/NAME. "
     "Whatever is cut off continues with the same command; files that cannot be used are listed and left out.",
     no_args_is_help=True,
