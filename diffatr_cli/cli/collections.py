@@ -120,7 +120,7 @@ def export_(
     name: Name,
     target: Annotated[Path, typer.Argument(metavar="DIR", help="Where the copies go; nothing there is written over.")],
     cut: Cut = False,
-    fps: Fps = 25,
+    fps: Fps = None,
     corpus: Corpus = Path("."),
     index_place: IndexPlace = None,
     as_json: Json = False,
@@ -131,7 +131,7 @@ def export_(
     """
     from ..corpus.export import Piece
 
-    check_export(target, corpus, fps)
+    check_export("DIR", target, corpus, fps)
     collection, places = _places(open_folder(corpus, index_place), name)
     pieces = []
     for each in places:

@@ -69,6 +69,8 @@ def clotho(
 
     Example: diffatr prepare clotho --from ~/Downloads/clotho
     """
+    if mirror is not None and source is not None:
+        raise UsageError("--mirror: nothing is downloaded with --from. Leave out one of them.")
     from ..data.clotho import HOME, prepare_clotho
 
     root = _root(data, name)
