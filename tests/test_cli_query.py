@@ -554,6 +554,38 @@ def test_what_is_wrong_with_a_filter_is_told_before_anything_is_loaded(clips, mo
     assert "has no words" in str(failure("query", "--audio", clips / "200.wav", "--by", "name", "--corpus", clips))
 
 
+def test_options_that_mean_nothing_here_are_refused(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "file").write_text("mine")
+    sound = ("--audio", clips / "200.wav", "--captions", tmp_path / "file")
+    dog = ("dog", "--corpus", clips)
+    for arguments, words in (
+        ((*dog, "--fps", 30), "--fps: there is no EDL"),
+        ((*dog, "--by", "name", "--not", "dog"), "--not: "),
+        ((*dog, "--min-score", "nan"), "--min-score nan"),
+        ((*dog, "--copy-to", "file"), "--copy-to file: a file is where a folder should be"),
+        ((*dog, "--copy-to", "nope/x"), "--copy-to nope/x: there is no folder nope"),
+        ((*dog, "--export", "file"), "--export file: a file is where a folder should be"),
+        ((*dog, "--export", "nope/x"), "--export nope/x: there is no folder nope"),
+        ((*sound, "--corpus", clips), "--corpus: means nothing with --captions"),
+        ((*sound, "--index", "x"), "--index: means nothing"),
+        ((*sound, "--by", "name"), "--by: means nothing"),
+        ((*sound, "--exact"), "--exact: means nothing"),
+    ):
+        done = typed(["query", *arguments])
+        assert (done.code, done.out) == (2, "")
+        assert words in done.err
+    assert not (tmp_path / "nope").exists()
+    assert not (clips / ".diffatr").exists()
+
+
+def test_a_bound_that_no_cosine_reaches(clips):
+    """Of a search by sound, whose scores are cosines; those of diffusion are no such numbers."""
+    done = typed(["query", "--audio", clips / "200.wav", "--corpus", clips, "--min-score", 50])
+    assert (done.code, done.out) == (2, "")
+    assert "cosines" in done.err
+
+
 def test_export_takes_files_out_with_lists(clips, tmp_path):
     out = tmp_path / "out"
     result = run("query", "900 Hz", "200 Hz", "--corpus", clips, "--top", 2, "--export", out, "--json")

@@ -71,8 +71,8 @@ def calibrate(
     if not any((fitted.text_to_audio, fitted.audio_to_text, fitted.audio_to_audio, fitted.presence, fitted.captions)):
         clips = counted(len(windows.offsets) - 1, "clip")
         raise DiffATRError(
-            f"{dataset.root}: nothing can be fitted on its {split} split of {clips}: every clip matches every caption, or none does. "
-            "Name a set with more and other clips."
+            f"{dataset.root}: nothing can be fitted on its {split} split of {clips}: every clip matches every caption, or none "
+            "does. Name a set with more and other clips."
         )
     facts = {
         "model": model.name,
