@@ -363,7 +363,7 @@ def test_a_folder_without_such_a_sound_says_so_and_lists_the_nearest(clips, monk
 
 def test_captions_for_a_sound(clips, tmp_path):
     (tmp_path / "captions.txt").write_text("200 Hz\r\n\n  6000 Hz [red] \n900 Hz\n200 Hz\n---\n", encoding="utf-8")
-    arguments = ("query", "--audio", clips / "200.wav", "--captions", "captions.txt", "--corpus", tmp_path / "nowhere")
+    arguments = ("query", "--audio", clips / "200.wav", "--captions", "captions.txt")
     result = run(*arguments, "--json")
     document = json.loads(result.stdout)
     model = FakeRetriever(phase_two=True)
