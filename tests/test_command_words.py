@@ -109,3 +109,21 @@ def test_texts_keep_their_order_whatever_stands_between(parts):
 def test_folders_and_files_may_begin_so_too(tmp_path):
     name = Path("- my clips")
     assert f"{name}: there is no such folder" in typed(["index", name]).err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["evaluate", "--target", "x", "--source", "x", "--workers", "2"], "--workers is for --engine ray alone"),
+        (["cross-domain", "--workers", "2"], "--workers is for --engine ray alone"),
+        (["prepare", "clotho", "--from", ".", "--mirror", "http://x"], "--mirror: nothing is downloaded with --from"),
+        (["evaluate", "--target", "x", "--source", "x", "--export", "nope/x"], "--export nope/x: there is no folder nope"),
+        (["collections", "export", "Rain", "nope/x"], "DIR nope/x: there is no folder nope"),
+    ],
+)
+def test_what_means_nothing_or_has_no_place_is_refused(line, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = typed(line)
+    assert (done.code, done.out) == (2, "")
+    assert words in done.err
+    assert list(tmp_path.iterdir()) == []
