@@ -136,7 +136,7 @@ def test_labels_that_the_model_never_learnt_are_told(clips, models):
     model = models[0]
     model.bank = CaptionBank(("200 hz", "900 hz"), model.pool_text(["200 Hz", "900 Hz"]), 0.99)
     result = run("tag", clips, "--vocabulary", "labels.txt")
-    assert "1 of 3 labels name no sound that the model learnt; they are often wrong: 4000 Hz" in result.stderr
+    assert "1 of 3 labels names no sound that the model learnt; such are often wrong: 4000 Hz" in result.stderr
 
 
 def test_the_kinds_that_a_model_brings(clips, models):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import DiffATRError, UsageError
+from ..printable import counted
 from .command import App
 from .console import Data, Json, Seed, progress_bar, say, show
 from .engine import Address, Engine, EngineName, engine_of
@@ -255,7 +256,7 @@ def _caption(report: Report) -> str:
     if report.sizes is not None:
         sounds, captions = report.sizes
         return f"vectors of {sounds} numbers for clips and {captions} for captions, in {report.root}"
-    made = f"{report.converted} clips made now" + (f", {report.kept} finished before" if report.kept else "")
+    made = f"{counted(report.converted, 'clip')} made now" + (f", {report.kept} finished before" if report.kept else "")
     return f"{made}, in {report.root}; resampler: {report.resampler}"
 
 

@@ -161,7 +161,7 @@ def tag(
         "out": None if out is None else str(out),
         "results": [each.to_json(corpus, score) for each in tagged],
     }
-    count = f"{len(tagged) - unknown} of {len(tagged)} recordings labelled, {unknown} unknown"
+    count = f"{len(tagged) - unknown} of {counted(len(tagged), 'recording')} labelled, {unknown} unknown"
     if pattern is None:
         if as_json:
             show(document, as_json=True)
@@ -241,7 +241,8 @@ def _tell_unfamiliar(choices: Choices, labels: Sequence[Label]) -> None:
     strange = [labels[i].name for i in choices.unfamiliar()]
     if strange:
         shown = ", ".join(strange[:5]) + (", ..." if len(strange) > 5 else "")
-        say(f"{len(strange)} of {len(labels)} labels name no sound that the model learnt; they are often wrong: {shown}")
+        of = f"{len(strange)} of {counted(len(labels), 'label')} {'names' if len(strange) == 1 else 'name'}"
+        say(f"{of} no sound that the model learnt; such are often wrong: {shown}")
 
 
 def _show_rows(

@@ -101,7 +101,7 @@ def prepare_features(
                 *plan.skipped,
                 *(Skip(record.split, record.source or record.clip_id, record.skipped) for record in records if record.skipped),
             ],
-            notes=[*plan.notes, *leaks(ready, "have exactly the vector of")],
+            notes=[*plan.notes, *leaks(ready, ("has exactly the vector of", "have exactly the vector of"))],
             sizes=(tables[0].audio.shape[1], tables[0].text.shape[1]),
         )
 

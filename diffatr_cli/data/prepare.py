@@ -316,14 +316,14 @@ def _changed(made: dict[str, Outcome]) -> list[str]:
     return notes
 
 
-def leaks(ready: list[Record], alike: str = "sound exactly like") -> list[str]:
-    """A note when the same audio is in more than one split."""
+def leaks(ready: list[Record], alike: tuple[str, str] = ("sounds exactly like", "sound exactly like")) -> list[str]:
+    """A note when the same audio is in more than one split. `alike`: what one clip does then, and what several do."""
     first: dict[str | None, Record] = {}
     pairs = [(first[record.md5], record) for record in ready if first.setdefault(record.md5, record).split != record.split]
     if not pairs:
         return []
     one, other = pairs[0]
     return [
-        f"{counted(len(pairs), 'clip')} {alike} one of another split, such as {one.path or one.clip_id} and "
+        f"{counted(len(pairs), 'clip')} {alike[len(pairs) > 1]} one of another split, such as {one.path or one.clip_id} and "
         f"{other.path or other.clip_id}"
     ]
