@@ -1,4 +1,4 @@
-"""Text from outside, such as names of files, as a terminal may see it."""
+"""Text for people: names of files and other text from outside as a terminal may see it, and numbers of things."""
 
 from __future__ import annotations
 
@@ -10,3 +10,13 @@ def printable(text: str) -> str:
     pairs, which stand for bytes that are no text.
     """
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def are(count: int) -> str:
+    """The verb for so many things."""
+    return "is" if count == 1 else "are"
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things, such as "1 file" and "2,000 files". `thing` gets an s where there is not one of it."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -188,7 +188,9 @@ def commands(workshop: Workshop, trained: Path, tmp_path: Path, monkeypatch: pyt
 
 def check(place: Path, arguments: list[str | Path]) -> None:
     result = typed(arguments)
-    assert result.code == 1, (arguments, result)
+    # A folder to copy into is made, but not the one that it is to lie in.
+    misspelt = "--copy-to" in arguments and not Path(arguments[-1]).parent.is_dir()
+    assert result.code == (2 if misspelt else 1), (arguments, result)
     lines = [line for line in result.err.splitlines() if not line.startswith(("files: ", "This model has no calibration"))]
     assert len(lines) == 1, (arguments, result)
     assert str(place) in lines[0], (arguments, result)

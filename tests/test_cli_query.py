@@ -363,7 +363,7 @@ def test_a_folder_without_such_a_sound_says_so_and_lists_the_nearest(clips, monk
 
 def test_captions_for_a_sound(clips, tmp_path):
     (tmp_path / "captions.txt").write_text("200 Hz\r\n\n  6000 Hz [red] \n900 Hz\n200 Hz\n---\n", encoding="utf-8")
-    arguments = ("query", "--audio", clips / "200.wav", "--captions", "captions.txt", "--corpus", tmp_path / "nowhere")
+    arguments = ("query", "--audio", clips / "200.wav", "--captions", "captions.txt")
     result = run(*arguments, "--json")
     document = json.loads(result.stdout)
     model = FakeRetriever(phase_two=True)
@@ -552,6 +552,38 @@ def test_what_is_wrong_with_a_filter_is_told_before_anything_is_loaded(clips, mo
     assert "is no filter" in str(failure("query", "dog", "--only", "quiet", "--corpus", clips))
     assert "Say beside them" in str(failure("query", "length:<5", "--corpus", clips))
     assert "has no words" in str(failure("query", "--audio", clips / "200.wav", "--by", "name", "--corpus", clips))
+
+
+def test_options_that_mean_nothing_here_are_refused(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    (tmp_path / "file").write_text("mine")
+    sound = ("--audio", clips / "200.wav", "--captions", tmp_path / "file")
+    dog = ("dog", "--corpus", clips)
+    for arguments, words in (
+        ((*dog, "--fps", 30), "--fps: there is no EDL"),
+        ((*dog, "--by", "name", "--not", "dog"), "--not: "),
+        ((*dog, "--min-score", "nan"), "--min-score nan"),
+        ((*dog, "--copy-to", "file"), "--copy-to file: a file is where a folder should be"),
+        ((*dog, "--copy-to", "nope/x"), "--copy-to nope/x: there is no folder nope"),
+        ((*dog, "--export", "file"), "--export file: a file is where a folder should be"),
+        ((*dog, "--export", "nope/x"), "--export nope/x: there is no folder nope"),
+        ((*sound, "--corpus", clips), "--corpus: means nothing with --captions"),
+        ((*sound, "--index", "x"), "--index: means nothing"),
+        ((*sound, "--by", "name"), "--by: means nothing"),
+        ((*sound, "--exact"), "--exact: means nothing"),
+    ):
+        done = typed(["query", *arguments])
+        assert (done.code, done.out) == (2, "")
+        assert words in done.err
+    assert not (tmp_path / "nope").exists()
+    assert not (clips / ".diffatr").exists()
+
+
+def test_a_bound_that_no_cosine_reaches(clips):
+    """Of a search by sound, whose scores are cosines; those of diffusion are no such numbers."""
+    done = typed(["query", "--audio", clips / "200.wav", "--corpus", clips, "--min-score", 50])
+    assert (done.code, done.out) == (2, "")
+    assert "cosines" in done.err
 
 
 def test_export_takes_files_out_with_lists(clips, tmp_path):

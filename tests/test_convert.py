@@ -81,11 +81,11 @@ def test_the_report_says_what_was_clipped_cut_and_put_right(tmp_path: Path) -> N
     assert [skip.reason for skip in report.skipped] == ["truncated"]
     share = 100 * np.count_nonzero(np.abs(2.5 * sine(1, 32_000)) > 1.0) / 32_000
     assert report.notes == [
-        f"1 clips were louder than full scale and are clipped, train/hot.wav the most ({share:.2g} % of it)",
-        "1 recordings are not quite as their headers say, such as train/integers.wav: "
+        f"1 clip louder than full scale is clipped, train/hot.wav the most ({share:.2g} % of it)",
+        "1 recording is not quite as the header says, such as train/integers.wav: "
         "its samples are on the scale of integers, and were divided by 32768",
     ]
     report = prepare_folder(tmp_path / "data" / "kept", given_, workers=1, partial="keep")
     assert (report.clips, report.partial) == (4, 1)
-    assert "1 clips are what is left of recordings cut short, such as train/cut.wav" in report.notes
+    assert "1 clip is what is left of recordings cut short, such as train/cut.wav" in report.notes
     assert report.to_json()["clipped"] == 1

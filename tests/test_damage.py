@@ -141,7 +141,7 @@ def test_a_flipped_bit_in_a_prepared_file_is_mended(prepared: Path, clip: int, p
         path.write_bytes(flipped(path.read_bytes(), byte, bit))
         report = prepare_folder(out, prepared / "in", workers=1)
         assert (report.kept, report.converted) == (5, 1)
-        assert report.notes[0].startswith("1 prepared clips were damaged and are prepared again, such as ")
+        assert report.notes[0].startswith("1 clip found damaged is prepared again, such as ")
         assert files(out) == whole
 
 
@@ -154,7 +154,7 @@ def test_a_damaged_manifest_is_made_anew_from_the_files(prepared: Path) -> None:
             load_dataset(prepared / "data", "set")
         report = prepare_folder(out, prepared / "in", workers=1)
         assert (report.kept, report.converted) == (6, 0)
-        assert report.notes[0] == "manifest.parquet was damaged and is made anew; 6 clips are taken over as their files are"
+        assert report.notes[0] == "manifest.parquet was damaged and is made anew; 6 clips are taken over as found"
         assert files(out) == whole
 
 
@@ -184,7 +184,7 @@ def test_the_journal_tells_of_a_damaged_manifest_s_clips_too(prepared: Path) -> 
     path.write_bytes(flipped(path.read_bytes(), 1000, 0))
     report = prepare_folder(out, prepared / "in", workers=1)
     assert (report.kept, report.converted) == (5, 1)
-    assert report.notes[1] == f"1 prepared clips were damaged and are prepared again, such as {records[0].path}"
+    assert report.notes[1] == f"1 clip found damaged is prepared again, such as {records[0].path}"
     assert not (out / earlier.JOURNAL).exists()
 
 

@@ -64,6 +64,18 @@ def test_the_tests_that_the_promises_name_exist() -> None:
     assert all((ROOT / "tests" / name).is_file() for name in named)
 
 
+def test_the_documents_that_code_and_documents_name_exist() -> None:
+    folders = ("diffatr_cli", "tests", "tools", "benchmarks", "examples", "docs", "recipes", "deploy")
+    files = [*ROOT.glob("*.md"), *(each for folder in folders for each in (ROOT / folder).rglob("*"))]
+    named: dict[str, str] = {}
+    for path in files:
+        if path.suffix in (".py", ".md", ".js", ".yaml", ".yml"):
+            for found in re.findall(r"\bdocs/[\w./-]*\w\.\w+", path.read_text(encoding="utf-8")):
+                named.setdefault(found, str(path.relative_to(ROOT)))
+    assert len(named) > 10
+    assert {name: path for name, path in named.items() if not (ROOT / name).exists()} == {}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", path.read_text(encoding="utf-8")):

@@ -215,9 +215,7 @@ def test_clips_with_one_vector_in_two_splits_are_told(tmp_path: Path) -> None:
     names = list(splits)
     train, test = (next(i for i, name in enumerate(names) if splits[name] == split) for split in ("train", "test"))
     matrices.audio[train] = matrices.audio[test]
-    assert (
-        "1 clips have exactly the vector of one of another split" in typed_features(matrices.write(tmp_path), tmp_path / "d").err
-    )
+    assert "1 clip has exactly the vector of one of another split" in typed_features(matrices.write(tmp_path), tmp_path / "d").err
 
 
 # --- training and evaluation -----------------------------------------------------------------------------------------

@@ -244,7 +244,7 @@ def test_an_index_without_frames_is_made_again_and_says_what_it_costs(corpus, tm
     report = index.update(model, tell=told.append)
     assert (report.embedded, report.repaired, model.embedded) == (5, 0, 1 + 1 + 2 + 1 + 4 + 1)  # and one for the sizes
     (line,) = told
-    assert "6 recordings were embedded without the frames" in line
+    assert "6 recordings embedded without the frames" in line
     # 11 frames of 6 numbers of two bytes, 12 windows a minute, in MB
     assert "and 0.0 MB of the disk for each minute of sound" in line
     assert contents(index) == before
@@ -259,7 +259,7 @@ def test_an_index_without_frames_is_made_again_and_says_what_it_costs(corpus, tm
     assert index.update(plain).embedded == 1
     assert len(index.read("model-a", frames=True)) == 6
     assert index.update(model, tell=told.append).embedded == 1
-    assert "1 recordings" in told[1]
+    assert "1 recording " in told[1]
     assert len(index.read("model-a", frames=True)) == 7
     assert len(told) == 2
     # A new index says nothing.

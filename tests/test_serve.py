@@ -96,6 +96,7 @@ def test_mistakes_are_told_in_words(client):
     for number in ("9" * 5000, "-1", "1e999", "x"):  # Python reads no number of more than 4300 digits
         refusal(client.get("/api/search", params={"q": "900 Hz", "top": number}), 400, "top: ")
         refusal(client.get("/spectrogram/x", params={"start": number, "end": 1}), 400, "start: ")
+    refusal(client.get("/api/search", params={"q": "900 Hz", "by": "name", "not": "200 Hz"}), 400, "by name alone")
     refusal(client.get("/api/like/0000"), 404, "no such clip")
     refusal(client.post("/api/search"), 405, "Method Not Allowed")
 

@@ -308,6 +308,10 @@ def test_names_and_metadata_are_found_and_shown_as_text(opened, tmp_path):
         assert "No file fits the filters." in page.locator("#verdict").text_content()
         page.locator("#filters summary").click()
         assert page.locator("#filters dd").first.is_visible()
+        page.goto(f"{server.url}?q=200+wolf&by=name&not=rain")  # an unwanted sound says nothing of names: it is left out
+        until(page, "hits.length === 3")
+        assert page.locator("#trouble").is_hidden()
+        assert "not rain" not in page.title()
     finally:
         server.stop()
 

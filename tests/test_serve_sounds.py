@@ -63,6 +63,18 @@ def test_a_part_comes_as_wav_whole_and_in_ranges(client, session):
     assert len(hours) <= (VIEW + 1) * RATE * 2 + 44
 
 
+@pytest.mark.parametrize("address", ["/wav/{}", "/spectrogram/{}", "/api/outline/{}"])
+def test_a_part_without_sound_is_refused(client, session, address):
+    """As `/take` does: 400 for one that ends before it starts, 422 for one behind the end."""
+    where = address.format(key_of("900.wav"))
+    for start, end, status in ((5, 1, 400), (1, 1, 400), (100, 200, 422), (0, 1, 200)):
+        answer = client.get(where, params={"start": start, "end": end})
+        taken = client.get(f"/take/{key_of('900.wav')}", params={"start": start, "end": end})
+        assert (answer.status_code, taken.status_code) == (status, status)
+        if status != 200:
+            assert answer.json() == {"error": answer.json()["error"]}
+
+
 NUMBERS = st.one_of(
     st.just(""), st.integers(0, 200_000).map(str), st.integers(0, 30).map(str), st.integers(1, 5000).map(lambda n: "9" * n)
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from command_line import typed
 from fake_retriever import FakeRetriever, write_tone
 from typer.testing import CliRunner
 
@@ -135,7 +136,7 @@ def test_labels_that_the_model_never_learnt_are_told(clips, models):
     model = models[0]
     model.bank = CaptionBank(("200 hz", "900 hz"), model.pool_text(["200 Hz", "900 Hz"]), 0.99)
     result = run("tag", clips, "--vocabulary", "labels.txt")
-    assert "1 of 3 labels name no sound that the model learnt; they are often wrong: 4000 Hz" in result.stderr
+    assert "1 of 3 labels names no sound that the model learnt; such are often wrong: 4000 Hz" in result.stderr
 
 
 def test_the_kinds_that_a_model_brings(clips, models):
@@ -188,7 +189,7 @@ def test_what_cannot_be_undone_is_told_with_an_exit_code(clips):
     (clips / "200 Hz_200.wav").write_bytes(b"changed")
     result = run("tag", "--undo", "log.jsonl")
     assert isinstance(result.exception, DiffATRError)
-    assert "1 files could not be renamed back" in str(result.exception)
+    assert "1 file could not be renamed back" in str(result.exception)
     assert "200 Hz_200.wav: it was changed since." in result.stderr
     assert (clips / "900.wav").exists()
 
@@ -199,3 +200,97 @@ def test_a_probability_of_presence_alone_decides_on_unknown(clips, models):
     assert document("tag", clips, "--vocabulary", "labels.txt", "--min-score", 0)["unknown"] == 5
     models[0].calibration = replace(models[0].calibration, captions_told_below=0.0)
     assert document("tag", clips, "--vocabulary", "labels.txt", "--min-score", 0)["unknown"] == 0
+
+
+def put(file, content=b"mine"):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--out", "clips/900.wav"), "--out clips/900.wav: has the ending of a recording"),
+        (("--out", "new.OGG"), "--out new.OGG: has the ending of a recording"),
+        (("--out", "labels.csv"), "--out labels.csv: is the file of --vocabulary"),
+        (("--out", "clips/../labels.csv"), "is the file of --vocabulary"),
+        (("--out", "link.csv"), "is the file of --vocabulary"),
+        (("--out", "clips"), "--out clips: a folder is where a file should be"),
+        (("--out", "mine.csv"), "--out mine.csv: is there already, and was not written by this command"),
+        (("--out", "/dev/null"), "is there already"),
+        (("--out", "nope/x/tags.csv"), "--out nope/x/tags.csv: there is no folder nope/x"),
+        (("--out", "mine.csv/tags.csv"), "there is no folder mine.csv"),
+        (("--rename", "{stem}_{label}", "--apply", "--log", "mine.csv"), "--log mine.csv: is there already"),
+        (("--rename", "{stem}_{label}", "--apply", "--log", "clips/log.wav"), "has the ending of a recording"),
+        (("--rename", "{stem}_{label}", "--apply", "--log", "nope/log.jsonl"), "there is no folder nope"),
+        (("--rename", "{stem}_{label}", "--apply", "--log", "a", "--out", "a"), "--out a: is the file of --log"),
+    ],
+)
+def test_no_content_of_anybody_is_lost(clips, monkeypatch, arguments, words):
+    """Before any work: the model is not even loaded."""
+    monkeypatch.setattr(tag, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    put(Path("mine.csv"), b"path,label\r\nof somebody else")
+    Path("link.csv").symlink_to("labels.csv")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    done = typed(["tag", clips, "--vocabulary", "labels.csv", *arguments])
+    assert (done.code, done.out) == (2, "")
+    assert words in done.err
+    assert len(done.err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_an_earlier_csv_of_labels_is_replaced_and_so_is_an_empty_file(clips, models):
+    put(Path("empty.csv"), b"")
+    for calibration in (models[0].calibration, None):
+        models[0].calibration = calibration
+        for out in ("tags.csv", "tags.csv", "empty.csv"):
+            done = typed(["tag", clips, "--vocabulary", "labels.csv", "--out", out])
+            assert done.code == 0, done.err
+            assert Path(out).read_text(encoding="utf-8").startswith("path,label,")
+    assert "score" in Path("tags.csv").read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_what_the_system_refuses_to_rename_is_a_failure(clips, monkeypatch):
+    """Links are left as they are by our rules, and that is none; a folder that cannot be written is."""
+    from diffatr_cli.corpus import names
+
+    command = ("tag", clips, "--vocabulary", "labels.csv", "--min-score", 0.5, "--rename", "{label}_{stem}")
+    (clips / "link.wav").symlink_to("900.wav")
+    access = names.os.access
+    monkeypatch.setattr(names.os, "access", lambda path, mode: Path(path).name != "sub" and access(path, mode))
+    assert typed(command).code == 0  # nothing is to be renamed yet
+    done = typed([*command, "--apply", "--log", "log.jsonl"])
+    assert done.code == 1
+    assert "left as it is: sub/long.wav: its folder cannot be written" in done.err
+    assert done.err.splitlines()[-1] == "diffatr: 1 file could not be renamed; the others were."
+    assert (clips / "200 Hz_200.wav").exists()
+    again = typed([*command, "--apply", "--log", "again.jsonl", "--json"])  # nothing else is left to be renamed
+    assert again.code == 1
+    assert json.loads(again.out)["renames"] == []
+    assert again.err.splitlines()[-1] == "diffatr: 1 file could not be renamed."
+    monkeypatch.setattr(names.os, "access", access)
+    assert typed([*command, "--apply", "--log", "third.jsonl"]).code == 0
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "50", "1.5"])
+def test_a_bound_that_no_score_is_meant_by(clips, models, number):
+    done = typed(["tag", clips, "--vocabulary", "labels.txt", "--min-score", number])
+    assert (done.code, done.out) == (2, "")
+    assert "--min-score" in done.err
+    assert "0.5 for 50 %" in done.err
+    models[0].calibration = None
+    done = typed(["tag", clips, "--vocabulary", "labels.txt", "--min-score", number])
+    assert (done.code, done.out) == (2, "")
+
+
+@pytest.mark.parametrize("option", ["--min-score", "--run", "--model", "--index"])
+def test_undo_takes_no_other_options(clips, option):
+    done = typed(["tag", "--undo", "log.jsonl", option, "1"])
+    assert done.code == 2
+    assert "does nothing else" in done.err
+
+
+def test_numbers_of_notes_in_words(clips):
+    Path("twice.txt").write_text("200 Hz\n900 Hz\n200 Hz\n")
+    assert "twice.txt: 2 labels; 1 note: " in run("tag", clips, "--vocabulary", "twice.txt").stderr

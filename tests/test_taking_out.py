@@ -144,6 +144,35 @@ def test_an_edl_as_it_is_written():
     )
 
 
+@pytest.mark.parametrize("start", [0.0, 30.5])
+def test_the_timecode_of_a_cut_is_that_of_the_file_which_is_named(start):
+    """Also where the part is the recording's beginning: it is the WAV that is meant, not the recording."""
+    listed = Listed("long_00m30.5s.wav", Path("/clips/long.flac"), start, start + 10, start, cut=True)
+    (edl,) = edit_lists([listed], "cut")
+    assert edl.decode().split("\r\n")[3:] == [
+        "001  LONG     AA    C        00:00:00:00 00:00:10:00 01:00:00:00 01:00:10:00",
+        "* FROM CLIP NAME: long_00m30.5s.wav",
+        "* SOURCE FILE: long_00m30.5s.wav",
+        f"* CUT FROM: /clips/long.flac AT SECOND {start:.3f}",
+        "",
+    ]
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_each_source_file_of_an_edl_holds_the_sound_at_its_timecode(tmp_path, cut):
+    """What an editing program would take: read by the EDL alone, it is the part that was meant."""
+    whole = make(tmp_path / "clips" / "a.wav")
+    pieces = [Piece("a.wav", whole, 0.0, 1.0), Piece("a.wav", whole, 1.0, 2.0)]
+    out = tmp_path / "out"
+    export_folder(pieces, out, cut=cut, title="a")
+    samples, rate = soundfile.read(whole)
+    for piece, (_, source_in, source_out, comments) in zip(pieces, parse((out / "a.edl").read_bytes(), 25), strict=True):
+        source = next(each.removeprefix("SOURCE FILE: ") for each in comments if each.startswith("SOURCE FILE: "))
+        found, _ = soundfile.read(out / source, start=round(source_in / 25 * rate), stop=round(source_out / 25 * rate))
+        np.testing.assert_array_equal(found, samples[round(piece.start * rate) : round(piece.end * rate)])
+        assert any(each.startswith("CUT FROM: ") for each in comments) == cut
+
+
 def test_what_one_edl_cannot_hold_is_in_the_next():
     many = [Listed(f"{i}.wav", Path(f"/{i}.wav"), 0, 10) for i in range(1500)]
     first, second = edit_lists(many, "many")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import DIFFATR
+from command_line import DIFFATR, typed
 from conftest import Workshop
 
 from diffatr_cli.core.denoiser import AttentionDenoiser
@@ -165,6 +165,29 @@ def test_any_text_can_stand_above_it(result: TrajectoryResult, tmp_path: Path) -
 
     for text in ("$\\frac{1}$ _x^2 {", "犬が吠える " * 60, "<b>&amp;</b>"):
         draw(dataclasses.replace(result, query=text), tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("ending", [".png", ".svg", ".gif"])
+def test_only_a_figure_of_ours_is_replaced(result: TrajectoryResult, tmp_path: Path, ending: str) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    out, other = tmp_path / f"ours{ending}", tmp_path / f"mine{ending}"
+    draw(result, out)
+    Figure().savefig(other, format="png" if ending == ".gif" else None)
+    drawn, mine = out.read_bytes(), other.read_bytes()
+    asked = ["trajectory", "--source", "x", "--target", "x", "--data", tmp_path, "--runs", tmp_path / "none", "--out"]
+    assert typed([*asked, out]).err != (refused := typed([*asked, other])).err
+    assert "is there already" not in typed([*asked, out]).err
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.err.startswith(f"diffatr: --out {other}: is there already, and was not written by this command")
+    assert "there is no folder" in typed([*asked, tmp_path / "nope" / "f.png"]).err
+    if ending == ".png":
+        refused = typed(["reproduce", "figure3", "--figure", other])
+        assert (refused.code, refused.err.startswith(f"diffatr: --figure {other}: is there already")) == (2, True)
+        assert typed(["reproduce", "figure3", "--figure", "a.pdf"]).err.startswith("diffatr: --figure: a.pdf is none of")
+        assert "--figure: nothing is drawn" in typed(["reproduce", "1", "--figure", "a.png"]).err
+    assert (out.read_bytes(), other.read_bytes()) == (drawn, mine)
 
 
 def test_the_file_is_checked_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:

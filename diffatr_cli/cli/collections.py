@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from .command import App
 from .console import Json, say, show
 from .corpus import IndexPlace, open_folder
 from .export import Cut, Fps, check_export, export, export_document
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from ..corpus.collections import Collection, Place
     from ..corpus.library import Folder
 
-app = typer.Typer(
+app = App(
     help="Named collections of sounds: list, show, fill and export them. The page of `serve` shows the same ones.",
     no_args_is_help=True,
 )
@@ -120,7 +121,7 @@ def export_(
     name: Name,
     target: Annotated[Path, typer.Argument(metavar="DIR", help="Where the copies go; nothing there is written over.")],
     cut: Cut = False,
-    fps: Fps = 25,
+    fps: Fps = None,
     corpus: Corpus = Path("."),
     index_place: IndexPlace = None,
     as_json: Json = False,
@@ -131,7 +132,7 @@ def export_(
     """
     from ..corpus.export import Piece
 
-    check_export(target, corpus, fps)
+    check_export("DIR", target, corpus, fps)
     collection, places = _places(_opened(corpus, index_place), name)
     pieces = []
     for each in places:

@@ -150,6 +150,29 @@ def load_elsewhere(engine: Engine, run: Path | None, runs: Path | None, model: s
     return here, Elsewhere(engine, partial(load_any, name))
 
 
+def check_score(
+    least: float | None, model: Retriever | None = None, direction: Direction | None = None, *, calibrated: bool = False
+) -> None:
+    """Raises UsageError for a --min-score that no score is meant by.
+
+    Args:
+        model: whose scores they are; without one only what is a number is looked at, before the model is loaded.
+        direction: of the search, whose scores are more than cosines where diffusion counts; None for a sound's.
+        calibrated: they are probabilities.
+    """
+    if least is None:
+        return
+    hint = "a probability from 0 to 1, such as 0.5 for 50 %, or, of a model without a calibration, a score"
+    if not math.isfinite(least):
+        raise UsageError(f"--min-score {least}: is no number. Give {hint}.")
+    if model is None or least <= 1:
+        return
+    if calibrated:
+        raise UsageError(f"--min-score {least:g}: scores are probabilities from 0 to 1. Write 0.5 for 50 %.")
+    if direction is None or model.reranker is None or not model.reranker.counts(direction):
+        raise UsageError(f"--min-score {least:g}: scores of this model are cosines, of which none is above 1.")
+
+
 def sampling_for(model: Retriever, steps: int | None, shortlist: int | None, seed: int, direction: Direction = "t2a") -> Sampling:
     """How a command samples; it says where a setting means nothing."""
     from ..model import sampling_of

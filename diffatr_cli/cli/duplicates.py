@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..printable import counted
 from .console import Device, Json, progress_bar, say, show, show_csv
 from .corpus import IndexPlace, Model, NewestOf, Run, clock, load_model, open_folder, placed, tell_update, update_index
 
@@ -96,7 +97,7 @@ def duplicates(
     if found.silent:
         say(f"silent files, only compared byte by byte: {len(found.silent)}")
     show(None, *_tables(found, corpus), as_json=False)
-    counts = [f"in {len(found.same)} groups of the same sound: {sum(map(len, found.same))}"]
+    counts = [f"in {counted(len(found.same), 'group')} of the same sound: {sum(map(len, found.same))}"]
     if found.alike is not None:
         counts.append(f"groups that sound alike: {len(found.alike)}")
     if prints.skipped:

@@ -44,6 +44,12 @@ EngineWorkers = Annotated[
 ]
 
 
+def check_workers(name: EngineName, workers: int | None) -> None:
+    """Raises UsageError for workers of a command that has none but those of Ray."""
+    if name is EngineName.local and workers is not None:
+        raise UsageError("--workers is for --engine ray alone.")
+
+
 @contextlib.contextmanager
 def engine_of(name: EngineName, address: str | None, workers: int | None, device: str) -> Iterator[RayEngine | None]:
     """The engine of a name; None for this process itself. Raises UsageError for what does not go together."""

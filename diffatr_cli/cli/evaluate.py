@@ -10,7 +10,8 @@ import typer
 
 from ..errors import UsageError
 from .console import Data, Device, Json, Runs, joined, progress_bar, say, show
-from .engine import Address, Engine, EngineName, EngineWorkers, engine_of
+from .engine import Address, Engine, EngineName, EngineWorkers, check_workers, engine_of
+from .targets import check_folder
 
 Model = Annotated[
     str | None, typer.Option("--model", help="Which runs: those with this audio.encoder in their recipe, such as resnet38.")
@@ -92,6 +93,7 @@ def evaluate(
 
     Example: diffatr evaluate --source clotho --target audiocaps --seeds 0,1,2
     """
+    check_workers(engine, workers)
     ways = {"--source": source, "--scores": scores, "--compare": compare}
     if len(given := [name for name, value in ways.items() if value]) != 1:
         raise UsageError(f"evaluate: takes one of {', '.join(ways)}" + (f", got {' and '.join(given)}" if given else ""))
@@ -109,6 +111,8 @@ def evaluate(
         raise UsageError(f"{', '.join(unwanted)}: not with {given[0]}")
     if matrices and export is None:
         raise UsageError("--matrices: needs --export DIR")
+    if export is not None:
+        check_folder("--export", export)
     asked: dict[str, Any] = {"data": data, "split": split, "protocol": protocol, "relevance": relevance}
     sampling: dict[str, Any] = {"steps": steps, "shortlist": shortlist, "noise_seed": noise_seed, "device": device}
     sampling |= {} if weight is None else {"weight": weight}
@@ -187,6 +191,7 @@ def cross_domain(
     pair = names or ["clotho", "audiocaps"]
     if len(set(pair)) != 2 or len(pair) != 2:
         raise UsageError(f"cross-domain: takes two different data sets, got {' '.join(pair)}")
+    check_workers(engine, workers)
     with engine_of(engine, address, workers, device) as there, joined(device), progress_bar() as progress:
         results = job(
             (pair[0], pair[1]),

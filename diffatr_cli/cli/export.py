@@ -9,24 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DiffATRError, UsageError
+from ..printable import counted
 from . import signals
 from .console import say
+from .targets import check_folder
 
 if TYPE_CHECKING:
     from ..corpus.export import Exported, Piece
     from ..corpus.search import Found
 
 Cut = Annotated[bool, typer.Option("--cut", help="Take the parts that are meant, as WAV, and not the whole files.")]
-Fps = Annotated[int, typer.Option("--fps", metavar="24|25|30", help="Frames a second in which the EDL counts, non-drop-frame.")]
+Fps = Annotated[
+    int | None,
+    typer.Option("--fps", metavar="24|25|30", help="Frames a second in which the EDL counts, non-drop-frame; 25 if not given."),
+]
 
 
-def check_export(folder: Path, corpus: Path, fps: int) -> None:
-    """Raises UsageError for what cannot be, before any work is done."""
+def check_export(named: str, folder: Path, corpus: Path, fps: int | None) -> None:
+    """Raises UsageError for what cannot be, before any work is done. `named`: the option or argument that names the folder."""
     from ..corpus.edit_lists import FRAME_RATES
     from ..corpus.export import check_target
 
-    if fps not in FRAME_RATES:
+    if fps is not None and fps not in FRAME_RATES:
         raise UsageError(f"--fps {fps}: an EDL of whole frames counts in {', '.join(map(str, FRAME_RATES))} a second.")
+    check_folder(named, folder)
     check_target(folder, corpus)
 
 
@@ -41,19 +47,21 @@ def pieces_of(results: Iterable[tuple[str, Found]], corpus: Path) -> list[Piece]
     ]
 
 
-def export(pieces: Sequence[Piece], folder: Path, *, cut: bool, title: str, fps: int) -> Exported:
+def export(pieces: Sequence[Piece], folder: Path, *, cut: bool, title: str, fps: int | None) -> Exported:
     """Take pieces out into a folder, and say so. Raises DiffATRError where it cannot be written, or nothing could be read."""
+    from ..corpus.edit_lists import FRAME_RATE
     from ..corpus.export import export_folder
 
     with signals.unwinding():
-        done = export_folder(pieces, folder, cut=cut, title=title, rate=fps)
+        done = export_folder(pieces, folder, cut=cut, title=title, rate=FRAME_RATE if fps is None else fps)
     for each in done.skipped:
         say(f"skipped {each.path}: {each.reason}")
     if done.skipped and not done.files:
-        raise DiffATRError(f"{folder}: nothing was written there but lists: {len(done.skipped)} files skipped, see above.")
+        skipped = counted(len(done.skipped), "file")
+        raise DiffATRError(f"{folder}: nothing was written there but lists: {skipped} skipped, see above.")
     count = len({name for _, name in done.files})
     say(
-        f"{count} file{'s' * (count != 1)} and {', '.join(done.lists)} in {folder}"
+        f"{counted(count, 'file')} and {', '.join(done.lists)} in {folder}"
         + (f"; skipped: {len(done.skipped)}" if done.skipped else "")
     )
     return done

@@ -34,9 +34,10 @@ from . import (
     train,
     trajectory,
 )
+from .command import App
 from .console import ReaderGone, hear_package, prepare_streams, say, show_line, show_text
 
-app = typer.Typer(
+app = App(
     help="Find sounds by words and words by sounds: audio-text retrieval with a diffusion model that re-ranks.",
     invoke_without_command=True,
     add_completion=True,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..printable import counted
 from .console import Device, Json, Runs, Seed, progress_bar, say, show
 from .corpus import Model, NewestOf, Run, load_model
 
@@ -70,7 +71,7 @@ def calibrate(
     }
     words = {name: "fitted" if getattr(result.calibration, name) else "not fitted: one label only" for name in names}
     rows = [(what, words[name]) for name, what in names.items()]
-    caption = f"{result.clips:,} clips, {result.captions:,} captions of {result.data} {result.split}"
+    caption = f"{counted(result.clips, 'clip')}, {counted(result.captions, 'caption')} of {result.data} {result.split}"
     show(result.to_json(), rows_table(f"{result.model}", ("probability that", ""), rows, caption=caption), as_json=as_json)
 
 

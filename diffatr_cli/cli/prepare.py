@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import DiffATRError, UsageError
+from ..printable import counted
+from .command import App
 from .console import Data, Json, Seed, progress_bar, say, show
 from .engine import Address, Engine, EngineName, engine_of
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..data.prepare import Report
 
-app = typer.Typer(
+app = App(
     help="Make a data set ready for training: 32 kHz mono WAV files and a manifest under data/NAME. "
     "Whatever is cut off continues with the same command; files that cannot be used are listed and left out.",
     no_args_is_help=True,
@@ -68,6 +70,8 @@ def clotho(
 
     Example: diffatr prepare clotho --from ~/Downloads/clotho
     """
+    if mirror is not None and source is not None:
+        raise UsageError("--mirror: nothing is downloaded with --from. Leave out one of them.")
     from ..data.clotho import HOME, prepare_clotho
 
     root = _root(data, name)
@@ -252,7 +256,7 @@ def _caption(report: Report) -> str:
     if report.sizes is not None:
         sounds, captions = report.sizes
         return f"vectors of {sounds} numbers for clips and {captions} for captions, in {report.root}"
-    made = f"{report.converted} clips made now" + (f", {report.kept} finished before" if report.kept else "")
+    made = f"{counted(report.converted, 'clip')} made now" + (f", {report.kept} finished before" if report.kept else "")
     return f"{made}, in {report.root}; resampler: {report.resampler}"
 
 

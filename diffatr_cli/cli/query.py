@@ -15,6 +15,7 @@ import typer
 
 from ..errors import DiffATRError, UsageError
 from ..files import reason, replacing
+from ..printable import counted
 from . import signals
 from .console import Device, Json, Seed, say, show, show_csv
 from .corpus import (
@@ -27,6 +28,7 @@ from .corpus import (
     Shortlist,
     Steps,
     Weight,
+    check_score,
     clock_span,
     index_document,
     load_model,
@@ -38,6 +40,7 @@ from .corpus import (
     updated_recordings,
 )
 from .export import Cut, Fps, check_export, export, export_document, pieces_of
+from .targets import check_folder
 
 if TYPE_CHECKING:
     from ..corpus.describe import Described
@@ -92,7 +95,7 @@ def query(
         ),
     ] = None,
     cut: Cut = False,
-    fps: Fps = 25,
+    fps: Fps = None,
     play: Annotated[
         bool, typer.Option("--play", help="Play the best hit, from its place, with ffplay, mpv, sox, paplay, aplay or afplay.")
     ] = False,
@@ -132,12 +135,28 @@ def query(
         raise UsageError("--json and --csv exclude each other: stdout carries one of them.")
     if cut and export_to is None:
         raise UsageError("--cut: the parts are to go somewhere. Name a folder: --export DIR")
+    if fps is not None and export_to is None:
+        raise UsageError("--fps: there is no EDL without an export. Name a folder: --export DIR")
+    if unwanted is not None and by is SearchBy.name:
+        raise UsageError("--not: says what files should not sound like, and means nothing with --by name. Leave out one of them.")
+    check_score(min_score)
     if (audio is None) == (not texts):
         raise UsageError("Say what to look for: a TEXT in quotes, or --audio FILE" + (", not both." if texts else "."))
     if captions is not None:
         if audio is None:
             raise UsageError("--captions: they are ranked for a sound. Name it: --audio FILE.")
-        refused = {"--not": unwanted, "--only": only, "--copy-to": copy_to, "--export": export_to, "--play": play or None}
+        refused = {
+            "--not": unwanted,
+            "--only": only,
+            "--copy-to": copy_to,
+            "--export": export_to,
+            "--play": play or None,
+            "--corpus": corpora,
+            "--index": index_place,
+            "--approximate": approximate or None,
+            "--exact": approximate is False or None,
+            "--by": None if by is SearchBy.both else by,
+        }
         for option, given in refused.items():
             if given is not None:
                 raise UsageError(f"{option}: means nothing with --captions, which finds captions and no files.")
@@ -147,17 +166,20 @@ def query(
 
         choices = _captions_for(captions, audio)
         model = load_model(run, runs, model_name, device, weight)
+        check_score(min_score, model, "a2t", calibrated=bool(model.calibration and model.calibration.audio_to_text))
         heard = load_audio(audio, rate=model.windowing.rate)
         settings = sampling_for(model, steps, shortlist, seed, "a2t")
         vector, frames = hear_sound(model, heard)
         described = describe(model, vector, choices, settings, frames=frames, top=top, min_score=min_score)
         _print_captions(str(audio), model.name, described, min_score, as_json, as_csv)
         return
+    if copy_to is not None:
+        check_folder("--copy-to", copy_to)
     for root in corpora or [Path()]:
         if copy_to is not None and copy_to.resolve().is_relative_to(root.resolve()):
             raise UsageError(f"--copy-to {copy_to}: lies in the searched folder {root}, where the copies would be found as well.")
         if export_to is not None:
-            check_export(export_to, root, fps)
+            check_export("--export", export_to, root, fps)
     if audio is not None and by is SearchBy.name:
         raise UsageError("--by name: a sound has no words to look for in names. Leave out --by, or search for a TEXT.")
     names = [str(audio)] if audio is not None else _lines(texts or [])
@@ -176,6 +198,8 @@ def query(
     if audio is not None:
         open_sound(audio).close()  # what is wrong with it is told before the model, which takes seconds
     model = load_model(run, runs, model_name, device, weight)
+    fitted = model.calibration and (model.calibration.text_to_audio if audio is None else model.calibration.audio_to_audio)
+    check_score(min_score, model, "t2a" if audio is None else None, calibrated=bool(fitted))
     sound = None if audio is None else load_audio(audio, rate=model.windowing.rate)
     whole = placed(folder, model)
     recordings = updated_recordings(whole, model)
@@ -403,7 +427,11 @@ def _copy(results: Sequence[tuple[str, Found]], corpus: Path, folder: Path) -> N
                             shutil.copy2(source, temporary)
                     copied += 1
     except OSError as error:
-        raise DiffATRError(f"--copy-to: {error.filename}: {reason(error)} {copied} files were copied.") from error
+        raise DiffATRError(f"--copy-to: {error.filename}: {reason(error)} {_copied(copied)}.") from error
     except DiffATRError as error:
-        raise DiffATRError(f"--copy-to: {error} {copied} files were copied.") from error
-    say(f"{copied} files copied to {folder}")
+        raise DiffATRError(f"--copy-to: {error} {_copied(copied)}.") from error
+    say(f"{counted(copied, 'file')} copied to {folder}")
+
+
+def _copied(count: int) -> str:
+    return f"{counted(count, 'file')} {'was' if count == 1 else 'were'} copied"

@@ -15,6 +15,7 @@ from .. import launched
 from ..errors import DiffATRError, UsageError
 from .console import Device, Json, Runs, joined, progress_bar, say, show, show_text
 from .evaluate import parse_seeds
+from .targets import check_file
 
 if TYPE_CHECKING:
     from ..reproduce.plan import Table
@@ -42,9 +43,15 @@ def reproduce(
         bool, typer.Option("--trained", help="Train nothing: the rows whose runs are there for all seeds.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is there and what would be trained, and stop.")] = False,
-    figure_out: Annotated[
-        Path, typer.Option("--figure", metavar="FILE", help="Where figure3 is drawn: .png, .svg or .gif.", dir_okay=False)
-    ] = Path("figure3.png"),
+    figure_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--figure",
+            metavar="FILE",
+            help="Where figure3 is drawn: .png, .svg or .gif; figure3.png if not given.",
+            dir_okay=False,
+        ),
+    ] = None,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="Print a document in Markdown, which the figure lies beside.")
     ] = False,
@@ -79,6 +86,9 @@ def reproduce(
     overrides = [each for each in what if "=" in each]
     asked = [each for each in what if "=" not in each]
     drawn = "figure3" in asked or "all" in asked
+    if figure_file is not None and not drawn:
+        raise UsageError("--figure: nothing is drawn. Name figure3 beside the tables, or leave it out.")
+    figure_out = figure_file or Path("figure3.png")
     named = [each for each in asked if each not in ("figure3", "all")]
     numbers = [*dict.fromkeys((*(TABLES if "all" in asked else ()), *named))]
     there = f"Name some of {', '.join((*TABLES, 'figure3', 'all', *STUDIES))}."
@@ -106,9 +116,10 @@ def reproduce(
         return
     if drawn:
         from ..evaluation.trajectory import trajectory
-        from ..report.trajectory_figure import check_out, draw
+        from ..report.trajectory_figure import check_out, draw, is_figure
 
-        check_out(figure_out)
+        check_out(figure_out, "--figure")
+        check_file("--figure", figure_out, ours=is_figure)
     chain = None
     with joined(device), progress_bar() as progress:
         filled = []

@@ -12,6 +12,7 @@ import typer
 
 from ..errors import DiffATRError, UsageError
 from ..files import replacing
+from ..printable import counted
 from . import signals
 from .console import Device, Json, csv_bytes, progress_bar, say, show
 from .corpus import (
@@ -19,6 +20,7 @@ from .corpus import (
     Model,
     NewestOf,
     Run,
+    check_score,
     load_model,
     open_folder,
     percent,
@@ -28,6 +30,7 @@ from .corpus import (
     update_index,
     updated_recordings,
 )
+from .targets import check_file
 
 if TYPE_CHECKING:
     from ..corpus.describe import Choices, Described
@@ -39,6 +42,7 @@ UNKNOWN = "unknown"
 FITS = 0.2
 """The probability from which on a label is given, where nothing else is said: on single recordings held out to choose by, 63 % of
 the labels given were right then, and 9 % of the recordings got none (docs/tagging.md)."""
+_HEAD = ("path", "label")  # of the CSV, before "probability" or "score"
 _FIRST = 10  # lines of what was written to a file that are shown
 
 
@@ -93,7 +97,8 @@ def tag(
     Example: diffatr tag ./clips --rename "{label}_{stem}" --apply, and back: diffatr tag --undo ./clips/renamed-TIME.jsonl
     """
     if undo is not None:
-        if out is not None or vocabulary is not None or rename is not None or apply or log is not None:
+        others = (out, vocabulary, rename, apply or None, log, min_score, run, runs, model_name, index_place)
+        if any(other is not None for other in others):
             raise UsageError("--undo: renames back and does nothing else. Leave out the other options.")
         _undo(undo, corpus, as_json)
         return
@@ -103,6 +108,11 @@ def tag(
         raise UsageError("--apply and --log: mean something with --rename PATTERN only.")
     if log is not None and not apply:
         raise UsageError("--log: nothing is renamed, and nothing logged, without --apply.")
+    if log is not None:
+        check_file("--log", log, read={"--vocabulary": vocabulary})
+    if out is not None:
+        check_file("--out", out, ours=_is_csv_of_ours, read={"--vocabulary": vocabulary, "--log": log})
+    check_score(min_score)
     from ..corpus.describe import Choices
     from ..corpus.tagging import tag as tag_all
 
@@ -110,6 +120,8 @@ def tag(
     given = None if vocabulary is None else _vocabulary(vocabulary)
     pattern = None if rename is None or given is None else _pattern(rename, given)
     model = load_model(run, runs, model_name, device)
+    calibrated = bool(model.calibration and model.calibration.audio_to_text)
+    check_score(min_score, model, "a2t", calibrated=calibrated)
     labels = given or _kinds(model)
     if rename is not None and pattern is None:
         pattern = _pattern(rename, labels)
@@ -117,7 +129,6 @@ def tag(
     recordings = updated_recordings(searched, model)
     choices = Choices(model, [label.caption for label in labels.labels])
     _tell_unfamiliar(choices, labels.labels)
-    calibrated = bool(model.calibration and model.calibration.audio_to_text)
     if min_score is None and calibrated:
         min_score = FITS
     with progress_bar() as progress:
@@ -138,7 +149,7 @@ def tag(
     rows = [row for each in tagged for row in each.rows(corpus, labels.columns)]
     if out is not None:
         with replacing(out) as temporary:
-            temporary.write_bytes(csv_bytes([["path", "label", score, *labels.columns], *rows]))
+            temporary.write_bytes(csv_bytes([[*_HEAD, score, *labels.columns], *rows]))
     unknown = sum(not each.labels for each in tagged)
     document: dict[str, Any] = {
         "corpus": str(corpus),
@@ -150,7 +161,7 @@ def tag(
         "out": None if out is None else str(out),
         "results": [each.to_json(corpus, score) for each in tagged],
     }
-    count = f"{len(tagged) - unknown} of {len(tagged)} recordings labelled, {unknown} unknown"
+    count = f"{len(tagged) - unknown} of {counted(len(tagged), 'recording')} labelled, {unknown} unknown"
     if pattern is None:
         if as_json:
             show(document, as_json=True)
@@ -195,12 +206,19 @@ class _Tagged:
         }
 
 
+def _is_csv_of_ours(beginning: bytes) -> bool:
+    """Whether a file begins as the CSV of this command does."""
+    head = beginning.partition(b"\n")[0].strip().decode("utf-8", "replace").split(",")
+    return tuple(head[:2]) == _HEAD and head[2:3] in (["probability"], ["score"])
+
+
 def _vocabulary(path: Path) -> Vocabulary:
     from ..data.vocabulary import read_vocabulary
 
     found = read_vocabulary(path)
     if found.notes:
-        say(f"{path}: {len(found.labels)} labels; {len(found.notes)} notes: " + "; ".join(found.notes[:3]))
+        counts = f"{counted(len(found.labels), 'label')}; {counted(len(found.notes), 'note')}"
+        say(f"{path}: {counts}: " + "; ".join(found.notes[:3]))
     return found
 
 
@@ -223,7 +241,8 @@ def _tell_unfamiliar(choices: Choices, labels: Sequence[Label]) -> None:
     strange = [labels[i].name for i in choices.unfamiliar()]
     if strange:
         shown = ", ".join(strange[:5]) + (", ..." if len(strange) > 5 else "")
-        say(f"{len(strange)} of {len(labels)} labels name no sound that the model learnt; they are often wrong: {shown}")
+        of = f"{len(strange)} of {counted(len(labels), 'label')} {'names' if len(strange) == 1 else 'name'}"
+        say(f"{of} no sound that the model learnt; such are often wrong: {shown}")
 
 
 def _show_rows(
@@ -265,15 +284,15 @@ def _rename(
         with signals.unwinding():
             outcome = apply_renames(corpus, todo, log)
         follow()
-    failed = [*((each.old, each.why_not or "") for each in left), *outcome.failed]
+    left_as_is = [*((each.old, each.why_not or "") for each in left), *outcome.failed]
     pairs = outcome.done if apply else [(each.old, each.new) for each in todo]
     if as_json:
-        told = _renames_json(corpus, pairs, failed) | {"log": str(log) if apply and todo else None, "applied": apply}
+        told = _renames_json(corpus, pairs, left_as_is) | {"log": str(log) if apply and todo else None, "applied": apply}
         show(document | told, as_json=True)
     else:
-        _show_renames(pairs, failed, "renamed" if apply else "--apply renames them")
-    if outcome.failed:
-        raise DiffATRError(f"{len(outcome.failed)} files could not be renamed; the others were.")
+        _show_renames(pairs, left_as_is, "renamed" if apply else "--apply renames them")
+    if apply:
+        _fail_for(len(outcome.failed) + sum(each.refused for each in left), len(outcome.done), "renamed")
 
 
 def _undo(log: Path, corpus: Path | None, as_json: bool) -> None:
@@ -285,8 +304,14 @@ def _undo(log: Path, corpus: Path | None, as_json: bool) -> None:
         show(_renames_json(folder, outcome.done, outcome.failed) | {"log": str(log)}, as_json=True)
     else:
         _show_renames(outcome.done, outcome.failed, "renamed back")
-    if outcome.failed:
-        raise DiffATRError(f"{len(outcome.failed)} files could not be renamed back; the others were.")
+    _fail_for(len(outcome.failed), len(outcome.done), "renamed back")
+
+
+def _fail_for(failed: int, done: int, what: str) -> None:
+    """Raises DiffATRError where files could not be renamed."""
+    if failed:
+        others = "; the others were" if done else ""
+        raise DiffATRError(f"{counted(failed, 'file')} could not be {what}{others}.")
 
 
 def _renames_json(corpus: Path, pairs: Sequence[tuple[str, str]], failed: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -301,7 +326,8 @@ def _show_renames(pairs: Sequence[tuple[str, str]], failed: Sequence[tuple[str, 
 
     if pairs:
         rows = [(old, Path(new).name) for old, new in pairs]
-        show(None, rows_table("Names", ("file", "new name"), rows, caption=f"{len(rows)} files: {what}"), as_json=False)
+        caption = f"{counted(len(rows), 'file')}: {what}"
+        show(None, rows_table("Names", ("file", "new name"), rows, caption=caption), as_json=False)
     else:
         say("No file gets another name.")
     for path, why in failed:

@@ -9,6 +9,7 @@ import typer
 
 from ..errors import UsageError
 from .console import Data, Device, Json, Runs, progress_bar, say, show
+from .targets import check_file
 
 
 def trajectory(
@@ -39,9 +40,10 @@ def trajectory(
     known = next((each for each in DIRECTIONS if each == direction), None)
     if known is None:
         raise UsageError(f"--direction: {direction} is none of {', '.join(DIRECTIONS)}.")
-    from ..report.trajectory_figure import check_out, draw
+    from ..report.trajectory_figure import check_out, draw, is_figure
 
     check_out(out)
+    check_file("--out", out, ours=is_figure)
     from ..evaluation.trajectory import trajectory as job
     from ..report.chain import LEVEL_COLUMNS, level_caption, level_rows
     from ..report.tables import rows_table

@@ -41,7 +41,7 @@ def ask_texts(
         FilterError: a filter makes no sense.
         UsageError: a text says nothing of a sound; and as `search`.
     """
-    check_by(by)
+    check_by(by, unwanted=options.get("unwanted") is not None)
     asked = [read_words(text) for text in texts]
     shared = read_filters(only)
     selections = [select(recordings, each.words, (*shared, *each.conditions), by) for each in asked]
@@ -89,10 +89,12 @@ def select(recordings: Recordings, words: str, conditions: Sequence[Condition], 
     return Selection(files, names, by)
 
 
-def check_by(by: str) -> None:
-    """Raises UsageError for what is no `By`."""
+def check_by(by: str, *, unwanted: bool = False) -> None:
+    """Raises UsageError for what is no `By`, or where names alone are asked for what files should not sound like."""
     if by not in get_args(By):
         raise UsageError(f"by {by}: there are {', '.join(get_args(By))}")
+    if unwanted and by == "name":
+        raise UsageError("What files should not sound like means nothing by name alone. Leave out one of the two.")
 
 
 def _told(recordings: Recordings, found: Found, selection: Selection, conditions: Sequence[Condition]) -> Found:

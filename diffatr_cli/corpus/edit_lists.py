@@ -35,6 +35,7 @@ class Listed:
         source: the recording that it was taken from.
         start, end: the part that is meant, in seconds of `source`; `end` is None where it is not known, for the whole.
         offset: the second of `source` at which `file` begins: `start` of a cut, 0 of a whole file.
+        cut: `file` is a part of `source`, and not the same sound.
         query, rank, score: by which it was found; empty and None where it was not.
     """
 
@@ -46,6 +47,7 @@ class Listed:
     query: str = ""
     rank: int | None = None
     score: float | None = None
+    cut: bool = False
 
 
 def table(listed: Sequence[Listed]) -> bytes:
@@ -80,7 +82,8 @@ def edit_lists(listed: Iterable[Listed], title: str, rate: int = FRAME_RATE) -> 
     """The sounds one behind the other as CMX 3600 EDLs: cuts on the audio tracks 1 and 2, from record time 01:00:00:00 on.
 
     One EDL has 999 events and ends before 24 hours; what goes beyond is in the next one. A part begins at the frame in which it
-    begins. What has no timecode, since its end is not known or lies beyond 24 hours, stands as a comment.
+    begins. What has no timecode, since its end is not known or lies beyond 24 hours, stands as a comment. Of a cut, file and
+    timecode are those of the WAV; a comment says from which file and second it was cut.
 
     Args:
         rate: frames a second, whole; FCM says non-drop-frame.
@@ -104,7 +107,10 @@ def edit_lists(listed: Iterable[Listed], title: str, rate: int = FRAME_RATE) -> 
         codes = " ".join(timecode(frame, rate) for frame in (first, first + length, record, record + length))
         lines.append(f"{count:03d}  {reel:<{_REEL}} {'AA':<5} {'C':<8} {codes}")
         lines.append(f"* FROM CLIP NAME: {name}")
-        lines.append(f"* SOURCE FILE: {printable(str(each.source))}")
+        # The file whose timecode it is. A program that took the original would play another place of it.
+        lines.append(f"* SOURCE FILE: {printable(each.file if each.cut else str(each.source))}")
+        if each.cut:
+            lines.append(f"* CUT FROM: {printable(str(each.source))} AT SECOND {each.offset:.3f}")
         record += length
     return [*lists, _joined(lines)]
 

@@ -196,8 +196,9 @@ def _listed(piece: Piece, name: str, *, cut: bool) -> Listed:
     if end is None:
         with contextlib.suppress(AudioError):
             end = duration(piece.file)
-    offset = piece.start if cut and piece.end is not None else 0.0
-    return Listed(name, piece.file, piece.start, end, offset, piece.query, piece.rank, piece.score)
+    cuts = cut and piece.end is not None
+    offset = piece.start if cuts else 0.0
+    return Listed(name, piece.file, piece.start, end, offset, piece.query, piece.rank, piece.score, cuts)
 
 
 def _cut(piece: Piece) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""What people write into a query beside the sound: `dog length:<5 in:field -music`. docs/filters.md has the grammar for users.
+"""What people write into a query beside the sound: `dog length:<5 in:field -music`. docs/names.md has the grammar for users.
 
     query     = term { space term }
     term      = [ "-" ] key ":" values | "-" words | words

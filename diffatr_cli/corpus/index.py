@@ -24,6 +24,7 @@ import numpy as np
 
 from ..core.windows import spans
 from ..errors import DiffATRError, UsageError
+from ..printable import counted
 from ..progress import Progress, silent
 from .examine import reader
 from .notes import UNKNOWN, Notes
@@ -290,8 +291,8 @@ class FolderIndex:
         update = new_update()
         if again := sum(row.content in update.without_frames for row in update.known.values()):
             tell(
-                f"{self.place}: {again} recordings were embedded without the frames by which {model.name} re-ranks. They are "
-                f"read and embedded again, once, which takes as long as it took then, and {_megabytes(model)} of the disk for "
+                f"{self.place}: {counted(again, 'recording')} embedded without the frames by which {model.name} re-ranks: read "
+                f"and embedded again, once, which takes as long as it took then, and {_megabytes(model)} of the disk for "
                 "each minute of sound."
             )
 

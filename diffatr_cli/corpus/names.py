@@ -81,11 +81,13 @@ def legal(name: str, *, whole: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Rename:
-    """One file that is to be renamed: paths below the folder. `why_not` says why it is left as it is, where it is."""
+    """One file that is to be renamed: paths below the folder. `why_not` says why it is left as it is, where it is; `refused`: the
+    system does not let it be renamed."""
 
     old: str
     new: str
     why_not: str | None = None
+    refused: bool = False
 
 
 def plan_renames(corpus: Path, wanted: Mapping[str, str]) -> list[Rename]:
@@ -114,6 +116,9 @@ def plan_renames(corpus: Path, wanted: Mapping[str, str]) -> list[Rename]:
             plan.append(Rename(path, path, why_not))
             continue
         folder = (corpus / old).parent
+        if not os.access(folder, os.W_OK):
+            plan.append(Rename(path, path, "its folder cannot be written", refused=True))
+            continue
         if folder not in taken:
             taken[folder] = {folded(name) for name in os.listdir(folder)}
         # A name that differs from the old one by case alone is the file's own.
@@ -144,7 +149,7 @@ def _left_alone(corpus: Path, path: str, targets: Mapping[str, int]) -> str | No
         return "in a linked folder"
     if os.path.realpath(file) in targets:
         return "a link leads to it"
-    return None if os.access(file.parent, os.W_OK) else "its folder cannot be written"
+    return None
 
 
 def shortened(stem: str, beside: int) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..data.audio import Samples
 from ..errors import DiffATRError
+from ..printable import counted
 from ..progress import Progress, silent
 from .asking import ask_sound, ask_texts, check_by, read_words
 from .filtering import Columns
@@ -193,7 +194,7 @@ class SearchSession:
 
         Who asks while others are answered is answered together with all who wait.
         """
-        check_by(by)
+        check_by(by, unwanted=unwanted is not None)
         words = read_words(text).words
         check_texts([words] if unwanted is None else [words, unwanted])
         return self._by_texts(_Asked(text, top, unwanted, by))
@@ -300,7 +301,7 @@ class SearchSession:
             report = self.folder.update(patient, self._reading_along(progress), tell=self._tell)
             self._skipped = len(report.skipped)
             if not report.files:
-                self._problem = f"No sound in {self.title} can be searched; {len(report.skipped)} files were skipped."
+                self._problem = f"No sound in {self.title} can be searched; {counted(len(report.skipped), 'file')} skipped."
             self._load(settled=True)
             return report
         except _Stopped:

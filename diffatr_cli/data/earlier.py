@@ -18,6 +18,7 @@ import numpy as np
 from ..errors import DiffATRError
 from ..files import reason
 from ..interrupts import interrupts_wait
+from ..printable import are, counted
 from ..progress import Progress, silent
 from .manifest import MANIFEST, Record, read_manifest
 from .write_wav import stream_wav, wav_size
@@ -81,9 +82,10 @@ class Earlier:
                     damaged.append(record.path)
         if self.damage:
             kept = sum(record.md5 is not None for record in taken)
-            self.notes.append(f"{MANIFEST} was damaged and is made anew; {kept} clips are taken over as their files are")
+            self.notes.append(f"{MANIFEST} was damaged and is made anew; {counted(kept, 'clip')} {are(kept)} taken over as found")
         if damaged:
-            self.notes.append(f"{len(damaged)} prepared clips were damaged and are prepared again, such as {damaged[0]}")
+            which = f"{counted(len(damaged), 'clip')} found damaged {are(len(damaged))} prepared again"
+            self.notes.append(f"{which}, such as {damaged[0]}")
         return taken
 
     def own_sources(self, wanted: Iterable[tuple[str, str, Path]], progress: Progress = silent) -> dict[str, str]:

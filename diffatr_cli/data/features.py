@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import UsageError
 from ..files import reason
 from ..interrupts import interrupts_wait
+from ..printable import counted
 from ..progress import Progress, silent
 from .caption_rows import FILE_COLUMNS, judged_captions, table_rows
 from .folder import SPLIT_NAMES, deal
@@ -100,7 +101,7 @@ def prepare_features(
                 *plan.skipped,
                 *(Skip(record.split, record.source or record.clip_id, record.skipped) for record in records if record.skipped),
             ],
-            notes=[*plan.notes, *leaks(ready, "have exactly the vector of")],
+            notes=[*plan.notes, *leaks(ready, ("has exactly the vector of", "have exactly the vector of"))],
             sizes=(tables[0].audio.shape[1], tables[0].text.shape[1]),
         )
 
@@ -147,7 +148,7 @@ def _check_size(one_path: Path, one: np.ndarray, other_path: Path, other: np.nda
 
 def _check_rows(path: Path, matrix: np.ndarray, number: int, what: str, table: Path, remedy: str) -> None:
     if len(matrix) != number:
-        raise UsageError(f"{path}: has {len(matrix)} rows, and {table} {what}. {remedy}")
+        raise UsageError(f"{path}: has {counted(len(matrix), 'row')}, and {table} {what}. {remedy}")
 
 
 def _unusable(matrix: np.ndarray, note: str, progress: Progress) -> dict[int, str]:
@@ -226,12 +227,12 @@ def _read(source: Source, split: str | None, plan: Plan) -> _Table:
     besides = ""
     if read.skipped:
         first = read.skipped[0]
-        besides = f", besides {len(read.skipped)} rows that cannot be read, the first at {first.what} ({first.reason})"
+        besides = f", besides {counted(len(read.skipped), 'row')} that cannot be read, the first at {first.what} ({first.reason})"
     _check_rows(
         source.text,
         text,
         captions,
-        f"holds {captions} captions{besides}",
+        f"holds {counted(captions, 'caption')}{besides}",
         source.captions,
         "Give it a row for each cell of a caption that is not empty, in the order of the table.",
     )

@@ -22,6 +22,7 @@ from ..collection import no_collection
 from ..engines import Engine
 from ..errors import DiffATRError, UsageError
 from ..files import reason
+from ..printable import are, counted
 from ..progress import Progress, silent
 from ..types import SAMPLE_RATE
 from . import audio
@@ -303,21 +304,26 @@ def _changed(made: dict[str, Outcome]) -> list[str]:
     if clipped := {path: outcome for path, outcome in made.items() if outcome.clipped}:
         path, outcome = max(clipped.items(), key=lambda item: item[1].clipped / item[1].frames)
         share = 100 * outcome.clipped / outcome.frames
-        notes.append(f"{len(clipped)} clips were louder than full scale and are clipped, {path} the most ({share:.2g} % of it)")
+        which = f"{counted(len(clipped), 'clip')} louder than full scale {are(len(clipped))} clipped"
+        notes.append(f"{which}, {path} the most ({share:.2g} % of it)")
     if partial := [path for path, outcome in made.items() if outcome.partial]:
-        notes.append(f"{len(partial)} clips are what is left of recordings cut short, such as {partial[0]}")
+        notes.append(
+            f"{counted(len(partial), 'clip')} {are(len(partial))} what is left of recordings cut short, such as {partial[0]}"
+        )
     if remarks := [f"{path}: {note}" for path, outcome in made.items() if not outcome.partial for note in outcome.notes[:1]]:
-        notes.append(f"{len(remarks)} recordings are not quite as their headers say, such as {remarks[0]}")
+        which = f"{counted(len(remarks), 'recording')} {are(len(remarks))} not quite as the header says"
+        notes.append(f"{which}, such as {remarks[0]}")
     return notes
 
 
-def leaks(ready: list[Record], alike: str = "sound exactly like") -> list[str]:
-    """A note when the same audio is in more than one split."""
+def leaks(ready: list[Record], alike: tuple[str, str] = ("sounds exactly like", "sound exactly like")) -> list[str]:
+    """A note when the same audio is in more than one split. `alike`: what one clip does then, and what several do."""
     first: dict[str | None, Record] = {}
     pairs = [(first[record.md5], record) for record in ready if first.setdefault(record.md5, record).split != record.split]
     if not pairs:
         return []
     one, other = pairs[0]
     return [
-        f"{len(pairs)} clips {alike} one of another split, such as {one.path or one.clip_id} and {other.path or other.clip_id}"
+        f"{counted(len(pairs), 'clip')} {alike[len(pairs) > 1]} one of another split, such as {one.path or one.clip_id} and "
+        f"{other.path or other.clip_id}"
     ]

@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from ..printable import are, counted
 from ..types import SAMPLE_RATE
 from .audio_error import NEEDS_PYAV, AudioError, as_audio_error
 from .decoder import Block, CannotDecode, Decoder
@@ -108,7 +109,8 @@ class Sound:
             done, damaged = 0.0, 0
             for number, part in enumerate(self._parts):
                 if damaged == _MOST_DAMAGED:
-                    self.notes.append(f"{len(self._parts) - number} recordings behind these are not read")
+                    left = len(self._parts) - number
+                    self.notes.append(f"{counted(left, 'recording')} behind these {are(left)} not read")
                     break
                 self._note(part)
                 seconds, decoded = 0.0, self._decoded(number)

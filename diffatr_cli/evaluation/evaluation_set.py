@@ -14,6 +14,7 @@ from ..data.plan import Plan, Skip
 from ..data.tables import read_csv
 from ..errors import UsageError
 from ..files import file_hash
+from ..printable import counted
 from ..types import Direction
 from .embedded_split import Captions
 from .protocol import PAPER, Protocol, protocol_named
@@ -152,6 +153,6 @@ def _listed(path: Path, clips: Sequence[Clip], captions: Captions, notes: list[s
     if plan.skipped:
         shown = "; ".join(f"{skip.what}: {skip.reason}" for skip in plan.skipped[:SHOWN])
         more = "; ..." if len(plan.skipped) > SHOWN else ""
-        notes.append(f"{path}: {len(plan.skipped)} rows are passed over ({shown}{more})")
+        notes.append(f"{path}: {counted(len(plan.skipped), 'row')} passed over ({shown}{more})")
     notes += plan.notes
     return [np.array(sorted(each), dtype=int) for each in found]

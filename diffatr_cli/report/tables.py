@@ -15,6 +15,7 @@ from rich.text import Text
 from ..evaluation.paper import TEST_SETS, PaperValue
 from ..evaluation.protocol import PROTOCOLS
 from ..evaluation.results import METRICS, ComparisonResult, EvaluationResult, MetricIntervals, ScoresResult, SystemResult
+from ..printable import counted
 from ..types import Direction, System
 
 METRIC_NAMES = {"r1": "R@1", "r5": "R@5", "r10": "R@10", "map10": "mAP@10", "map16": "mAP@16", "map": "mAP"} | {
@@ -157,7 +158,7 @@ def cross_domain_tables(results: Sequence[EvaluationResult]) -> list[Table]:
 
 
 def _counts(result: EvaluationResult | ScoresResult) -> str:
-    return f"{result.split} split, {result.clips:,} clips and {result.captions:,} captions"
+    return f"{result.split} split, {counted(result.clips, 'clip')} and {counted(result.captions, 'caption')}"
 
 
 def _listed(seeds: Sequence[int]) -> str:

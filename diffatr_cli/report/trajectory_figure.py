@@ -29,10 +29,20 @@ FRAME_MS, LAST_MS = 90, 2500  # how long a frame of a film stands, and the last 
 WORDS = {"t2a": "Text-to-audio", "a2t": "Audio-to-text"}
 
 
-def check_out(path: Path) -> None:
-    """Raises UsageError, before anything long is done: the file is of no kind that can be drawn, or matplotlib is missing."""
+_MARK = "DiffATR"  # in each figure, by which it is known again
+_MARKS = {"png": {"Software": _MARK}, "svg": {"Creator": _MARK}}
+
+
+def is_figure(beginning: bytes) -> bool:
+    """Whether a file that begins with these bytes, some thousand, was drawn here."""
+    return _MARK.encode() in beginning
+
+
+def check_out(path: Path, option: str = "--out") -> None:
+    """Raises UsageError, before anything long is done: the file is of no kind that can be drawn, or matplotlib is missing.
+    `option` is the one that names it."""
     if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"--out: {path.name} is none of {', '.join(FORMATS)}; end its name with one of these.")
+        raise UsageError(f"{option}: {path.name} is none of {', '.join(FORMATS)}; end its name with one of these.")
     if importlib.util.find_spec("matplotlib") is None:
         raise UsageError("trajectory needs the extra `plot`: pip install 'diffatr[plot]'")
 
@@ -44,7 +54,7 @@ def draw(result: TrajectoryResult, path: Path) -> None:
         if kind == "gif":
             _film(result, file)
         else:
-            _picture(result).savefig(file, format=kind, dpi=DPI)
+            _picture(result).savefig(file, format=kind, dpi=DPI, metadata=_MARKS[kind])
 
 
 @contextmanager
@@ -223,7 +233,7 @@ def _film(result: TrajectoryResult, file: Any) -> None:
         canvas.draw()
         frames.append(Image.fromarray(_pixels(canvas)).convert("RGB").quantize(64))
     times = [FRAME_MS] * (len(frames) - 1) + [LAST_MS]
-    frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0)
+    frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0, comment=_MARK.encode())
 
 
 def _pixels(canvas: Any) -> Any:

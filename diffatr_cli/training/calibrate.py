@@ -15,6 +15,7 @@ from ..errors import DiffATRError
 from ..evaluation.embedded_split import Captions, check_fit, embed_joined, embed_windows
 from ..evaluation.states import states_of_windows
 from ..model import Retriever
+from ..printable import counted
 from ..progress import Progress, silent
 from .fit_calibration import fit_calibration
 from .learnt_captions import novelty_of
@@ -68,9 +69,10 @@ def calibrate(
         joined = None if model.sees_frames else embed_joined(model, dataset, split, seed)
         fitted = fit_calibration(windows, text, captions, model.reranker, seed, states, novelty, joined)
     if not any((fitted.text_to_audio, fitted.audio_to_text, fitted.audio_to_audio, fitted.presence, fitted.captions)):
+        clips = counted(len(windows.offsets) - 1, "clip")
         raise DiffATRError(
-            f"{dataset.root}: nothing can be fitted on its {split} split of {len(windows.offsets) - 1} clips: every clip matches "
-            "every caption, or none does. Name a set with more and other clips."
+            f"{dataset.root}: nothing can be fitted on its {split} split of {clips}: every clip matches every caption, or none "
+            "does. Name a set with more and other clips."
         )
     facts = {
         "model": model.name,

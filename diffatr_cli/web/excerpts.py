@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..corpus.session import Clip
+from ..data.audio import AudioError
 from ..data.excerpt import read_excerpt
+from ..data.resample import Samples
 from ..data.write_wav import stream_wav, to_pcm16
+from ..errors import UsageError
 from .spectrogram import levels, outline
 
 VIEW = 60.0
@@ -30,8 +33,18 @@ def view(start: float, end: float, seconds: float) -> tuple[float, float]:
 
 
 def _bounded(start: float, end: float) -> tuple[float, float]:
-    """Bounds that are no more than the page asks for: nobody makes the server decode hours."""
+    """Bounds that are no more than the page asks for: nobody makes the server decode hours. Raises UsageError if empty."""
+    if not start < end:
+        raise UsageError("A part of a sound ends after its start.")
     return start, min(end, start + VIEW + 1)
+
+
+def _read(clip: Clip, start: float, end: float) -> Samples:
+    """The samples of a part. Raises AudioError as `read_excerpt`, and where there is no sound in it: it lies behind the end."""
+    samples = read_excerpt(clip.path, start, end)
+    if not len(samples):
+        raise AudioError(clip.path, "no sound in this stretch")
+    return samples
 
 
 class Picture(NamedTuple):
@@ -49,14 +62,14 @@ class Pictures:
         self._lock = threading.Lock()
 
     def of(self, clip: Clip, start: float, end: float) -> Picture:
-        """The picture of a clip from `start` to `end`, in seconds. Raises AudioError as `read_excerpt`."""
+        """The picture of a clip from `start` to `end`, in seconds. Raises UsageError and AudioError: there is no such part."""
         start, end = _bounded(start, end)
         stat = clip.real.stat()
         key = (clip.real, stat.st_size, stat.st_mtime_ns, start, end)
         with self._lock:  # one at a time: a page asks for ten at once, and each of them twice
             picture = self._made.pop(key, None)
             if picture is None:
-                samples = read_excerpt(clip.path, start, end)
+                samples = _read(clip, start, end)
                 picture = Picture(levels(samples, _COLUMNS), outline(samples, _COLUMNS))
             self._made[key] = picture
             if len(self._made) > _PICTURES:
@@ -65,7 +78,7 @@ class Pictures:
 
 
 def as_wav(clip: Clip, start: float, end: float) -> bytes:
-    """A clip from `start` to `end`, in seconds, as a WAV file. Raises AudioError as `read_excerpt`."""
+    """A clip from `start` to `end`, in seconds, as a WAV file. Raises as `Pictures.of`."""
     out = io.BytesIO()
-    stream_wav(out, to_pcm16(read_excerpt(clip.path, *_bounded(start, end))))
+    stream_wav(out, to_pcm16(_read(clip, *_bounded(start, end))))
     return out.getvalue()

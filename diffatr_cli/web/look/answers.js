@@ -74,6 +74,7 @@ function offer(answer) {
   const {negation, suggestion} = answer;
   const meant = negation?.wanted ? {text: negation.wanted, not: negation.unwanted} : suggestion ? {text: suggestion} : null;
   if (!meant) return;
+  if (meant.not && $("by").value === "name") meant.by = "both";
   meant.text = [meant.text, ...answer.filters].join(" ");
   const told = meant.not ? `Search for “${meant.text}” without “${meant.not}”` : `Search for “${meant.text}”`;
   $("verdict").append(make("p", {}, make("button", {type: "button", id: "meant", onclick: () => ask(meant)}, told)));

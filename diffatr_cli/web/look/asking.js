@@ -6,6 +6,7 @@ async function ask(question, {top = first(question), push = true} = {}) {
   const mine = ++turn;
   const slow = setTimeout(() => document.body.classList.add("busy"), 120);
   trouble("");
+  if (question.by === "name") question.not = null;  // a name has no sound that could be unwanted
   asked = question;
   top_ = top;
   if (push) remember(question);
