@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -348,3 +350,14 @@ def test_the_command_with_workers_of_threads(tmp_path):
     write_tone(tmp_path / "a.wav", 300, 1)
     result = typed(["index", tmp_path, "--workers", "1", "--json", "--device", "cpu"])
     assert (result.code, json.loads(result.out)["embedded"]) == (0, 1)
+
+
+def test_what_the_process_says_is_heard_beside_ray_and_what_other_threads_say_is_not(capsys):
+    """Ray prints from a thread of its own; the results of commands come from the one that began."""
+    with contextlib.redirect_stdout(engine_module._OfOneThread(sys.stdout)):  # type: ignore[type-var]
+        other = threading.Thread(target=print, args=("a worker died",))
+        other.start()
+        other.join()
+        print("files: 3")
+    print("the end")
+    assert capsys.readouterr().out == "files: 3\nthe end\n"

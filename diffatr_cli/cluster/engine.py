@@ -25,7 +25,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar, cast
 
 from .. import __version__
 from ..engines import ItemLost, Work, by_item
@@ -89,8 +89,7 @@ class RayEngine:
 
     def __enter__(self) -> RayEngine:
         # Ray tells on stdout of workers that died, from a thread of its own.
-        nowhere = self._quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))
-        self._quiet.enter_context(contextlib.redirect_stdout(nowhere))
+        self._quiet.enter_context(contextlib.redirect_stdout(cast(TextIO, _OfOneThread(sys.stdout))))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -310,6 +309,19 @@ def _short_folder() -> Path:
     room = 107 - _SOCKETS - len("/diffatr-12345678")
     base = tempfile.gettempdir()
     return Path(tempfile.mkdtemp(prefix="diffatr-", dir=base if len(base) <= room else "/tmp"))
+
+
+class _OfOneThread:
+    """A stream that takes what the thread that made it writes, and drops what others do; all else is the stream's own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text) if threading.get_ident() == self._thread else len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
