@@ -17,6 +17,11 @@ def are(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
+def were(count: int) -> str:
+    """The same of what is done."""
+    return "was" if count == 1 else "were"
+
+
 def counted(count: int, thing: str) -> str:
     """A number of things, such as "1 file" and "2,000 files". `thing` gets an s where there is not one of it."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -214,6 +214,14 @@ def test_captions_of_a_sound_are_ranked_by_its_frames(corpus):
         describe(model, heard, captions, sampling)
 
 
+def test_a_text_that_is_written_as_a_file_is_called_meets_frames_by_its_words(corpus):
+    _, model = indexed(corpus)
+    one, other = (token_states(model, [text]) for text in ("440 Hz", "440_Hz.wav"))
+    assert one is not None
+    assert other is not None
+    assert np.array_equal(one.values, other.values)
+
+
 def test_only_the_shortlist_is_read(corpus, monkeypatch):
     index, model = indexed(corpus)
     recordings, asked, read = index.read("model-a", frames=True), [], FrameTable.read

@@ -15,7 +15,7 @@ import typer
 
 from ..errors import DiffATRError, UsageError
 from ..files import reason, replacing
-from ..printable import counted
+from ..printable import counted, were
 from . import signals
 from .console import Device, Json, Seed, say, show, show_csv
 from .corpus import (
@@ -427,11 +427,8 @@ def _copy(results: Sequence[tuple[str, Found]], corpus: Path, folder: Path) -> N
                             shutil.copy2(source, temporary)
                     copied += 1
     except OSError as error:
-        raise DiffATRError(f"--copy-to: {error.filename}: {reason(error)} {_copied(copied)}.") from error
+        so_far = f"{counted(copied, 'file')} {were(copied)} copied."
+        raise DiffATRError(f"--copy-to: {error.filename}: {reason(error)} {so_far}") from error
     except DiffATRError as error:
-        raise DiffATRError(f"--copy-to: {error} {_copied(copied)}.") from error
+        raise DiffATRError(f"--copy-to: {error} {counted(copied, 'file')} {were(copied)} copied.") from error
     say(f"{counted(copied, 'file')} copied to {folder}")
-
-
-def _copied(count: int) -> str:
-    return f"{counted(count, 'file')} {'was' if count == 1 else 'were'} copied"

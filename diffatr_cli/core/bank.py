@@ -93,9 +93,13 @@ class CaptionBank:
         import snowballstemmer
 
         stem = snowballstemmer.stemmer("english").stemWord
-        words = [word for word in text.split() if word not in ARTICLES]
-        forms = [{each for each in self.words if each[:2] == word[:2] and stem(each) == stem(word)} for word in words]
-        return bool(words) and any(all(some & held for some in forms) for held in self._words_of)
+
+        def forms_of(word: str) -> set[str]:
+            own = stem(word)
+            return {each for each in self.words if each[:2] == word[:2] and stem(each) == own}
+
+        forms = [forms_of(word) for word in text.split() if word not in ARTICLES]
+        return bool(forms) and any(all(some & held for some in forms) for held in self._words_of)
 
     def _cosines(self, queries: np.ndarray, but: Sequence[str] | None) -> Iterator[tuple[slice, np.ndarray]]:
         """The cosines of some queries at a time to all captions, and which queries these are."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..errors import DiffATRError, UsageError
 from ..files import reason
-from ..printable import counted
+from ..printable import counted, were
 from .names import Rename
 
 _FORMAT = "diffatr renames"
@@ -61,12 +61,11 @@ def apply_renames(corpus: Path, renames: Sequence[Rename], log: Path) -> Outcome
                 _write(file, {"old": each.old, "new": each.new, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns})
                 _try(outcome, old, new, each.old, each.new)
         except OSError as error:
-            raise DiffATRError(f"{log}: {reason(error)} {_renamed(len(outcome.done))}, which --undo undoes.") from error
+            done = len(outcome.done)
+            raise DiffATRError(
+                f"{log}: {reason(error)} {counted(done, 'file')} {were(done)} renamed, which --undo undoes."
+            ) from error
     return outcome
-
-
-def _renamed(count: int) -> str:
-    return f"{counted(count, 'file')} {'was' if count == 1 else 'were'} renamed"
 
 
 def undo_renames(log: Path, corpus: Path | None = None) -> tuple[Path, Outcome]:

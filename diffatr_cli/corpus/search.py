@@ -133,8 +133,9 @@ def _as_kept(vectors: np.ndarray) -> np.ndarray:
 
 
 def token_states(retriever: Retriever, texts: Sequence[str]) -> Ragged | None:
-    """The token states of texts, for a model that re-ranks by frames; None for others."""
-    return Ragged.of(retriever.token_states(texts)) if retriever.sees_frames else None
+    """The token states of texts, of the words by which `embed_texts` embeds them, for a model that re-ranks by frames; None for
+    others."""
+    return Ragged.of(retriever.token_states([as_words(text) for text in texts])) if retriever.sees_frames else None
 
 
 def _windows(retriever: Retriever, waveform: np.ndarray) -> list[np.ndarray]:
