@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .coarse import CoarseTable
 from .feedback import Neighbours, neighbours_of
 from .fused import attended_mean, decode
 from .recorded import Recordings
@@ -128,6 +129,16 @@ class PreparedCandidates:
     def contexts(self) -> Tensor:
         """`Factors.context` of each candidate, (G, N, H); computed when first asked for."""
         return self.factors.context(self.candidates)
+
+    @cached_property
+    def coarse(self) -> CoarseTable:
+        """Of `candidate_hidden` where all queries share the candidates; made when first asked for."""
+        return CoarseTable.of(self.candidate_hidden[0])
+
+    @cached_property
+    def longest(self) -> float:
+        """The largest norm of a candidate: 1, but for what is no unit vector."""
+        return float(torch.linalg.vector_norm(self.candidates, dim=2).max()) if self.candidates.numel() else 0.0
 
     @cached_property
     def neighbours(self) -> Neighbours:

@@ -44,6 +44,15 @@ def sum_of_maxima_numba(candidate_hidden: Tensor, negative_hidden: Tensor, weigh
     return out
 
 
+def maxima_of_one(table: Tensor, negative_hidden: Tensor, weight: Tensor, out: Tensor) -> None:
+    """out[i] = sum_h weight[h] max(table[i, h], negative_hidden[h]), for one query, on this thread.
+
+    table (N, H), of any type that is exact in that of the others; negative_hidden (H,), weight (H,), out (N,), contiguous.
+    """
+    if len(table):
+        _row(table.numpy(), negative_hidden.numpy(), weight.numpy(), out.numpy())
+
+
 def decode_gradients_numba(
     candidate_hidden: Tensor, hidden: Tensor, weight: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,8 +177,8 @@ _block = _block_of_sixteen if many_registers() else _block_of_nine
 
 @jit
 def _row(a: Any, b: Any, weight: Any, out: Any) -> None:
-    """`_block` for a single query b (H,), out (n,): tiles of 8 candidates."""
-    n, last, zero = len(a), len(a) - 1, weight.dtype.type(0)
+    """`_block` for a single query b (H,), out (n,): tiles of 8 candidates, whose a (n, H) may be integers."""
+    n, last, real, zero = len(a), len(a) - 1, weight.dtype.type, weight.dtype.type(0)
     for i in range(0, n, 8):
         i1, i2, i3, i4 = min(i + 1, last), min(i + 2, last), min(i + 3, last), min(i + 4, last)
         i5, i6, i7 = min(i + 5, last), min(i + 6, last), min(i + 7, last)
@@ -177,8 +186,10 @@ def _row(a: Any, b: Any, weight: Any, out: Any) -> None:
         s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zero
         for h in range(len(weight)):
             w, y = weight[h], b[h]
-            s0, s1, s2, s3 = s0 + w * max(a0[h], y), s1 + w * max(a1[h], y), s2 + w * max(a2[h], y), s3 + w * max(a3[h], y)
-            s4, s5, s6, s7 = s4 + w * max(a4[h], y), s5 + w * max(a5[h], y), s6 + w * max(a6[h], y), s7 + w * max(a7[h], y)
+            s0, s1 = s0 + w * max(real(a0[h]), y), s1 + w * max(real(a1[h]), y)
+            s2, s3 = s2 + w * max(real(a2[h]), y), s3 + w * max(real(a3[h]), y)
+            s4, s5 = s4 + w * max(real(a4[h]), y), s5 + w * max(real(a5[h]), y)
+            s6, s7 = s6 + w * max(real(a6[h]), y), s7 + w * max(real(a7[h]), y)
         out[i], out[i1], out[i2], out[i3], out[i4], out[i5], out[i6], out[i7] = s0, s1, s2, s3, s4, s5, s6, s7
 
 

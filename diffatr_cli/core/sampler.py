@@ -6,15 +6,16 @@ B batch, N candidates, D embedding size, H hidden width, K chain length, S sampl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from .algebra import Factors, PreparedCandidates
+from .chain import Chain, Levels, OnStep, predicted_x0
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser
+from .focused import sample_focused, worth_focusing
 from .recorded import Work
 from .sampling import X0
 from .schedule import NoiseSchedule
@@ -22,7 +23,6 @@ from .threads import parallel_for
 
 Denoise = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (x_k, level, query, candidates) -> logits
 Noise = Tensor | Callable[[int], Tensor]
-OnStep = Callable[[int, Tensor, Tensor], None]
 
 
 def ddim_levels(chain: int, steps: int | None) -> list[int]:
@@ -37,11 +37,6 @@ def ddim_levels(chain: int, steps: int | None) -> list[int]:
     if not 1 <= steps <= chain:
         raise ValueError(f"steps must lie between 1 and the chain's length, {chain}, got {steps}")
     return [chain - 1 - i * (chain - 1) // max(steps - 1, 1) for i in range(steps)]
-
-
-def predicted_x0(logits: Tensor, x0: X0) -> Tensor:
-    """x0_hat from logits (..., N): their softmax, a distribution as x_0 is, or the logits clipped to [-1, 1]."""
-    return logits.softmax(-1) if x0 == "softmax" else logits.clamp(-1, 1)
 
 
 def ddim_coefficients(schedule: NoiseSchedule, level: int, following: int, eta: float) -> tuple[float, float, float]:
@@ -140,16 +135,6 @@ BLOCK_QUERIES = 32  # at least, however many candidates: fewer make matrix produ
 OWN_ENTRIES = 2**20  # of the (queries, candidates, D) embeddings held at a time where queries have candidates of their own
 
 
-@dataclass(frozen=True)
-class Chain:
-    """What a sampler follows: the levels (S), the DDIM coefficients between them (S - 1), and the caller's wishes."""
-
-    levels: list[int]
-    coefficients: list[tuple[float, float, float]]
-    x0: X0
-    on_step: OnStep | None
-
-
 @torch.no_grad()
 def fast_ddim_sample(
     denoiser: AttentionDenoiser | Factors,
@@ -196,7 +181,8 @@ def fast_ddim_sample(
 
     start = draw(0)
     levels = Levels.of(factors, visited, query.device)
-    shifts = None if shared is None else levels.attended @ shared.candidates.mT
+    alone = len(query) == 1  # then `_sample_block` finds out whether it needs them
+    shifts = None if shared is None or alone else levels.attended @ shared.candidates.mT
     if shared and factors.neighbour_feedback is not None:
         _ = shared.neighbours  # once, before several threads ask for them
     together = eta > 0 or on_step is not None
@@ -243,26 +229,6 @@ def replays_on(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-@dataclass(frozen=True)
-class Levels:
-    """What a denoiser makes of the levels of a chain, the same for all queries.
-
-    embeddings: l, (S, D). attended: A l, (S, D). dropped: A l . l, (S,). contexts: `Factors.context` of l, (S, H).
-    """
-
-    embeddings: Tensor
-    attended: Tensor
-    dropped: Tensor
-    contexts: Tensor
-
-    @classmethod
-    def of(cls, factors: Factors, levels: list[int], device: torch.device) -> Levels:
-        """Of noise level indices."""
-        embeddings = factors.embed_level(torch.tensor(levels, device=device))
-        attended = factors.attend(embeddings)
-        return cls(embeddings, attended, (attended * embeddings).sum(1), factors.context(embeddings))
-
-
 def _sample_block(
     part: PreparedCandidates,
     query: Tensor,
@@ -277,6 +243,10 @@ def _sample_block(
     `shifts`: A l . c_i, (G, S, N), where they are known.
     """
     factors, candidates = part.factors, part.candidates
+    if worth_focusing(part, x, chain):
+        found = sample_focused(part, query[0, 0], x[0, 0], chain, levels)
+        if found is not None:
+            return found[None, None]
     of_query = factors.attend(query)
     similarity = of_query @ candidates.mT  # (G, T, N)
     shifts = levels.attended @ candidates.mT if shifts is None else shifts

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..types import Direction
 from .algebra import Factors
+from .chain import OnStep
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser, PreparedCandidates
 from .losses import cosine_similarity
 from .noise import query_noise
 from .query_conditioned import QueryConditioner
 from .querybank import Prior
-from .sampler import OnStep, ddim_levels, fast_ddim_sample
+from .sampler import ddim_levels, fast_ddim_sample
 from .sampling import Sampling
 from .schedule import NoiseSchedule
 from .sight import Sight, States

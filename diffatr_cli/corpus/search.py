@@ -26,7 +26,7 @@ from .selection import EVERYTHING, By, Selection, best_of_contents, spread
 from .stopwatch import stage
 
 if TYPE_CHECKING:
-    from ..core.sampler import OnStep
+    from ..core.chain import OnStep
     from ..core.sampling import Sampling
     from ..core.scoring import Reranker
     from ..model import Retriever

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from ..core.algebra import PreparedCandidates
+from ..core.chain import OnStep
 from ..core.losses import cosine_similarity
 from ..core.ragged import Ragged
-from ..core.sampler import OnStep
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker, diffusion_score_blocks, shortlisted
 from ..core.sight import Sight

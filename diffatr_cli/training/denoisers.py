@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
+from ..core.chain import predicted_x0
 from ..core.denoiser import AttentionDenoiser
 from ..core.losses import generation_loss
 from ..core.query_conditioned import QueryConditioner, each_of
-from ..core.sampler import predicted_x0
 from ..core.sampling import X0, Objective
 from ..core.schedule import NoiseSchedule
 from ..device import wants_bf16
