@@ -139,9 +139,10 @@ def compared(measured: Iterable[tuple[dict[str, Any], Outcome]], kinds: Sequence
 
     Goals, peak memory and remarks are those of the first kind that has the row.
     """
-    found: dict[str, dict[str, tuple[dict[str, Any], Outcome]]] = {}
+    found: dict[tuple[str, str], dict[str, tuple[dict[str, Any], Outcome]]] = {}
     for row, outcome in measured:
-        found.setdefault(row["what"], {})[kind(outcome)] = row, outcome
+        curve = row["curve"][0] if row["curve"] else ""  # several have a point in common
+        found.setdefault((row["what"], curve), {})[kind(outcome)] = row, outcome
     columns = [f"{column}, {each}" for each in kinds for column in COLUMNS[1:4]]
     rows = []
     for of_kind in found.values():

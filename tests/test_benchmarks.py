@@ -119,6 +119,16 @@ def test_kinds_of_machines_keep_to_their_columns(tmp_path):
     assert "Machine: Chip (AVX2, emulated: this one has AVX-512)" in text
 
 
+def test_curves_keep_the_point_that_they_have_in_common():
+    outcomes = [on(chip, "1 x 8", fast) for chip, fast in (("Chip (AVX512)", 1.0), ("Chip (AVX512)", 2.0), ("Chip (AVX2)", 4.0))]
+    curves = ["candidates", 8], ["queries", 1], ["queries", 1]
+    measured = [(outcome["rows"][0] | {"curve": curve}, outcome) for outcome, curve in zip(outcomes, curves, strict=True)]
+    assert report.compared(measured, ["AVX-512", "AVX2"]).splitlines()[2:] == [
+        "| 1 x 8 | 8 s | 1 s | 8 |  |  |  | 1.0 GB |",
+        "| 1 x 8 | 8 s | 2 s | 4 | 8 s | 4 s | 2 | 1.0 GB |",
+    ]
+
+
 @pytest.mark.parametrize("name", ["decoder", "noise", "precision", "replays", "embedding"])
 def test_what_is_measured_on_a_gpu_runs_on_a_cpu(name):
     """Where it says nothing, but shows that the script would not fail on the GPU's time."""

@@ -9,7 +9,7 @@ import pytest
 
 @pytest.mark.parametrize("told", ["default", "avx2"])
 def test_a_torch_that_is_told_to_do_without_avx512_is_not_given_bf16(told):
-    """Whatever the processor could do: oneDNN would emulate it, a hundred times slower than float32."""
+    """Whatever the processor could do: oneDNN would emulate it, twelve times slower than float32."""
     asked = "import torch; from diffatr_cli.device import wants_bf16; cpu = torch.device('cpu'); "
     asked += "print(wants_bf16('auto', cpu), wants_bf16('bf16', cpu), wants_bf16('fp32', cpu))"
     environment = os.environ | {"ATEN_CPU_CAPABILITY": told}
