@@ -53,7 +53,7 @@ def taken(monkeypatch):
         return places
 
     reached = focused.reached
-    for name, value in {"MANY": 0, "COARSE": 0, "COARSE_STEPS": 0, "DENSE": 1, "COLUMNS": 7, "LEADERS": 3}.items():
+    for name, value in {"MANY": 0, "COARSE": 0, "COARSE_STEPS": 0, "DENSE": 1, "SAMPLE": 1, "COLUMNS": 7, "LEADERS": 3}.items():
         monkeypatch.setattr(focused, name, value)
     monkeypatch.setattr(focused, "reached", listed)
     return sizes

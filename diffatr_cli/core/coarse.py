@@ -14,6 +14,7 @@ from .threads import parallel_for
 
 ROWS = 2**13  # that are rounded at a time
 LARGEST = 2**15 - 1
+SMALLEST = 1e-30  # step that can be divided by; smaller columns are as good as constant
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class CoarseTable:
         parallel_for(look, parts)
         least, most = low.amin(0), high.amax(0)
         step = (most - least) / (2 * LARGEST)
-        step = torch.where(step > 0, step, torch.ones_like(step))
+        step = torch.where(step < SMALLEST, 1, step)
         middle, values = (least + most) / 2, torch.empty(table.shape, dtype=torch.int16)
 
         def write(first: int) -> None:

@@ -32,6 +32,7 @@ COARSE_STEPS = 16  # after which a coarse table that has yet to be made has paid
 DENSE = 8  # the attention is not peaked if it can reach more than one candidate in so many
 NEAR = (8.0, 1.0)  # how closely the levels' part of the attention is known in a first look at all candidates, and in a second
 LEADERS = 256  # candidates among which the attention's maximum is looked for
+SAMPLE = 2**12  # candidates from which it is seen at once if the attention is not peaked at all
 COLUMNS = 2**14  # candidates that are looked at together
 CERTAIN = math.sqrt(math.log(2 / 1e-12) / 2)  # the t of `CoarseTable.spread` that is passed once in 10^12 times
 
@@ -119,6 +120,11 @@ def reached(part: PreparedCandidates, of_query: Tensor, start: Tensor, chain: Ch
         """The attention (S,) from which on a candidate counts."""
         return maxima - (math.log(n / eps) + 2 * rest + widths).to(exact) - 64 * eps * maxima.abs()
 
+    sample = slice(None, None, max(1, n // SAMPLE))
+    known = candidates[sample] @ torch.cat([axes.to(exact), of_query[None]]).mT
+    seen = attention(known, start[sample])
+    if int((seen >= needed(seen.amax(1), torch.zeros_like(widths))[:, None]).any(0).sum()) * DENSE > 4 * seen.shape[1]:
+        return None
     for near in NEAR:
         rank = 1 + int((beyond[:, 1:].amax(0) > near).sum())
         rest = beyond[:, rank] if rank < beyond.shape[1] else torch.zeros_like(widths)
@@ -198,7 +204,7 @@ class _Denominator:
         """The logarithm, and the root of the sum of the squares of what the others have of the softmax."""
         from .kernels import maxima_of_one
 
-        found = [(0.0, 0.0, 0.0)] * (len(self.ends) - 1)
+        found = [(-math.inf, 0.0, 0.0)] * (len(self.ends) - 1)
 
         def work(i: int) -> None:
             first, last = self.ends[i], self.ends[i + 1]
@@ -206,14 +212,16 @@ class _Denominator:
             maxima_of_one(table[first:last], negative, weight, logits)
             logits[self.places[self.splits[i] : self.splits[i + 1]] - first] = -math.inf
             top = float(logits.max())
-            if top > -math.inf:
+            if top != -math.inf:
                 logits.sub_(top).exp_()
                 found[i] = top + constant, float(logits.sum()), float(logits @ logits)
 
         parallel_for(work, range(len(found)))
         top = float(own.max())
         found.append((top, float((own - top).exp().sum()), 0.0))
-        top = max(top for top, total, _ in found if total > 0)
-        total = sum(total * math.exp(each - top) for each, total, _ in found if total > 0)
-        squares = sum(square * math.exp(2 * (each - top)) for each, total, square in found if total > 0)
+        if any(math.isnan(total) for _, total, _ in found):
+            return math.nan, math.nan
+        top = max(top for top, *_ in found)
+        total = sum(total * math.exp(each - top) for each, total, _ in found)
+        squares = sum(square * math.exp(2 * (each - top)) for each, _, square in found)
         return top + math.log(total), math.sqrt(squares) / total

@@ -181,7 +181,7 @@ def fast_ddim_sample(
 
     start = draw(0)
     levels = Levels.of(factors, visited, query.device)
-    alone = len(query) == 1  # then `_sample_block` finds out whether it needs them
+    alone = len(query) == 1 and query.device.type == "cpu"  # then `_sample_block` finds out whether it needs them
     shifts = None if shared is None or alone else levels.attended @ shared.candidates.mT
     if shared and factors.neighbour_feedback is not None:
         _ = shared.neighbours  # once, before several threads ask for them
