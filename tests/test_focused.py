@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from diffatr_cli.core import focused
+from diffatr_cli.core import focused, rough, sampler
 from diffatr_cli.core.chain import Chain, Levels
 from diffatr_cli.core.coarse import CoarseTable
 from diffatr_cli.core.denoiser import AttentionDenoiser
@@ -53,10 +53,27 @@ def taken(monkeypatch):
         return places
 
     reached = focused.reached
-    for name, value in {"MANY": 0, "COARSE": 0, "COARSE_STEPS": 0, "DENSE": 1, "SAMPLE": 1, "COLUMNS": 7, "LEADERS": 3}.items():
+    for name, value in {"MANY": 0, "COARSE": 0, "COARSE_STEPS": 0, "FEW": 1}.items():
+        monkeypatch.setattr(rough, name, value)
+    for name, value in {"DENSE": 1, "SAMPLE": 1, "COLUMNS": 7, "LEADERS": 3}.items():
         monkeypatch.setattr(focused, name, value)
     monkeypatch.setattr(focused, "reached", listed)
     return sizes
+
+
+@pytest.fixture
+def rough_alone(taken, monkeypatch):
+    """No attention is peaked enough to follow some candidates alone; listed is whether each x0_hat was exact enough."""
+    kept, call = [], rough.RoughX0.__call__
+
+    def listed(self, *args):
+        x0_hat = call(self, *args)
+        kept.append(x0_hat is not None)
+        return x0_hat
+
+    monkeypatch.setattr(sampler, "sample_focused", lambda *_: None)
+    monkeypatch.setattr(rough.RoughX0, "__call__", listed)
+    return kept
 
 
 @few
@@ -100,16 +117,55 @@ def test_at_full_size_the_coarse_table_is_used_and_nothing_lost(gain, taken, mon
     def log(self, *rest):
         nonlocal coarse
         result = given_up(self, *rest)
-        coarse += self.coarse
+        coarse += self.coarse is not None
         return result
 
     monkeypatch.setattr(focused._Denominator, "log", log)
     fast = fast_ddim_sample(*args, noise=noise)
     assert coarse == 49
     assert taken[0] < 500
-    monkeypatch.setattr(focused, "MANY", 2**60)
+    monkeypatch.setattr(rough, "MANY", 2**60)
     torch.testing.assert_close(fast, fast_ddim_sample(*args, noise=noise), rtol=1e-5, atol=3e-7)
     assert len(taken) == 1
+
+
+@few
+@given(
+    n=st.integers(1, 300),
+    dim=st.integers(1, 40),
+    hidden=st.integers(1, 70),
+    steps=st.integers(1, 12),
+    output=st.sampled_from(["decoder", "add_weight", "add_logit"]),
+    scale=st.sampled_from([1.0, 6.0]),
+    temperature=st.sampled_from([0.01, 0.07, 1.0]),
+    gain=st.sampled_from([1.0, 10.0, 60.0]),
+    fed_back=st.booleans(),
+)
+def test_rough_equals_plain(rough_alone, n, dim, hidden, steps, output, scale, temperature, gain, fed_back):
+    denoiser = trained(dim, hidden, temperature, gain, output=output, self_conditioning=fed_back)
+    if fed_back:
+        denoiser.feedback_gain.fill_(2 * temperature)
+    query, candidates, noise = task(n, dim)
+    schedule, told = replace(NoiseSchedule.cosine(12), x0_scale=scale), 2.0 if fed_back else 0.0
+    plain = ddim_sample(denoiser, query, candidates, schedule, steps, noise=noise, feedback=told)
+    rough_alone.clear()
+    fast = fast_ddim_sample(denoiser, query, candidates, schedule, steps, noise=noise)
+    assert steps == 1 or rough_alone
+    torch.testing.assert_close(fast, plain, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("output", ["decoder", "add_logit"])
+def test_at_full_size_x0_hat_is_taken_roughly_and_nothing_lost(output, rough_alone, monkeypatch):
+    """Where one candidate takes much, and where all take little."""
+    for temperature, gain in ((0.01, 4.0), (0.07, 1.0)):
+        denoiser, (query, candidates, noise) = trained(512, 512, temperature, gain, output=output), task(5000, 512)
+        args = denoiser, query, FactoredDenoiser(denoiser).prepare(candidates), NoiseSchedule.cosine(50), 50
+        fast = fast_ddim_sample(*args, noise=noise)
+        assert rough_alone == [True] * 49
+        with monkeypatch.context() as patch:
+            patch.setattr(rough, "MANY", 2**60)
+            torch.testing.assert_close(fast, fast_ddim_sample(*args, noise=noise), rtol=2e-5, atol=3e-7)
+        rough_alone.clear()
 
 
 @few
@@ -201,11 +257,11 @@ def test_the_denominator_is_as_exact_as_asked(taken, n, hidden, gain, tolerance)
     logits = (part.candidate_hidden[0] + vector).relu().double() @ part.factors.weight.double() + part.factors.bias.double()
     places = torch.arange(0, n, 3)
     denominator = focused._Denominator(part, places, 1)
-    assert denominator.coarse
+    assert denominator.coarse is not None
     own = logits[places].float()
     got = denominator.log(vector, own, tolerance)
     exact = logits.logsumexp(0)
     rounding = 1e-6 * hidden**0.5 * max(1.0, float(logits.abs().max()))
     assert ((own - got).exp() - (own - exact).exp()).abs().max() <= tolerance + rounding
     if tolerance == 0 and len(places) < n:
-        assert not denominator.coarse
+        assert denominator.coarse is None

@@ -165,12 +165,21 @@ class PreparedCandidates:
             projected: whether the candidates and l go through `Factors.context` each before the mean is taken, or their mean
                 does afterwards. It is linear: the result is the same.
         """
-        factors = self.factors
+        return self.decoded(self.hidden(attention, embedding, projected), attention, dropped)
+
+    def hidden(self, attention: Tensor, embedding: Tensor, projected: bool = False) -> Tensor:
+        """The queries' part of the decoder's hidden layer, (G, T, H); arguments as of `logits`."""
         if projected:
-            hidden = attended_mean(attention, self.contexts).add_(embedding)
-        else:
-            hidden = factors.context(attended_mean(attention, self.candidates).add_(embedding))
-        logits = decode(self.candidate_hidden, hidden, factors.weight, factors.bias)
+            return attended_mean(attention, self.contexts).add_(embedding)
+        return self.factors.context(attended_mean(attention, self.candidates).add_(embedding))
+
+    def decoded(self, hidden: Tensor, attention: Tensor, dropped: Tensor) -> Tensor:
+        """`logits` of their `hidden`."""
+        return self.completed(decode(self.candidate_hidden, hidden, self.factors.weight, self.factors.bias), attention, dropped)
+
+    def completed(self, logits: Tensor, attention: Tensor, dropped: Tensor) -> Tensor:
+        """The decoder's output, (G, T, N), with what is added to it; arguments as of `logits`."""
+        factors = self.factors
         if self.shift is not None:
             logits = logits + self.shift
         if factors.output == "add_weight":

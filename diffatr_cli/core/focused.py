@@ -23,44 +23,26 @@ from torch import Tensor
 
 from .algebra import PreparedCandidates
 from .chain import Chain, Levels, predicted_x0
+from .coarse import CoarseTable
 from .fused import attended_mean, decode
+from .rough import CERTAIN, coarse_of, tolerance
 from .threads import parallel_for
 
-MANY = 2**16  # candidates from which on this is done
-COARSE = 2**24  # entries of a table that is too large for the caches: a coarse one is faster to read
-COARSE_STEPS = 16  # after which a coarse table that has yet to be made has paid off
 DENSE = 8  # the attention is not peaked if it can reach more than one candidate in so many
 NEAR = (8.0, 1.0)  # how closely the levels' part of the attention is known in a first look at all candidates, and in a second
 LEADERS = 256  # candidates among which the attention's maximum is looked for
 SAMPLE = 2**12  # candidates from which it is seen at once if the attention is not peaked at all
 COLUMNS = 2**14  # candidates that are looked at together
-CERTAIN = math.sqrt(math.log(2 / 1e-12) / 2)  # the t of `CoarseTable.spread` that is passed once in 10^12 times
-
-
-def worth_focusing(part: PreparedCandidates, x: Tensor, chain: Chain) -> bool:
-    """Whether start noise (G, T, N) belongs to one query over many candidates, and nobody asks for x_k of all of them.
-
-    They are asked for where steps are shown, where noise is added, where they spread to neighbours and where the attention is
-    added to the logits.
-    """
-    factors = part.factors
-    return (
-        x.device.type == "cpu"
-        and x.numel() == x.shape[2] >= MANY
-        and chain.on_step is None
-        and all(c == 0 for *_, c in chain.coefficients)
-        and factors.neighbour_feedback is None
-        and factors.output != "add_logit"
-        and part.shift is None
-    )
 
 
 def sample_focused(part: PreparedCandidates, query: Tensor, start: Tensor, chain: Chain, levels: Levels) -> Tensor | None:
     """`sampler.fast_ddim_sample` for one query (D,) and its start noise (N,) -> x0_hat (N,).
 
-    None where the attention is not peaked, so that nothing was gained.
+    None where the attention is not peaked, so that nothing was gained, and where it is added to the logits of all candidates.
     """
     factors = part.factors
+    if factors.output == "add_logit":
+        return None
     of_query = factors.attend(query)
     places = reached(part, of_query, start, chain, levels)
     if places is None:
@@ -82,8 +64,8 @@ def sample_focused(part: PreparedCandidates, query: Tensor, start: Tensor, chain
         logits = decode(table, hidden[None, None], factors.weight, factors.bias)[0, 0] + added
         a, b, _ = chain.coefficients[i]
         if chain.x0 == "softmax":
-            rounding = torch.finfo(x.dtype).eps * max(1.0, float(attention.abs().max()))
-            x0_hat = (logits - denominator.log(hidden, logits, rounding / max(abs(a), abs(factors.feedback)))).exp_()
+            wrong = tolerance(attention) / max(abs(a), abs(factors.feedback))
+            x0_hat = (logits - denominator.log(hidden, logits, wrong)).exp_()
         else:
             x0_hat = predicted_x0(logits, chain.x0)
         x = b * x + a * x0_hat
@@ -171,12 +153,10 @@ class _Denominator:
     part: PreparedCandidates
     places: Tensor
     steps: int
-    coarse: bool = field(init=False)
+    coarse: CoarseTable | None = field(init=False)
 
     def __post_init__(self) -> None:
-        table, made = self.part.candidate_hidden, "coarse" in self.part.__dict__
-        large = table.numel() >= COARSE and table.dtype == torch.float32
-        self.coarse = large and (made or self.steps >= COARSE_STEPS) and bool(self.part.coarse.step.isfinite().all())
+        table, self.coarse = self.part.candidate_hidden, coarse_of(self.part, self.steps)
         n = table.shape[1]
         parts = min(n, 8 * torch.get_num_threads())
         self.ends = [n * i // parts for i in range(parts + 1)]
@@ -192,12 +172,11 @@ class _Denominator:
         factors, table = self.part.factors, self.part.candidate_hidden[0]
         constant = float(hidden @ factors.weight + factors.bias)
         if self.coarse:
-            coarse = self.part.coarse
-            negative, weight, more = coarse.for_maxima(-hidden, factors.weight)
-            log, others = self._log(coarse.values, negative, weight, constant + float(more), own)
-            if CERTAIN * coarse.spread(factors.weight) * others * math.exp(float(own.max()) - log) <= tolerance:
+            negative, weight, more = self.coarse.for_maxima(-hidden, factors.weight)
+            log, others = self._log(self.coarse.values, negative, weight, constant + float(more), own)
+            if CERTAIN * self.coarse.spread(factors.weight) * others * math.exp(float(own.max()) - log) <= tolerance:
                 return log
-            self.coarse = False
+            self.coarse = None
         return self._log(table, -hidden, factors.weight, constant, own)[0]
 
     def _log(self, table: Tensor, negative: Tensor, weight: Tensor, constant: float, own: Tensor) -> tuple[float, float]:

@@ -11,11 +11,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from . import rough
 from .algebra import Factors, PreparedCandidates
 from .chain import Chain, Levels, OnStep, predicted_x0
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser
-from .focused import sample_focused, worth_focusing
+from .focused import sample_focused
 from .recorded import Work
 from .sampling import X0
 from .schedule import NoiseSchedule
@@ -229,6 +230,21 @@ def replays_on(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def _one_of_many(part: PreparedCandidates, x: Tensor, chain: Chain) -> bool:
+    """Whether start noise (G, T, N) belongs to one query over many candidates, and nobody asks for x_k of all of them.
+
+    They are asked for where steps are shown, where noise is added, and where they spread to neighbours.
+    """
+    return (
+        x.device.type == "cpu"
+        and x.numel() == x.shape[2] >= rough.MANY
+        and chain.on_step is None
+        and all(c == 0 for *_, c in chain.coefficients)
+        and part.factors.neighbour_feedback is None
+        and part.shift is None
+    )
+
+
 def _sample_block(
     part: PreparedCandidates,
     query: Tensor,
@@ -243,10 +259,13 @@ def _sample_block(
     `shifts`: A l . c_i, (G, S, N), where they are known.
     """
     factors, candidates = part.factors, part.candidates
-    if worth_focusing(part, x, chain):
+    roughly: rough.RoughX0 | None = None
+    if _one_of_many(part, x, chain):
         found = sample_focused(part, query[0, 0], x[0, 0], chain, levels)
         if found is not None:
             return found[None, None]
+        coarse = rough.coarse_of(part, len(chain.levels)) if chain.x0 == "softmax" else None
+        roughly = rough.RoughX0(part, coarse) if coarse else None
     of_query = factors.attend(query)
     similarity = of_query @ candidates.mT  # (G, T, N)
     shifts = levels.attended @ candidates.mT if shifts is None else shifts
@@ -259,10 +278,16 @@ def _sample_block(
     for i, level in enumerate(chain.levels):
         shown = x + factors.feedback * x0_hat if factors.feedback and i else x
         attention = (similarity + part.fed_back(shown)).add_(shifts[:, i, None])
-        x0_hat = predicted_x0(part.logits(attention, dropped[..., i], embeddings[i], projected), chain.x0)
+        told, last = part.hidden(attention, embeddings[i], projected), i + 1 == len(chain.levels)
+        gain = 0.0 if last else max(abs(chain.coefficients[i][0]), abs(factors.feedback))
+        near = roughly(told, attention, dropped[..., i], gain) if roughly and not last else None
+        if near is None:
+            roughly = None  # it is no use trying again
+            near = predicted_x0(part.decoded(told, attention, dropped[..., i]), chain.x0)
+        x0_hat = near
         if chain.on_step is not None:
             chain.on_step(level, x.flatten(0, 1), x0_hat.flatten(0, 1))
-        if i + 1 < len(chain.levels):
+        if not last:
             a, b, c = chain.coefficients[i]
             x = (b * x).add_(x0_hat, alpha=a)
             if c > 0:
