@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .convolution import FirstConv
 from .logmel import N_MELS, WINDOW, LogMel, perturb, spec_augment
 
 
@@ -19,7 +20,7 @@ class ConvBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv1 = FirstConv(in_channels, out_channels, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
@@ -123,7 +124,7 @@ class SmallCnn(AudioEncoder):
     ) -> None:
         super().__init__(channels[-1], hop, dropout, stripes, perturbed)
         self.reduction = 2 ** len(channels)
-        self.stem = nn.Conv2d(1, channels[0], 3, stride=2, padding=1, bias=False)
+        self.stem = FirstConv(1, channels[0], 3, stride=2, padding=1, bias=False)
         self.bn_stem = nn.BatchNorm2d(channels[0])
         self.blocks = nn.ModuleList(ConvBlock(a, b) for a, b in zip((channels[0], *channels[:-1]), channels, strict=True))
 
