@@ -30,7 +30,7 @@ from diffatr_cli.training.batches import TrainSplit, epoch_batches, overlapped_b
 from diffatr_cli.training.candidates import CandidateBatches
 from diffatr_cli.training.clips import LogMelCrops
 from diffatr_cli.training.denoisers import DenoiserPair, denoiser_optimizer, denoising_step
-from diffatr_cli.training.pretrain import PhaseOne
+from diffatr_cli.training.pretrain import GPU_AHEAD, PhaseOne
 from diffatr_cli.training.views import TrainingViews
 from diffatr_cli.types import SAMPLE_RATE
 
@@ -67,7 +67,7 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
 
     phase = PhaseOne(recipe, 0, torch.device(device))
     train = TrainSplit(
-        LogMelCrops(logmels, frames, recipe.audio.hop),
+        LogMelCrops(logmels, frames, recipe.audio.hop).on(torch.device(device)),
         captions,
         torch.randn(clips, phase.towers.text_head[0].in_features),
         np.arange(clips),
@@ -75,7 +75,10 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
     steps = len(epoch_batches(captions, recipe.pretrain, 0, 0))
 
     def epoch(until: int) -> None:
-        for step, batch, crops in overlapped_batches(train, recipe.pretrain, 0, steps, 0):
+        on_gpu = device == "cuda"
+        for step, batch, crops in overlapped_batches(
+            train, recipe.pretrain, 0, steps, 0, pin=on_gpu, ahead=GPU_AHEAD if on_gpu else 1
+        ):
             if step == until:
                 break
             phase.step(train, batch, crops, 1e-4, 0)

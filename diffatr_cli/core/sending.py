@@ -13,11 +13,14 @@ Item = TypeVar("Item")
 
 
 def pinned(values: Any) -> Any:
-    """A tensor in memory that the system does not move, which a GPU reads while other work goes on; anything else as it is.
+    """A tensor in memory that the system does not move, which a GPU reads while other work goes on; what has a `pin_memory` of
+    its own, by that; anything else as it is.
 
     Needs a CUDA GPU. The memory is kept for later tensors, since asking for it takes long.
     """
-    return values.pin_memory() if isinstance(values, Tensor) and values.device.type == "cpu" else values
+    if isinstance(values, Tensor) and values.device.type != "cpu":
+        return values
+    return values.pin_memory() if hasattr(values, "pin_memory") else values
 
 
 def send(values: Any, device: torch.device) -> Any:

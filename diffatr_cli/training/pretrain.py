@@ -51,13 +51,16 @@ from ..recipe_schema import TRAINS_DENOISERS, PretrainSection, Recipe
 from ..runs import FIRST_PHASE, SECOND_PHASE, borrowed_encoders, run_folder
 from ..types import DIRECTIONS
 from .batches import Batch, TrainSplit, epoch_batches, overlapped_batches
-from .clips import PooledClips, training_clips
+from .clips import LogMelCrops, PooledClips, training_clips
 from .denoisers import DenoiserPair
 from .joint import keep_as_two_phases, validate_joint
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .refit_heads import PooledViews, refit_heads
+from .running_loss import RunningLoss
 from .streams import torch_seed, torch_stream
 from .views import augmented_views
+
+GPU_AHEAD = 3  # batches that are cut out at a time for a GPU, which takes them faster than one thread makes them
 
 
 def pretrain(
@@ -155,7 +158,7 @@ def _train(
 
     state: dict[str, Any] = {"step": 0, "best": {}, "loss": 0.0} | folder.resume(phase, phase.optimizer)
     best: dict[str, Any] = state["best"]
-    loss_sum: float = state["loss"]
+    losses = RunningLoss(state["loss"], state["step"] % steps_per_epoch, count())
     kept = folder.load_best()[1]["best"] if best else {}
     if kept.get("epoch", 0) > section.epochs:  # killed after the refitted heads were kept and before that was noted
         best, state["refitted"] = kept, True
@@ -180,26 +183,23 @@ def _train(
         folder.save(phase.kept(), phase.optimizer, {"step": 0, "best": best, "loss": 0.0})
         return best
     saved = time.monotonic()
-    pin = phase.device.type == "cuda"
-    for step, batch, clips in overlapped_batches(train, section, seed, steps_per_epoch, state["step"], pin=pin):
+    on_gpu = phase.device.type == "cuda"
+    ahead = GPU_AHEAD if on_gpu else 1
+    for step, batch, clips in overlapped_batches(train, section, seed, steps_per_epoch, state["step"], pin=on_gpu, ahead=ahead):
         torch.manual_seed(torch_seed(seed, "augmentation", step, *([process_rank()] if count() > 1 else [])))
-        loss_sum += phase.step(train, batch, clips, learning_rate(section, step, steps_per_epoch), step)
+        losses.add(phase.step(train, batch, clips, learning_rate(section, step, steps_per_epoch), step))
         epoch, inside = divmod(step + 1, steps_per_epoch)
-        progress(
-            step + 1,
-            total,
-            f"epoch {epoch + (inside > 0)} of {section.epochs}, loss {loss_sum / (inside or steps_per_epoch):.3f}",
-        )
+        progress(step + 1, total, f"epoch {epoch + (inside > 0)} of {section.epochs}, loss {losses.mean:.3f}")
         if inside == 0:
-            if not math.isfinite(loss_sum):
+            if not math.isfinite(losses.total):
                 raise DiffATRError(
-                    f"{folder.path}: the loss is {loss_sum} in epoch {epoch}. Lower pretrain.lr and start with a new --name."
+                    f"{folder.path}: the loss is {losses.total} in epoch {epoch}. Lower pretrain.lr and start with a new --name."
                 )
-            keep_if_best({"epoch": epoch, "loss": loss_sum / steps_per_epoch, **phase.validate(dataset)})
-            loss_sum = 0.0
+            keep_if_best({"epoch": epoch, "loss": losses.total / steps_per_epoch, **phase.validate(dataset)})
+            losses = RunningLoss(divisor=count())
         if inside == 0 or time.monotonic() - saved > 60 * section.checkpoint_minutes:
             saved = time.monotonic()
-            folder.save(phase.kept(), phase.optimizer, {"step": step + 1, "best": best, "loss": loss_sum})
+            folder.save(phase.kept(), phase.optimizer, {"step": step + 1, "best": best, "loss": losses.total})
     if not refitted:
         phase.load_state_dict(phase.state_dict() | folder.load_best()[0])
         loss = phase.refit_heads(train, progress)
@@ -242,6 +242,8 @@ class PhaseOne(nn.Module):
         """The training split, with everything cached that training does not change. Raises DiffATRError if it has no clips."""
         captions = Captions.of(dataset.split("train"))
         clips = training_clips(dataset, self.towers.audio, self.audio_section, self.seconds, self.eval(), progress)
+        if isinstance(clips, LogMelCrops):
+            clips = clips.on(self.device)
         given, vectors = dataset.given("train"), None
         if given is not None:
             vectors = given.text
@@ -262,8 +264,9 @@ class PhaseOne(nn.Module):
         """The caption encoder, which phase one always has."""
         return self.towers.text
 
-    def step(self, train: TrainSplit, batch: Batch, crops: Any, lr: float, number: int) -> float:
-        """One optimizer step on a batch's captions and the crops of this process's share of their clips; its loss.
+    def step(self, train: TrainSplit, batch: Batch, crops: Any, lr: float, number: int) -> Tensor:
+        """One optimizer step on a batch's captions and the crops of this process's share of their clips; its loss summed
+        over all processes, a scalar on the device, which is not waited for.
 
         The loss, and so the negatives, are of the captions and clips of all processes. `number` is of the step.
         """
@@ -277,7 +280,7 @@ class PhaseOne(nn.Module):
             clip_grad_norm_(group["params"], group.get("clip", self.section.clip_norm))
             group["lr"] = lr * group.get("rate", 1.0)
         self.optimizer.step()
-        return float(summed(loss.detach())) / count()
+        return summed(loss.detach())
 
     def loss(self, train: TrainSplit, batch: Batch, crops: Any, generator: torch.Generator | None = None) -> Tensor:
         """Eq. 8 of a batch, with strategy `gen` Eq. 6, with `joint` both. Its mean over all processes is the loss.
@@ -293,8 +296,8 @@ class PhaseOne(nn.Module):
             embed = self.towers.embed_pooled_audio if isinstance(train.clips, PooledClips) else self.towers.embed_clips
             audio = embed(send(crops, self.device))
             text = gathered(self._embed_captions(train, batch, mine))
-        audio = gathered(audio[torch.from_numpy(position[mine] - own.start)])
-        clip_ids = torch.from_numpy(batch.clip_ids)
+        audio = gathered(audio[send(torch.from_numpy(position[mine] - own.start), self.device)])
+        clip_ids = send(torch.from_numpy(batch.clip_ids), self.device)
         if self.denoisers is None:
             return nt_xent(audio, text, self.temperature, clip_ids)
         generation = self.denoisers.loss_of_pairs(audio, text, clip_ids, generator)
