@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .convolution import FirstConv
-from .logmel import N_MELS, WINDOW, LogMel, perturb, spec_augment
+from .logmel import N_MELS, WINDOW, LogMel, draw_perturbation, draw_stripes, perturbed_by, without_stripes
+from .sending import send
 
 
 class ConvBlock(nn.Module):
@@ -79,18 +80,33 @@ class AudioEncoder(nn.Module):
         """Normalised log-mels (B, 1, T, M) -> (B, F, T', M'), before any pooling over what is left of frequency and time."""
         raise NotImplementedError
 
-    def frames(self, logmel: Tensor) -> Tensor:
-        """Log-mels (B, T, M) in dB -> frame features (B, T', F)."""
+    def augmentation(self, clips: int, frames: int) -> tuple[Tensor, ...]:
+        """What is drawn for a batch before its features while training, as tables on the CPU; none in evaluation mode."""
+        drawn = []
         if self.training and self.perturbed:
-            logmel = perturb(logmel)
+            drawn.append(draw_perturbation(clips, N_MELS))
+        if self.training and self.stripes is not None:
+            drawn.append(draw_stripes(clips, frames, N_MELS, *self.stripes))
+        return tuple(drawn)
+
+    def frames(self, logmel: Tensor, drawn: Sequence[Tensor] | None = None) -> Tensor:
+        """Log-mels (B, T, M) in dB -> frame features (B, T', F).
+
+        Args:
+            drawn: what `augmentation` gave, on the device; None draws it now.
+        """
+        if drawn is None:
+            drawn = [send(table, logmel.device) for table in self.augmentation(*logmel.shape[:2])]
+        if self.training and self.perturbed:
+            logmel = perturbed_by(logmel, drawn[0])
         x = self.bn0(logmel.unsqueeze(1).transpose(1, 3)).transpose(1, 3)
         if self.training and self.stripes is not None:
-            x = spec_augment(x.squeeze(1), *self.stripes).unsqueeze(1)
+            x = without_stripes(x.squeeze(1), drawn[-1]).unsqueeze(1)
         return self.feature_map(x).float().mean(3).transpose(1, 2)  # whatever precision the convolutions have
 
-    def pooled(self, logmel: Tensor) -> Tensor:
-        """Log-mels (B, T, M) in dB -> pooled features (B, F)."""
-        return self.pool(self.frames(logmel))
+    def pooled(self, logmel: Tensor, drawn: Sequence[Tensor] | None = None) -> Tensor:
+        """Log-mels (B, T, M) in dB -> pooled features (B, F). `drawn` as of `frames`."""
+        return self.pool(self.frames(logmel, drawn))
 
     def pool(self, frames: Tensor) -> Tensor:
         """Frame features (B, T', F) -> pooled features (B, F), with the dropout that belongs there."""
