@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..core.audio_encoder import AudioEncoder
 from ..core.losses import nt_xent
+from ..core.recorded_gradients import RecordedGradients
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
 from ..core.sending import send
@@ -236,6 +237,8 @@ class PhaseOne(nn.Module):
             its = {"clip": diffusion.clip_norm, "weight_decay": diffusion.weight_decay, "rate": diffusion.lr / self.section.lr}
             groups.append({"params": list(self.denoisers.parameters()), **its})
         self.optimizer = make(groups, lr=self.section.lr, weight_decay=self.section.weight_decay, fused=True)
+        alone = count() == 1 and self.denoisers is None
+        self._recorded = RecordedGradients(self._contrast, self.trained) if device.type == "cuda" and alone else None
         self._encoded: dict[tuple[str, ...], Tensor] = {}  # captions by a frozen encoder
 
     def read(self, dataset: Dataset, progress: Progress) -> TrainSplit:
@@ -271,10 +274,13 @@ class PhaseOne(nn.Module):
         The loss, and so the negatives, are of the captions and clips of all processes. `number` is of the step.
         """
         self.train()
-        # Several processes must draw the same noise, while each has dropout of its own.
-        loss = self.loss(train, batch, crops, torch_stream(self.seed, "diffusion", number) if count() > 1 else None)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self._recorded is not None and self._records(train):
+            loss = self._recorded.run(*self._contrast_inputs(train, batch, crops))
+        else:
+            # Several processes must draw the same noise, while each has dropout of its own.
+            loss = self.loss(train, batch, crops, torch_stream(self.seed, "diffusion", number) if count() > 1 else None)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
         mean_gradients(self.trained)
         for group in self.optimizer.param_groups:
             clip_grad_norm_(group["params"], group.get("clip", self.section.clip_norm))
@@ -289,14 +295,12 @@ class PhaseOne(nn.Module):
 
         `generator`, equal in all of them, is of the noise of Eq. 6.
         """
-        clips, position = np.unique(train.captions.clip_index[batch.rows], return_inverse=True)
-        own = share(len(clips))
-        mine = np.flatnonzero((own.start <= position) & (position < own.stop))  # rows are in the order of their clips
+        mine, position = self._mine(train, batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             embed = self.towers.embed_pooled_audio if isinstance(train.clips, PooledClips) else self.towers.embed_clips
             audio = embed(send(crops, self.device))
             text = gathered(self._embed_captions(train, batch, mine))
-        audio = gathered(audio[send(torch.from_numpy(position[mine] - own.start), self.device)])
+        audio = gathered(audio[send(torch.from_numpy(position), self.device)])
         clip_ids = send(torch.from_numpy(batch.clip_ids), self.device)
         if self.denoisers is None:
             return nt_xent(audio, text, self.temperature, clip_ids)
@@ -304,6 +308,37 @@ class PhaseOne(nn.Module):
         if self.strategy == "gen":
             return generation
         return nt_xent(audio, text, self.temperature, clip_ids) + self.section.generation_weight * generation
+
+    @staticmethod
+    def _mine(train: TrainSplit, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """The places in a batch of this process's captions, and of each its clip among this process's crops."""
+        clips, position = np.unique(train.captions.clip_index[batch.rows], return_inverse=True)
+        own = share(len(clips))
+        mine = np.flatnonzero((own.start <= position) & (position < own.stop))  # rows are in the order of their clips
+        return mine, position[mine] - own.start
+
+    def _records(self, train: TrainSplit) -> bool:
+        """Whether a step's loss is one of tensors of few shapes alone: not where the caption encoder learns, whose captions are
+        of any number of tokens, nor where an encoder of others takes what it likes."""
+        return (
+            train.vectors is not None and isinstance(self.towers.audio, AudioEncoder) and not isinstance(train.clips, PooledClips)
+        )
+
+    def _contrast_inputs(self, train: TrainSplit, batch: Batch, crops: Any) -> list[Tensor]:
+        """What `_contrast` takes, on the device; all that is drawn on the processor is drawn here."""
+        mine, position = self._mine(train, batch)
+        heard: Tensor = send(crops, self.device)
+        captions = self._pooled_captions(train, batch, mine)
+        drawn = self.towers.audio.augmentation(*heard.shape[:2])
+        rest = (torch.from_numpy(position), captions, torch.from_numpy(batch.clip_ids), *drawn)
+        return [heard, *(send(each, self.device) for each in rest)]
+
+    def _contrast(self, crops: Tensor, position: Tensor, captions: Tensor, clip_ids: Tensor, *drawn: Tensor) -> Tensor:
+        """`loss` of one process without denoisers, of tensors on the device."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            audio = self.towers.embed_pooled_audio(self.towers.audio.pooled(crops, drawn))
+            text = self.towers.embed_pooled_text(captions)
+        return nt_xent(audio[position], text, self.temperature, clip_ids)
 
     def refit_heads(self, train: TrainSplit, progress: Progress) -> float:
         """The heads fitted again on the frozen encoders; the loss. Needs cached caption vectors."""
@@ -326,11 +361,16 @@ class PhaseOne(nn.Module):
         if train.vectors is None:
             ids, mask = self.text.tokenise([batch.texts[place] for place in mine])
             return self.towers.embed_tokens(send(ids, self.device), send(mask, self.device))
+        return self.towers.embed_pooled_text(send(self._pooled_captions(train, batch, mine), self.device))
+
+    def _pooled_captions(self, train: TrainSplit, batch: Batch, mine: np.ndarray) -> Tensor:
+        """(b, F) what a frozen BERT makes of the captions at these places of a batch, on the CPU."""
+        assert train.vectors is not None
         pooled = train.vectors[torch.from_numpy(batch.rows[mine])]
         joined = np.flatnonzero(batch.composed[mine])
         if len(joined):
             pooled[torch.from_numpy(joined)] = self.text.encode([batch.texts[mine[place]] for place in joined])
-        return self.towers.embed_pooled_text(send(pooled, self.device))
+        return pooled
 
     @torch.no_grad()
     def validate(self, dataset: Dataset) -> dict[str, Any]:
