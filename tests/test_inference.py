@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -145,39 +143,35 @@ def test_what_gpus_get_gives_the_same_numbers(encoder: AudioEncoder, monkeypatch
     assert [module.conv.weight.shape[1] for module in alone] == ([] if isinstance(encoder, SmallCnn) else [WIDTH])
 
 
-@pytest.mark.parametrize("fused", [True, False])
-def test_a_gpu_s_own_convolution_is_asked_once_if_it_fails(
-    fused: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("works", [True, False])
+def test_a_kernel_is_asked_once_if_it_fails(
+    works: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """cuDNN's, stood in for, with and without a shortcut; where it fails the steps are taken, and that is told."""
-    asked: list[str] = []
+    """The one in Triton, stood in for, with and without a shortcut; where it fails the steps are taken, and that is told."""
+    asked: list[bool] = []
 
-    def fake(name: str) -> Callable[..., Tensor]:
-        def run(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-            asked.append(name)
-            if not fused:
-                raise RuntimeError("no engine")
-            plus, (bias, *settings) = (rest[0], rest[2:]) if name == "add" else (0, rest)
-            return functional.relu(functional.conv2d(x, weight, bias, *settings) + plus)
-
-        return run
+    def stand_in(x: Tensor, bias: Tensor, plus: Tensor | None = None, halve: bool = False) -> Tensor:
+        asked.append(halve)
+        if not works:
+            raise ValueError("no compiler")
+        out = functional.relu(x + bias[:, None, None] + (0 if plus is None else plus))
+        return functional.avg_pool2d(out, 2) if halve else out
 
     class OnGpu(Tensor):
         device = torch.device("cuda")  # type: ignore[assignment]
 
     monkeypatch.setattr(convolution._Fusing, "works", True)
-    monkeypatch.setattr(torch, "cudnn_convolution_relu", fake("relu"))
-    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", fake("add"))
+    monkeypatch.setattr(pytest.importorskip("diffatr_cli.core.rectify_triton"), "rectify_triton", stand_in)
     generator = torch.Generator().manual_seed(0)
     conv, x = nn.Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 7, 6, generator=generator)
     plus = torch.randn(2, 5, 7, 6, generator=generator)
     with torch.no_grad(), caplog.at_level(logging.DEBUG, "diffatr_cli.core.convolution"):
-        for shortcut in (None, plus, None):
+        for shortcut, halve in ((None, False), (plus, False), (None, True)):
             expected = functional.relu(conv(x) + (0 if shortcut is None else shortcut))
-            got = convolution.rectified_conv(x.as_subclass(OnGpu), conv, shortcut)
-            torch.testing.assert_close(got.as_subclass(Tensor), expected)
-    assert asked == (["relu", "add", "relu"] if fused else ["relu"])
-    assert len(caplog.records) == (0 if fused else 1)
+            got = convolution.rectified_conv(x.as_subclass(OnGpu), conv, shortcut, halve)
+            torch.testing.assert_close(got.as_subclass(Tensor), functional.avg_pool2d(expected, 2) if halve else expected)
+    assert asked == ([False, False, True] if works else [False])
+    assert len(caplog.records) == (0 if works else 1)
 
 
 def test_zeros_beside_a_single_channel_change_neither_convolution_nor_gradient() -> None:

@@ -17,7 +17,10 @@ from .sending import send
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm and ReLU: (B, C_in, T, M) -> (B, C_out, T, M). Source: PANNs' CNN14."""
+    """Two 3x3 convolutions with batch norm and ReLU: (B, C_in, T, M) -> (B, C_out, T, M), or halved, (B, C_out, T // 2, M // 2).
+
+    Source: PANNs' CNN14.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -26,9 +29,10 @@ class ConvBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, halve: bool = False) -> Tensor:
         x = functional.relu_(self.bn1(self.conv1(x)))
-        return functional.relu_(self.bn2(self.conv2(x)))
+        x = functional.relu_(self.bn2(self.conv2(x)))
+        return functional.avg_pool2d(x, 2) if halve else x
 
 
 def pool_frames(frames: Tensor) -> Tensor:
@@ -146,6 +150,6 @@ class SmallCnn(AudioEncoder):
 
     def feature_map(self, x: Tensor) -> Tensor:
         x = functional.relu_(self.bn_stem(self.stem(x.contiguous(memory_format=torch.channels_last))))
-        for i, block in enumerate(self.blocks):
-            x = block(functional.avg_pool2d(x, 2) if i else x)
+        for i, block in enumerate(self.blocks, 1):
+            x = block(x, halve=i < len(self.blocks))
         return x

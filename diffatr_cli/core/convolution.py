@@ -1,4 +1,4 @@
-"""Convolutions as a GPU does them fastest: channels-last, with what follows in the same pass, and never of a single channel."""
+"""Convolutions as a GPU does them fastest: channels-last, what follows in one pass over memory, and never of a single channel."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ class FirstConv(nn.Conv2d):
 
 
 class _Fusing:
-    """Whether cuDNN has done what it was asked to so far."""
+    """Whether what follows a convolution could be done in one pass so far."""
 
     works = True
 
 
-def rectified_conv(x: Tensor, conv: nn.Conv2d, plus: Tensor | None = None) -> Tensor:
-    """relu(conv(x) + plus), by one kernel of cuDNN on a GPU. Needs a bias, and zeros as padding.
+def rectified_conv(x: Tensor, conv: nn.Conv2d, plus: Tensor | None = None, halve: bool = False) -> Tensor:
+    """relu(conv(x) + plus); with `halve` the mean of each two by two of it. Needs a bias, and zeros as padding.
 
-    Where cuDNN has no such kernel it is done in steps, from then on.
+    What follows the convolution is one pass over memory on a GPU, by a kernel in Triton; where that cannot be had, it is done
+    in steps from then on.
 
     Args:
         x: in the type and the layout of the weight; of as many channels as it has.
@@ -49,18 +50,18 @@ def rectified_conv(x: Tensor, conv: nn.Conv2d, plus: Tensor | None = None) -> Te
     """
     assert conv.bias is not None
     assert not isinstance(conv.padding, str)
-    if x.device.type == "cuda" and _Fusing.works:
-        settings = conv.stride, conv.padding, conv.dilation, conv.groups
+    settings = conv.stride, conv.padding, conv.dilation, conv.groups
+    if x.device.type == "cuda" and _Fusing.works and not (halve and plus is not None):
+        out = functional.conv2d(x, conv.weight, None, *settings)
         try:
-            if plus is None:
-                fused: Tensor = torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *settings)
-            else:
-                fused = torch.cudnn_convolution_add_relu(x, conv.weight, plus, 1.0, conv.bias, *settings)
-            return fused
+            from .rectify_triton import rectify_triton
+
+            return rectify_triton(out, conv.bias, plus, halve)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:
+        except Exception as error:  # Triton, its C compiler and its driver fail in many ways
             _Fusing.works = False
-            log.debug("cuDNN cannot fuse this convolution with what follows; it is done in steps (%s)", error)
-    out = functional.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return functional.relu_(out if plus is None else out.add_(plus))
+            log.debug("what follows a convolution is done in steps: Triton failed (%s)", error)
+    out = functional.conv2d(x, conv.weight, conv.bias, *settings)
+    out = functional.relu_(out if plus is None else out.add_(plus))
+    return functional.avg_pool2d(out, 2) if halve else out

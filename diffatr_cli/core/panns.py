@@ -76,7 +76,7 @@ class Cnn14(_Panns):
 
     def feature_map(self, x: Tensor) -> Tensor:
         for block in (self.conv_block1, self.conv_block2, self.conv_block3, self.conv_block4, self.conv_block5):
-            x = self.drop(functional.avg_pool2d(block(x), 2))
+            x = self.drop(block(x, halve=True))
         return self.drop(self.conv_block6(x))
 
 
@@ -134,7 +134,7 @@ class ResNet38(_Panns):
         self._xavier()
 
     def feature_map(self, x: Tensor) -> Tensor:
-        x = self.drop(functional.avg_pool2d(self.conv_block1(x), 2))
+        x = self.drop(self.conv_block1(x, halve=True))
         x = self.drop(functional.avg_pool2d(self.resnet(x), 2))
         return self.drop(self.conv_block_after1(x))
 
