@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from .convolution import FirstConv
 from .logmel import N_MELS, WINDOW, LogMel, draw_perturbation, draw_stripes, perturbed_by, without_stripes
+from .norm import norm_rectified
 from .sending import send
 
 
@@ -30,9 +31,8 @@ class ConvBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor, halve: bool = False) -> Tensor:
-        x = functional.relu_(self.bn1(self.conv1(x)))
-        x = functional.relu_(self.bn2(self.conv2(x)))
-        return functional.avg_pool2d(x, 2) if halve else x
+        x = norm_rectified(self.conv1(x), self.bn1)
+        return norm_rectified(self.conv2(x), self.bn2, halve)
 
 
 def pool_frames(frames: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ class SmallCnn(AudioEncoder):
         self.blocks = nn.ModuleList(ConvBlock(a, b) for a, b in zip((channels[0], *channels[:-1]), channels, strict=True))
 
     def feature_map(self, x: Tensor) -> Tensor:
-        x = functional.relu_(self.bn_stem(self.stem(x.contiguous(memory_format=torch.channels_last))))
+        x = norm_rectified(self.stem(x.contiguous(memory_format=torch.channels_last)), self.bn_stem)
         for i, block in enumerate(self.blocks, 1):
             x = block(x, halve=i < len(self.blocks))
         return x

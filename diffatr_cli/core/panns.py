@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .audio_encoder import AudioEncoder, ConvBlock, pool_frames
+from .norm import norm_rectified
 
 FEATURES = 2048
 HOP = 320  # samples; the authors' weights know no other
@@ -103,7 +104,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = functional.avg_pool2d(x, 2) if self.halve else x
-        out = functional.relu_(self.bn1(self.conv1(out)))
+        out = norm_rectified(self.conv1(out), self.bn1)
         out = self.bn2(self.conv2(functional.dropout(out, self.dropout / 2, self.training)))
         return functional.relu_(out + self.downsample(x))
 
