@@ -66,13 +66,23 @@ class LogMels:
 
         Shorter clips are padded with silence to the longest of them (`padded_frames`).
         """
+        return torch.from_numpy(self.cut(*self.places(indices, frames, rng))).float().div_(STEPS_PER_DB)
+
+    def places(self, indices: Indices, frames: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
+        """Where the stretches of `crop` begin among all frames and how many they are, (B, 2); and T."""
         frames = min(frames, padded_frames(max(map(self.frames, indices))))
-        out = np.full((len(indices), frames, N_MELS), round(SILENCE * STEPS_PER_DB), np.int16)
-        for row, index in enumerate(indices):
+        found = []
+        for index in indices:
             length = self.frames(index)
-            start = int(self.offsets[index]) + int(rng.integers(0, max(length - frames, 0) + 1))
-            out[row, : min(length, frames)] = self.values[start : start + min(length, frames)]
-        return torch.from_numpy(out).float().div_(STEPS_PER_DB)
+            found.append((int(self.offsets[index]) + int(rng.integers(0, max(length - frames, 0) + 1)), min(length, frames)))
+        return np.array(found, np.int64), frames
+
+    def cut(self, places: NDArray[np.int64], frames: int) -> NDArray[np.int16]:
+        """What lies at `places`, (B, T, M) steps, padded with silence."""
+        out = np.full((len(places), frames, N_MELS), round(SILENCE * STEPS_PER_DB), np.int16)
+        for row, (start, length) in zip(out, places.tolist(), strict=True):
+            row[:length] = self.values[start : start + length]
+        return out
 
 
 @torch.inference_mode()
