@@ -19,6 +19,7 @@ from diffatr_cli.core.inference import BATCH_SAMPLES, optimise_for_inference, po
 from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.recorded import FROM
 from diffatr_cli.core.sampler import fast_ddim_sample
+from diffatr_cli.device import embedding_dtype
 from diffatr_cli.types import SAMPLE_RATE
 
 from . import encoders, sampler, training
@@ -93,7 +94,8 @@ def embedding(size: Size, device: str) -> list[Row]:
     generator = torch.Generator().manual_seed(0)
     waves = list(0.1 * torch.randn(clips, SAMPLE_RATE * pick(size, 1, 10, 10), generator=generator))
     torch.manual_seed(0)
-    encoder = optimise_for_inference(encoders.lived_in(encoders.ENCODERS[name]()).to(device))
+    plain = encoders.lived_in(encoders.ENCODERS[name]()).to(device)
+    encoder = optimise_for_inference(plain, embedding_dtype(torch.device(device)))
     ways = {"here": partial(pooled_features, encoder, waves), "plain": partial(pooled_features, encoder, waves, BATCH_SAMPLES)}
     took = medians(ways, pick(size, 1, 2, 3), device)
     remark = "plain: in batches of four"
@@ -109,6 +111,7 @@ MEASURED: dict[str, Callable[..., list[Row]]] = {
     "operations": sampler.operations,
     **{name: partial(encoders.encoder, name) for name in encoders.ENCODERS},
     "embedding": embedding,
+    "encoders' precision": encoders.bf16_against_fp32,
     "phase one": training.phase_one,
     "phase one, CNN14": partial(training.phase_one, overrides=training.CNN14),
 }

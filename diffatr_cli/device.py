@@ -39,3 +39,13 @@ def wants_bf16(precision: str, device: torch.device) -> bool:
         return False
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def embedding_dtype(device: torch.device) -> torch.dtype:
+    """In which type the convolutions of this package's encoders embed sounds for an index or an evaluation.
+
+    bfloat16 on GPUs that multiply it natively: features are off by some 0.4 %, which moves a cosine in the third decimal, so
+    that a rank changes only between sounds that are equally good answers (`python -m benchmarks --only gpu --case "encoders'"`
+    says how many). float32 elsewhere: processors gain nothing or lose. Log-mels, pooling and heads are in float32 everywhere.
+    """
+    return torch.bfloat16 if device.type == "cuda" and wants_bf16("auto", device) else torch.float32

@@ -25,7 +25,7 @@ from .core.scoring import Reranker
 from .core.text import CaptionEncoder
 from .core.towers import Head, NoHead, ProjectionHead, TwoTowers
 from .core.windows import OURS, Windowing
-from .device import resolve_device
+from .device import embedding_dtype, resolve_device
 from .encoders import (
     HEARING,
     ClipEncoder,
@@ -184,7 +184,7 @@ class Retriever:
             return encoder
         from .core.inference import optimise_for_inference
 
-        return optimise_for_inference(encoder)
+        return optimise_for_inference(encoder, embedding_dtype(self.device))
 
     def load_audio(self) -> None:
         """Load the audio encoder now, and not with the first sound. Raises as `load_audio` of the constructor."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffatr_cli.core import convolution, inference
 from diffatr_cli.core.audio_encoder import AudioEncoder, ConvBlock, SmallCnn, pool_frames
-from diffatr_cli.core.inference import MARGIN, FoldedConv, frame_features, optimise_for_inference, pooled_features
+from diffatr_cli.core.convolution import WIDTH
+from diffatr_cli.core.inference import MARGIN, FoldedConv, RectifiedConv, frame_features, optimise_for_inference, pooled_features
 from diffatr_cli.core.panns import BasicBlock, Cnn14, ResNet38
 from diffatr_cli.core.winograd import WinogradConv
 
@@ -122,6 +126,65 @@ def test_what_the_fast_copy_is_made_of(encoder: AudioEncoder) -> None:
     low = optimise_for_inference(encoder, torch.bfloat16)
     assert {m.conv.weight.dtype for m in low.modules() if isinstance(m, FoldedConv)} == {torch.bfloat16}
     assert not any(isinstance(m, WinogradConv) for m in low.modules())
+
+
+def test_what_gpus_get_gives_the_same_numbers(encoder: AudioEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each ReLU and each sum with a shortcut belongs to a convolution; the first one hears seven channels of zeros too."""
+    monkeypatch.setattr(inference, "_fuses", lambda device: True)
+    fast, low = optimise_for_inference(encoder), optimise_for_inference(encoder, torch.bfloat16)
+    waveform = torch.randn(2, 30000, generator=torch.Generator().manual_seed(1)) * torch.tensor([[0.01], [0.3]])
+    with torch.inference_mode():
+        assert relative(fast(waveform), encoder(waveform)) < 1e-5
+        assert relative(low(waveform), encoder(waveform)) < 2e-2
+    kinds = [type(module).__name__ for module in fast.modules()]
+    assert kinds.count("FoldedBasicBlock") == sum(isinstance(module, BasicBlock) for module in encoder.modules())
+    assert "BasicBlock" not in kinds
+    alone = [module for module in fast.modules() if isinstance(module, RectifiedConv) and module.alone]
+    assert [module.conv.weight.shape[1] for module in alone] == ([] if isinstance(encoder, SmallCnn) else [WIDTH])
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_kernel_is_asked_once_if_it_fails(
+    works: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one in Triton, stood in for, with and without a shortcut; where it fails the steps are taken, and that is told."""
+    asked: list[bool] = []
+
+    def stand_in(x: Tensor, bias: Tensor, plus: Tensor | None = None, halve: bool = False) -> Tensor:
+        asked.append(halve)
+        if not works:
+            raise ValueError("no compiler")
+        out = functional.relu(x + bias[:, None, None] + (0 if plus is None else plus))
+        return functional.avg_pool2d(out, 2) if halve else out
+
+    class OnGpu(Tensor):
+        device = torch.device("cuda")  # type: ignore[assignment]
+
+    monkeypatch.setattr(convolution._Fusing, "works", True)
+    monkeypatch.setattr(pytest.importorskip("diffatr_cli.core.rectify_triton"), "rectify_triton", stand_in)
+    generator = torch.Generator().manual_seed(0)
+    conv, x = nn.Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 7, 6, generator=generator)
+    plus = torch.randn(2, 5, 7, 6, generator=generator)
+    with torch.no_grad(), caplog.at_level(logging.DEBUG, "diffatr_cli.core.convolution"):
+        for shortcut, halve in ((None, False), (plus, False), (None, True)):
+            expected = functional.relu(conv(x) + (0 if shortcut is None else shortcut))
+            got = convolution.rectified_conv(x.as_subclass(OnGpu), conv, shortcut, halve)
+            torch.testing.assert_close(got.as_subclass(Tensor), functional.avg_pool2d(expected, 2) if halve else expected)
+    assert asked == ([False, False, True] if works else [False])
+    assert len(caplog.records) == (0 if works else 1)
+
+
+def test_zeros_beside_a_single_channel_change_neither_convolution_nor_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 9, 7, generator=generator)
+    weight = torch.randn(5, 1, 3, 3, generator=generator, requires_grad=True)
+    expected = functional.conv2d(x, weight, padding=1)
+    got = functional.conv2d(convolution.widened(x), convolution.widened(weight), padding=1)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(each.square().sum(), weight)[0] for each in (got, expected)), rtol=1e-4, atol=1e-4
+    )
+    assert convolution.widened(x).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_features_depend_on_no_neighbour(encoder: AudioEncoder) -> None:

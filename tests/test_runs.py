@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import json
+import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +46,25 @@ def test_tensorboard_gets_the_same_rows(tmp_path: Path) -> None:
         log.append({"epoch": epoch, "loss": 1 / epoch})
     curves = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in curves.Scalars("loss")] == [(1, 1.0), (2, 0.5)]
+
+
+def test_what_is_no_number_is_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    class Writer:
+        def __init__(self, *arguments: object, **options: object) -> None:
+            pass
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            drawn.append((name, float(value), step))
+
+        def flush(self) -> None:
+            pass
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    MetricsLog(tmp_path).append({"epoch": 3, "loss": 0.5, "t2a_shape": "sum"})
+    assert drawn == [("loss", 0.5, 3)]
 
 
 def test_a_field_that_the_schema_gained_is_no_other_recipe(workshop: Workshop, tmp_path: Path) -> None:

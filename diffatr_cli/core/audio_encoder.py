@@ -11,22 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .logmel import N_MELS, WINDOW, LogMel, perturb, spec_augment
+from .convolution import FirstConv
+from .logmel import N_MELS, WINDOW, LogMel, draw_perturbation, draw_stripes, perturbed_by, without_stripes
+from .norm import norm_rectified
+from .sending import send
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm and ReLU: (B, C_in, T, M) -> (B, C_out, T, M). Source: PANNs' CNN14."""
+    """Two 3x3 convolutions with batch norm and ReLU: (B, C_in, T, M) -> (B, C_out, T, M), or halved, (B, C_out, T // 2, M // 2).
+
+    Source: PANNs' CNN14.
+    """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.conv1 = FirstConv(in_channels, out_channels, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu_(self.bn1(self.conv1(x)))
-        return functional.relu_(self.bn2(self.conv2(x)))
+    def forward(self, x: Tensor, halve: bool = False) -> Tensor:
+        x = norm_rectified(self.conv1(x), self.bn1)
+        return norm_rectified(self.conv2(x), self.bn2, halve)
 
 
 def pool_frames(frames: Tensor) -> Tensor:
@@ -78,18 +84,33 @@ class AudioEncoder(nn.Module):
         """Normalised log-mels (B, 1, T, M) -> (B, F, T', M'), before any pooling over what is left of frequency and time."""
         raise NotImplementedError
 
-    def frames(self, logmel: Tensor) -> Tensor:
-        """Log-mels (B, T, M) in dB -> frame features (B, T', F)."""
+    def augmentation(self, clips: int, frames: int) -> tuple[Tensor, ...]:
+        """What is drawn for a batch before its features while training, as tables on the CPU; none in evaluation mode."""
+        drawn = []
         if self.training and self.perturbed:
-            logmel = perturb(logmel)
+            drawn.append(draw_perturbation(clips, N_MELS))
+        if self.training and self.stripes is not None:
+            drawn.append(draw_stripes(clips, frames, N_MELS, *self.stripes))
+        return tuple(drawn)
+
+    def frames(self, logmel: Tensor, drawn: Sequence[Tensor] | None = None) -> Tensor:
+        """Log-mels (B, T, M) in dB -> frame features (B, T', F).
+
+        Args:
+            drawn: what `augmentation` gave, on the device; None draws it now.
+        """
+        if drawn is None:
+            drawn = [send(table, logmel.device) for table in self.augmentation(*logmel.shape[:2])]
+        if self.training and self.perturbed:
+            logmel = perturbed_by(logmel, drawn[0])
         x = self.bn0(logmel.unsqueeze(1).transpose(1, 3)).transpose(1, 3)
         if self.training and self.stripes is not None:
-            x = spec_augment(x.squeeze(1), *self.stripes).unsqueeze(1)
+            x = without_stripes(x.squeeze(1), drawn[-1]).unsqueeze(1)
         return self.feature_map(x).float().mean(3).transpose(1, 2)  # whatever precision the convolutions have
 
-    def pooled(self, logmel: Tensor) -> Tensor:
-        """Log-mels (B, T, M) in dB -> pooled features (B, F)."""
-        return self.pool(self.frames(logmel))
+    def pooled(self, logmel: Tensor, drawn: Sequence[Tensor] | None = None) -> Tensor:
+        """Log-mels (B, T, M) in dB -> pooled features (B, F). `drawn` as of `frames`."""
+        return self.pool(self.frames(logmel, drawn))
 
     def pool(self, frames: Tensor) -> Tensor:
         """Frame features (B, T', F) -> pooled features (B, F), with the dropout that belongs there."""
@@ -123,12 +144,12 @@ class SmallCnn(AudioEncoder):
     ) -> None:
         super().__init__(channels[-1], hop, dropout, stripes, perturbed)
         self.reduction = 2 ** len(channels)
-        self.stem = nn.Conv2d(1, channels[0], 3, stride=2, padding=1, bias=False)
+        self.stem = FirstConv(1, channels[0], 3, stride=2, padding=1, bias=False)
         self.bn_stem = nn.BatchNorm2d(channels[0])
         self.blocks = nn.ModuleList(ConvBlock(a, b) for a, b in zip((channels[0], *channels[:-1]), channels, strict=True))
 
     def feature_map(self, x: Tensor) -> Tensor:
-        x = functional.relu_(self.bn_stem(self.stem(x.contiguous(memory_format=torch.channels_last))))
-        for i, block in enumerate(self.blocks):
-            x = block(functional.avg_pool2d(x, 2) if i else x)
+        x = norm_rectified(self.stem(x.contiguous(memory_format=torch.channels_last)), self.bn_stem)
+        for i, block in enumerate(self.blocks, 1):
+            x = block(x, halve=i < len(self.blocks))
         return x

@@ -5,7 +5,7 @@ n clips, S samples at 32 kHz, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from itertools import groupby
 from typing import Any
@@ -17,8 +17,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..types import SAMPLE_RATE
 from .audio_encoder import AudioEncoder, ConvBlock, pool_frames
+from .convolution import rectified_conv, widened
 from .logmel import N_MELS
-from .sending import one_ahead, send
+from .panns import BasicBlock
+from .sending import Fetched, one_ahead, send_aside, stacked
 from .winograd import WinogradConv
 
 BATCH_SAMPLES = 40 * SAMPLE_RATE  # of a batch, and of a piece of a long clip: some 300 MB inside CNN14
@@ -40,12 +42,61 @@ class FoldedConv(nn.Module):
         return functional.relu_(x) if self.relu else x
 
 
+class RectifiedConv(nn.Module):
+    """relu(convolution + bias + plus), or the halved map of it, for GPUs: a folded convolution with what follows it.
+
+    Its input of one channel is widened by zeros, as `core.convolution.widened` says.
+    """
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv = conv.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.alone = conv.in_channels == 1
+        if self.alone:
+            self.conv.weight = nn.Parameter(widened(self.conv.weight), requires_grad=False)
+
+    def forward(self, x: Tensor, plus: Tensor | None = None, halve: bool = False) -> Tensor:
+        x = x.to(self.conv.weight.dtype, memory_format=torch.channels_last)
+        return rectified_conv(widened(x) if self.alone else x, self.conv, plus, halve)
+
+
+class FoldedConvBlock(nn.Module):
+    """A `ConvBlock` at inference."""
+
+    def __init__(self, conv1: nn.Module, conv2: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = conv1, conv2
+
+    def forward(self, x: Tensor, halve: bool = False) -> Tensor:
+        x = self.conv1(x)
+        if isinstance(self.conv2, RectifiedConv):
+            out: Tensor = self.conv2(x, halve=halve)
+            return out
+        x = self.conv2(x)
+        return functional.avg_pool2d(x, 2) if halve else x
+
+
+class FoldedBasicBlock(nn.Module):
+    """A `BasicBlock` at inference on a GPU: halved once for both ways, and summed with the shortcut in no pass of its own."""
+
+    def __init__(self, block: BasicBlock, conv1: RectifiedConv, conv2: RectifiedConv, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.halve = block.halve
+        self.conv1, self.conv2, self.shortcut = conv1, conv2, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.avg_pool2d(x, 2) if self.halve else x
+        rectified: Tensor = self.conv2(self.conv1(x), self.shortcut(x))
+        return rectified
+
+
 def optimise_for_inference(encoder: AudioEncoder, dtype: torch.dtype = torch.float32) -> AudioEncoder:
     """A frozen copy of `encoder` in evaluation mode, for the device that it is on, that gives the same features faster.
 
     Batch norms that follow a convolution are folded into it and maps are channels-last. On the CPU in float32, wide 3x3
     convolutions of heavy encoders become `WinogradConv`s: features stay within 1e-5 relative, and the weights take up to three
-    times the memory. `bn0` stays: it comes before a padding with zeros, which folding would change.
+    times the memory. On a GPU a convolution's bias, its ReLU, the sum with a shortcut and the halving are one pass over memory,
+    which bounds the wide maps of the first blocks. `bn0` stays: it comes before a padding with zeros, which folding would change.
 
     Args:
         dtype: of the convolutions. bfloat16 is off by about 0.4 %; it pays on GPUs and on processors with matrix units
@@ -53,19 +104,28 @@ def optimise_for_inference(encoder: AudioEncoder, dtype: torch.dtype = torch.flo
     """
     copy = deepcopy(encoder).eval().requires_grad_(False)
     copy.zero_grad(set_to_none=True)
-    before_relu = {conv for block in copy.modules() if isinstance(block, ConvBlock) for conv in (block.conv1, block.conv2)}
+    on_gpu = _fuses(copy.bn0.weight.device)
+    blocks = [block for block in copy.modules() if isinstance(block, ConvBlock | BasicBlock if on_gpu else ConvBlock)]
+    before_relu = {conv for block in blocks for conv in (block.conv1, block.conv2)}
     faster: dict[nn.Module, nn.Module] = {}
     for conv, norm, mels in _normalised_convs(copy):
         fused = fuse_conv_bn_eval(conv, norm)
         assert fused.bias is not None
-        if copy.heavy and dtype == torch.float32 and _suits_winograd(fused):
+        if copy.heavy and not on_gpu and dtype == torch.float32 and _suits_winograd(fused):
             faster[conv] = WinogradConv(fused.weight, fused.bias, conv in before_relu, mels)
+        elif on_gpu and conv in before_relu:
+            faster[conv] = RectifiedConv(fused, dtype)
         else:
             faster[conv] = FoldedConv(fused, conv in before_relu, dtype)
         faster[norm] = nn.Identity()
     for name, child in copy.named_children():
         setattr(copy, name, _rebuilt(child, faster))
     return copy
+
+
+def _fuses(device: torch.device) -> bool:
+    """Whether convolutions are to be fused with what follows them there."""
+    return device.type == "cuda"
 
 
 def _suits_winograd(conv: nn.Conv2d) -> bool:
@@ -78,7 +138,12 @@ def _rebuilt(module: nn.Module, faster: dict[nn.Module, nn.Module]) -> nn.Module
     if module in faster:
         return faster[module]
     if isinstance(module, ConvBlock):
-        return nn.Sequential(faster[module.conv1], faster[module.conv2])
+        return FoldedConvBlock(faster[module.conv1], faster[module.conv2])
+    if isinstance(module, BasicBlock) and isinstance(conv2 := faster[module.conv2], RectifiedConv):
+        conv1 = faster[module.conv1]
+        assert isinstance(conv1, RectifiedConv)
+        shortcut = faster[module.downsample[1]] if isinstance(module.downsample, nn.Sequential) else nn.Identity()
+        return FoldedBasicBlock(module, conv1, conv2, shortcut)
     for name, child in module.named_children():
         setattr(module, name, _rebuilt(child, faster))
     return module
@@ -115,8 +180,8 @@ def pooled_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_sa
     Raises ValueError if the encoder is in training mode, where clips of a batch depend on one another.
     """
     out = torch.empty(len(waveforms), encoder.features)
-    for part, frames in _batches(encoder, waveforms, batch_samples):
-        out[part] = pool_frames(frames).cpu()
+    for part, pooled in _fetched(encoder, waveforms, batch_samples, pool_frames):
+        out[part] = pooled
     return out
 
 
@@ -124,16 +189,20 @@ def frame_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_sam
     """Waveforms (S,) of any lengths -> of each its frames (T', F) float32 on the CPU, at least one, of which `pooled_features`
     has the maximum and the mean. The arguments and the error are the same."""
     found: dict[int, Tensor] = {}
-    for part, frames in _batches(encoder, waveforms, batch_samples):
-        found.update(zip(part, frames.cpu(), strict=True))
+    for part, frames in _fetched(encoder, waveforms, batch_samples, lambda frames: frames):
+        found.update(zip(part, frames, strict=True))
     return [found[i] for i in range(len(waveforms))]
 
 
-def _batches(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None) -> Iterator[tuple[list[int], Tensor]]:
-    """`_batched_frames` as suits the device: a GPU is at work on the next batch while the one before is fetched."""
-    if encoder.bn0.weight.device.type == "cpu":
-        return _batched_frames(encoder, waveforms, batch_samples or BATCH_SAMPLES)
-    return one_ahead(_batched_frames(encoder, waveforms, batch_samples or GPU_SAMPLES))
+def _fetched(
+    encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None, work: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """What `work` makes of `_batched_frames`, on the CPU; a GPU is at work on the next batch while the one before is fetched."""
+    on_cpu = encoder.bn0.weight.device.type == "cpu"
+    batches = _batched_frames(encoder, waveforms, batch_samples or (BATCH_SAMPLES if on_cpu else GPU_SAMPLES))
+    begun = ((part, Fetched(work(frames))) for part, frames in batches)
+    for part, made in begun if on_cpu else one_ahead(begun):
+        yield part, made.values()
 
 
 @torch.inference_mode()
@@ -142,12 +211,12 @@ def _batched_frames(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_sa
     if encoder.training:
         raise ValueError("features of clips need the encoder in evaluation mode")
     device = encoder.bn0.weight.device
-    clips = [functional.pad(wave, (0, max(0, encoder.min_samples - len(wave)))) for wave in waveforms]
-    for length, group in groupby(sorted(range(len(clips)), key=lambda i: len(clips[i])), key=lambda i: len(clips[i])):
+    lengths = [max(encoder.min_samples, len(wave)) for wave in waveforms]
+    for length, group in groupby(sorted(range(len(lengths)), key=lengths.__getitem__), key=lengths.__getitem__):
         members, size = list(group), max(1, batch_samples // length)
         for start in range(0, len(members), size):
             part = members[start : start + size]
-            batch = send(torch.stack([clips[i] for i in part]), device)
+            batch = send_aside(stacked([waveforms[i] for i in part], length, device), device)
             yield part, torch.cat(list(_frames_in_pieces(encoder, batch, batch_samples)), 1)
 
 

@@ -90,19 +90,40 @@ def spec_augment(
 
     Widths are uniform in [0, time_stripe) frames and [0, mel_stripe) bins. Source: Park et al. 2019, as in PANNs.
     """
-    # All is drawn on the CPU, so that every device masks the same, and goes to the device as one small table.
-    sizes = [(axis, logmel.shape[axis], widest) for axis, widest in ((1, time_stripe), (2, mel_stripe)) for _ in range(stripes)]
-    ends = []
-    for _, size, widest in sizes:
-        width = (torch.rand(len(logmel), 1, generator=generator) * min(widest, size)).long()
-        start = (torch.rand(len(logmel), 1, generator=generator) * (size - width)).long()
-        ends += [start, start + width]
+    clips, frames, mels = logmel.shape
+    ends = draw_stripes(clips, frames, mels, time_stripe, mel_stripe, stripes, generator)
+    return without_stripes(logmel, send(ends, logmel.device))
+
+
+def draw_stripes(
+    clips: int,
+    frames: int,
+    mels: int,
+    time_stripe: int,
+    mel_stripe: int,
+    stripes: int = 2,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The stripes of `spec_augment`: (B, 2, stripes, 2) int64, of time and of mels each one's first and the one behind its last.
+
+    They are drawn on the CPU, so that every device masks the same, and go to the device as one small table.
+    """
+    ends = torch.empty(clips, 2, stripes, 2, dtype=torch.int64)
+    for axis, (size, widest) in enumerate(((frames, time_stripe), (mels, mel_stripe))):
+        for stripe in range(stripes):
+            width = (torch.rand(clips, generator=generator) * min(widest, size)).long()
+            start = (torch.rand(clips, generator=generator) * (size - width)).long()
+            ends[:, axis, stripe, 0], ends[:, axis, stripe, 1] = start, start + width
+    return ends
+
+
+def without_stripes(logmel: Tensor, ends: Tensor) -> Tensor:
+    """(B, T, M) with zeros in the stripes that `draw_stripes` gave; a new tensor."""
     masked = torch.ones_like(logmel, dtype=torch.bool)
-    if ends:
-        spans = send(torch.cat(ends, 1), logmel.device).unsqueeze(2).unbind(1)
-        for (axis, size, _), start, end in zip(sizes, spans[::2], spans[1::2], strict=True):
-            place = torch.arange(size, device=logmel.device)
-            masked &= ((place < start) | (place >= end)).unsqueeze(3 - axis)  # (B, size)
+    for axis in (1, 2):
+        start, end = ends[:, axis - 1].unsqueeze(3).unbind(2)  # (B, stripes, 1)
+        place = torch.arange(logmel.shape[axis], device=logmel.device)
+        masked &= ((place < start) | (place >= end)).all(1).unsqueeze(3 - axis)  # (B, size)
     return logmel * masked
 
 
@@ -120,16 +141,26 @@ def perturb(logmel: Tensor) -> Tensor:
     In this order: speed (within 1 +- STRETCH) and pitch (within SHIFT bins) by interpolation; for half of the clips the
     one before it in the batch as a background; loudness (within GAIN) and a random equaliser. Silence stays silence.
     """
-    clips, frames, mels = logmel.shape
-    device = logmel.device
+    clips, _, mels = logmel.shape
+    return perturbed_by(logmel, send(draw_perturbation(clips, mels), logmel.device))
+
+
+def draw_perturbation(clips: int, mels: int) -> Tensor:
+    """What `perturb` draws, on the CPU as one small table: (B, 3 + M), speed, shift, the background's power, dB of each mel."""
     speed = 1 + STRETCH * (2 * torch.rand(clips, 1) - 1)
     shift = SHIFT * (2 * torch.rand(clips, 1) - 1)
     low, high = BACKGROUND
     below = 10 ** (-(low + (high - low) * torch.rand(clips, 1)) / 10) * (torch.rand(clips, 1) < 0.5)
     gain = GAIN * (2 * torch.rand(clips, 1) - 1)
     knots = functional.interpolate(COLOUR * torch.randn(clips, 1, KNOTS), mels, mode="linear", align_corners=True)
-    drawn = send(torch.cat([speed, shift, below, gain + knots.squeeze(1)], 1), device)  # as one small table
-    speed, shift, below, change = drawn.split([1, 1, 1, mels], 1)
+    return torch.cat([speed, shift, below, gain + knots.squeeze(1)], 1)
+
+
+def perturbed_by(logmel: Tensor, drawn: Tensor) -> Tensor:
+    """`perturb` of (B, T, M) dB by what `draw_perturbation` gave."""
+    clips, frames, mels = logmel.shape
+    device = logmel.device
+    speed, shift, below, change = torch.split(drawn, [1, 1, 1, mels], 1)
     # Coordinates of `grid_sample`: -1 is the outer edge of the first frame or bin, 1 that of the last.
     at_frame = (2 * torch.arange(frames, device=device) + 1) / frames * speed - 1
     at_bin = ((2 * (torch.arange(mels, device=device) + shift) + 1) / mels - 1).clamp(-1 + 1 / mels, 1 - 1 / mels)

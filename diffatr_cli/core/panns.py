@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .audio_encoder import AudioEncoder, ConvBlock, pool_frames
+from .norm import norm_rectified
 
 FEATURES = 2048
 HOP = 320  # samples; the authors' weights know no other
@@ -76,7 +77,7 @@ class Cnn14(_Panns):
 
     def feature_map(self, x: Tensor) -> Tensor:
         for block in (self.conv_block1, self.conv_block2, self.conv_block3, self.conv_block4, self.conv_block5):
-            x = self.drop(functional.avg_pool2d(block(x), 2))
+            x = self.drop(block(x, halve=True))
         return self.drop(self.conv_block6(x))
 
 
@@ -103,7 +104,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = functional.avg_pool2d(x, 2) if self.halve else x
-        out = functional.relu_(self.bn1(self.conv1(out)))
+        out = norm_rectified(self.conv1(out), self.bn1)
         out = self.bn2(self.conv2(functional.dropout(out, self.dropout / 2, self.training)))
         return functional.relu_(out + self.downsample(x))
 
@@ -134,7 +135,7 @@ class ResNet38(_Panns):
         self._xavier()
 
     def feature_map(self, x: Tensor) -> Tensor:
-        x = self.drop(functional.avg_pool2d(self.conv_block1(x), 2))
+        x = self.drop(self.conv_block1(x, halve=True))
         x = self.drop(functional.avg_pool2d(self.resnet(x), 2))
         return self.drop(self.conv_block_after1(x))
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -66,13 +66,23 @@ class LogMels:
 
         Shorter clips are padded with silence to the longest of them (`padded_frames`).
         """
+        return torch.from_numpy(self.cut(*self.places(indices, frames, rng))).float().div_(STEPS_PER_DB)
+
+    def places(self, indices: Indices, frames: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], int]:
+        """Where the stretches of `crop` begin among all frames and how many they are, (B, 2); and T."""
         frames = min(frames, padded_frames(max(map(self.frames, indices))))
-        out = np.full((len(indices), frames, N_MELS), round(SILENCE * STEPS_PER_DB), np.int16)
-        for row, index in enumerate(indices):
+        found = []
+        for index in indices:
             length = self.frames(index)
-            start = int(self.offsets[index]) + int(rng.integers(0, max(length - frames, 0) + 1))
-            out[row, : min(length, frames)] = self.values[start : start + min(length, frames)]
-        return torch.from_numpy(out).float().div_(STEPS_PER_DB)
+            found.append((int(self.offsets[index]) + int(rng.integers(0, max(length - frames, 0) + 1)), min(length, frames)))
+        return np.array(found, np.int64), frames
+
+    def cut(self, places: NDArray[np.int64], frames: int) -> NDArray[np.int16]:
+        """What lies at `places`, (B, T, M) steps, padded with silence."""
+        out = np.full((len(places), frames, N_MELS), round(SILENCE * STEPS_PER_DB), np.int16)
+        for row, (start, length) in zip(out, places.tolist(), strict=True):
+            row[:length] = self.values[start : start + length]
+        return out
 
 
 @torch.inference_mode()
@@ -85,23 +95,14 @@ def cached_logmels(dataset: Dataset, split: str, hop: int, progress: Progress = 
     Raises:
         DiffATRError: a prepared clip is gone, or the disk is full.
     """
-    folder = dataset.root / ".cache"
-    path = folder / f"logmel-levelled-{split}-hop{hop}-{dataset.fingerprint[:16]}.i16"
+    path = _place(dataset, split, hop)
     clips = dataset.split(split)
     note = f"log-mels of {dataset.name} {split}"
     index = _read_index(path, len(clips))
     if index is None:
-        _room_for(folder, clips, hop)
-        log_mel, offsets, checksums = LogMel(hop), [0], []
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            for done, clip in enumerate(clips):
-                progress(done, len(clips), note)
-                content = _content(dataset.root / clip.path, log_mel)
-                _write(file.fileno(), content)
-                offsets.append(offsets[-1] + len(content) // _FRAME)
-                checksums.append(zlib.crc32(content))
-            progress(len(clips), len(clips), note)
-        _write_index(path, offsets, checksums)
+        _room_for(path.parent, clips, hop)
+        log_mel = LogMel(hop)
+        offsets = write_logmels(dataset, split, hop, (_content(dataset.root / clip.path, log_mel) for clip in clips), progress)
     else:
         offsets, known = index
         checksums = _checksums(path, offsets, progress, note)
@@ -120,6 +121,33 @@ def cached_logmels(dataset: Dataset, split: str, hop: int, progress: Progress = 
         if damaged or known is None:
             _write_index(path, offsets, checksums)
     return LogMels(np.memmap(path, np.int16, "r").reshape(-1, N_MELS), np.array(offsets))
+
+
+def write_logmels(
+    dataset: Dataset, split: str, hop: int, logmels: Iterable[memoryview | NDArray[np.int16]], progress: Progress = silent
+) -> list[int]:
+    """Write the cache that `cached_logmels` reads, from what it would compute: of each clip (T, M) int16 steps.
+
+    Returns:
+        Where each clip begins, and the end: frames.
+    """
+    path, clips, offsets, checksums = _place(dataset, split, hop), len(dataset.split(split)), [0], []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    note = f"log-mels of {dataset.name} {split}"
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for done, each in enumerate(logmels):
+            progress(done, clips, note)
+            content = memoryview(each).cast("B")  # type: ignore[arg-type]
+            _write(file.fileno(), content)
+            offsets.append(offsets[-1] + len(content) // _FRAME)
+            checksums.append(zlib.crc32(content))
+        progress(clips, clips, note)
+    _write_index(path, offsets, checksums)
+    return offsets
+
+
+def _place(dataset: Dataset, split: str, hop: int) -> Path:
+    return dataset.root / ".cache" / f"logmel-levelled-{split}-hop{hop}-{dataset.fingerprint[:16]}.i16"
 
 
 def _content(clip: Path, log_mel: LogMel) -> memoryview:

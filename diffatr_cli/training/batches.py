@@ -5,8 +5,9 @@ n clips, m captions, I items of an epoch, B captions of a batch.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,13 +104,21 @@ def epoch_batches(
 
 
 def overlapped_batches(
-    train: TrainSplit, section: PretrainSection, seed: int, steps_per_epoch: int, start: int, *, pin: bool = False
+    train: TrainSplit,
+    section: PretrainSection,
+    seed: int,
+    steps_per_epoch: int,
+    start: int,
+    *,
+    pin: bool = False,
+    ahead: int = 1,
 ) -> Iterator[tuple[int, Batch, Any]]:
-    """(step, captions, crops of this process's share of their clips) from a step on; the next batch is cut out while this one
+    """(step, captions, crops of this process's share of their clips) from a step on; the next ones are cut out while this one
     trains.
 
     Args:
         pin: put crops where a GPU reads them while other work goes on (`core.sending.pinned`).
+        ahead: how many batches are cut out at a time.
     """
     lengths, owner = np.diff(train.clips.offsets), item_clips(train.captions, section)
     ready = pinned if pin else lambda crops: crops
@@ -142,15 +151,14 @@ def overlapped_batches(
                 if epoch * steps_per_epoch + inside >= start:
                     yield epoch * steps_per_epoch + inside, rows, composition
 
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting: deque[Future[tuple[int, Batch, Any]]] = deque()
         for step, rows, composition in plan():
-            following = pool.submit(cut, step, rows, composition)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
+            waiting.append(pool.submit(cut, step, rows, composition))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _composed(train: TrainSplit, rows: np.ndarray, mixtures: list[Mixture], parts: np.ndarray, rng: np.random.Generator) -> Batch:

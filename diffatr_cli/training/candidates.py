@@ -65,9 +65,12 @@ class CandidateBatches:
         views: the training split.
         section: `candidates`, `negatives`, `batch_size` and `jitter` of the recipe.
         seed: of the order, the views, the drawn candidates and the jitter.
+        device: that seeks the nearest others; the batches are on the CPU.
     """
 
-    def __init__(self, views: TrainingViews, section: DiffusionSection, seed: int) -> None:
+    def __init__(
+        self, views: TrainingViews, section: DiffusionSection, seed: int, device: torch.device = torch.device("cpu")
+    ) -> None:
         self.views = views
         self.section = section
         self.seed = seed
@@ -77,8 +80,9 @@ class CandidateBatches:
             audio = functional.normalize(views.audio.mean(0), dim=1)
             of_text = views.positive_group[views.clip_index]
             others = section.candidates - 1 if section.negatives == "nearest" else NEAREST
-            self.nearest["t2a"] = nearest_others(views.text, audio, of_text, views.positive_group, others)
-            self.nearest["a2t"] = nearest_others(audio, views.text, views.positive_group, of_text, others)
+            texts, clips, of_text, of_clip = (each.to(device) for each in (views.text, audio, of_text, views.positive_group))
+            self.nearest["t2a"] = nearest_others(texts, clips, of_text, of_clip, others).cpu()
+            self.nearest["a2t"] = nearest_others(clips, texts, of_clip, of_text, others).cpu()
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -164,10 +168,10 @@ def nearest_others(queries: Tensor, candidates: Tensor, query_group: Tensor, can
     Fewer where there are not that many others.
     """
     parts = []
+    largest_family = int(torch.bincount(candidate_group).max())
     for start in range(0, len(queries), NEIGHBOUR_BLOCK):
         block = slice(start, start + NEIGHBOUR_BLOCK)
         scores = queries[block] @ candidates.T
-        scores[query_group[block][:, None] == candidate_group[None]] = -torch.inf
-        largest_family = int(torch.bincount(candidate_group).max())
+        scores.masked_fill_(query_group[block][:, None] == candidate_group[None], -torch.inf)
         parts.append(scores.topk(min(count, len(candidates) - largest_family)).indices)
     return torch.cat(parts)

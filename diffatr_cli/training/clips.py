@@ -27,6 +27,7 @@ from ..progress import Progress
 from ..recipe_schema import AudioSection
 from ..types import SAMPLE_RATE
 from .composition import Mixture
+from .crops_on_gpu import PlacedCrops, SteppedCrops, table_on
 
 Indices = Sequence[int] | NDArray[np.integer]
 ALL = slice(None)
@@ -54,16 +55,31 @@ class Clips(Protocol):
 
 
 class LogMelCrops:
-    """Crops of cached log-mels: (B, frames, M) dB, or fewer frames where all clips are shorter."""
+    """Crops of cached log-mels: (B, frames, M) dB, or fewer frames where all clips are shorter.
 
-    def __init__(self, logmels: LogMels, frames: int, hop: int) -> None:
+    Args:
+        gpu: where they are trained on, if that is a GPU: crops become decibels when they are sent there (`crops_on_gpu`).
+    """
+
+    def __init__(self, logmels: LogMels, frames: int, hop: int, gpu: torch.device | None = None) -> None:
         self.logmels, self.longest, self.offsets, self._hop = logmels, frames, logmels.offsets, hop
+        self._gpu = gpu
+        self._table = None if gpu is None else table_on(logmels.values, gpu)
+
+    def on(self, device: torch.device) -> LogMelCrops:
+        """The same crops, as suits a device."""
+        return LogMelCrops(self.logmels, self.longest, self._hop, device) if device.type == "cuda" else self
 
     def __len__(self) -> int:
         return len(self.logmels)
 
-    def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Tensor:
-        return self.logmels.crop(indices, self.longest, rng)[part]
+    def crop(self, indices: Indices, rng: np.random.Generator, part: slice = ALL) -> Any:
+        if self._gpu is None:
+            return self.logmels.crop(indices, self.longest, rng)[part]
+        places, frames = self.logmels.places(indices, self.longest, rng)
+        if self._table is not None:
+            return PlacedCrops(self._table, torch.from_numpy(places[part]), frames)
+        return SteppedCrops(torch.from_numpy(self.logmels.cut(places[part], frames)))
 
     def mix(self, mixtures: Sequence[Mixture], rng: np.random.Generator, part: slice = ALL) -> Tensor:
         frames = min(self.longest, padded_frames(max(mixture.length for mixture in mixtures)))

@@ -103,11 +103,13 @@ class FoldedBatches:
 
     Args:
         views: of each fold.
-        section, seed: as of `CandidateBatches`.
+        section, seed, device: as of `CandidateBatches`.
     """
 
-    def __init__(self, views: Sequence[TrainingViews], section: DiffusionSection, seed: int) -> None:
-        self._folds = [CandidateBatches(each, section, seed) for each in views]
+    def __init__(
+        self, views: Sequence[TrainingViews], section: DiffusionSection, seed: int, device: torch.device = torch.device("cpu")
+    ) -> None:
+        self._folds = [CandidateBatches(each, section, seed, device) for each in views]
         self._seed = seed
 
     def __len__(self) -> int:
@@ -171,7 +173,7 @@ def folded_batches(
         rotation = from_first(rotation_onto(*anchors))
         found = _views_of(fold, encoders, recipe, model, own.text, section.views, dataset, device, told)
         views.append(replace(found, audio=_turned(found.audio, rotation), text=_turned(found.text, rotation)))
-    return FoldedBatches(views, section, seed)
+    return FoldedBatches(views, section, seed, device)
 
 
 def _train_folds(

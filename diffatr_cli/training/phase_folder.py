@@ -286,7 +286,7 @@ class MetricsLog:
         self._write()
         if self._curves is not None:
             for name, value in row.items():
-                if name != "epoch":
+                if name != "epoch" and not isinstance(value, str):  # such as the shape of a fusion
                     self._curves.add_scalar(name, value, row["epoch"])
             self._curves.flush()
 

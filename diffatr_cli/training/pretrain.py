@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from ..core.audio_encoder import AudioEncoder
 from ..core.losses import nt_xent
+from ..core.recorded_gradients import RecordedGradients
 from ..core.sampling import Sampling
 from ..core.scoring import Reranker
 from ..core.sending import send
@@ -51,13 +52,16 @@ from ..recipe_schema import TRAINS_DENOISERS, PretrainSection, Recipe
 from ..runs import FIRST_PHASE, SECOND_PHASE, borrowed_encoders, run_folder
 from ..types import DIRECTIONS
 from .batches import Batch, TrainSplit, epoch_batches, overlapped_batches
-from .clips import PooledClips, training_clips
+from .clips import LogMelCrops, PooledClips, training_clips
 from .denoisers import DenoiserPair
 from .joint import keep_as_two_phases, validate_joint
 from .phase_folder import PhaseFolder, TrainingResult, open_phase, resume_command
 from .refit_heads import PooledViews, refit_heads
+from .running_loss import RunningLoss
 from .streams import torch_seed, torch_stream
 from .views import augmented_views
+
+GPU_AHEAD = 3  # batches that are cut out at a time for a GPU, which takes them faster than one thread makes them
 
 
 def pretrain(
@@ -155,7 +159,7 @@ def _train(
 
     state: dict[str, Any] = {"step": 0, "best": {}, "loss": 0.0} | folder.resume(phase, phase.optimizer)
     best: dict[str, Any] = state["best"]
-    loss_sum: float = state["loss"]
+    losses = RunningLoss(state["loss"], state["step"] % steps_per_epoch, count())
     kept = folder.load_best()[1]["best"] if best else {}
     if kept.get("epoch", 0) > section.epochs:  # killed after the refitted heads were kept and before that was noted
         best, state["refitted"] = kept, True
@@ -180,26 +184,23 @@ def _train(
         folder.save(phase.kept(), phase.optimizer, {"step": 0, "best": best, "loss": 0.0})
         return best
     saved = time.monotonic()
-    pin = phase.device.type == "cuda"
-    for step, batch, clips in overlapped_batches(train, section, seed, steps_per_epoch, state["step"], pin=pin):
+    on_gpu = phase.device.type == "cuda"
+    ahead = GPU_AHEAD if on_gpu else 1
+    for step, batch, clips in overlapped_batches(train, section, seed, steps_per_epoch, state["step"], pin=on_gpu, ahead=ahead):
         torch.manual_seed(torch_seed(seed, "augmentation", step, *([process_rank()] if count() > 1 else [])))
-        loss_sum += phase.step(train, batch, clips, learning_rate(section, step, steps_per_epoch), step)
+        losses.add(phase.step(train, batch, clips, learning_rate(section, step, steps_per_epoch), step))
         epoch, inside = divmod(step + 1, steps_per_epoch)
-        progress(
-            step + 1,
-            total,
-            f"epoch {epoch + (inside > 0)} of {section.epochs}, loss {loss_sum / (inside or steps_per_epoch):.3f}",
-        )
+        progress(step + 1, total, f"epoch {epoch + (inside > 0)} of {section.epochs}, loss {losses.mean:.3f}")
         if inside == 0:
-            if not math.isfinite(loss_sum):
+            if not math.isfinite(losses.total):
                 raise DiffATRError(
-                    f"{folder.path}: the loss is {loss_sum} in epoch {epoch}. Lower pretrain.lr and start with a new --name."
+                    f"{folder.path}: the loss is {losses.total} in epoch {epoch}. Lower pretrain.lr and start with a new --name."
                 )
-            keep_if_best({"epoch": epoch, "loss": loss_sum / steps_per_epoch, **phase.validate(dataset)})
-            loss_sum = 0.0
+            keep_if_best({"epoch": epoch, "loss": losses.total / steps_per_epoch, **phase.validate(dataset)})
+            losses = RunningLoss(divisor=count())
         if inside == 0 or time.monotonic() - saved > 60 * section.checkpoint_minutes:
             saved = time.monotonic()
-            folder.save(phase.kept(), phase.optimizer, {"step": step + 1, "best": best, "loss": loss_sum})
+            folder.save(phase.kept(), phase.optimizer, {"step": step + 1, "best": best, "loss": losses.total})
     if not refitted:
         phase.load_state_dict(phase.state_dict() | folder.load_best()[0])
         loss = phase.refit_heads(train, progress)
@@ -236,12 +237,16 @@ class PhaseOne(nn.Module):
             its = {"clip": diffusion.clip_norm, "weight_decay": diffusion.weight_decay, "rate": diffusion.lr / self.section.lr}
             groups.append({"params": list(self.denoisers.parameters()), **its})
         self.optimizer = make(groups, lr=self.section.lr, weight_decay=self.section.weight_decay, fused=True)
+        alone = count() == 1 and self.denoisers is None
+        self._recorded = RecordedGradients(self._contrast, self.trained) if device.type == "cuda" and alone else None
         self._encoded: dict[tuple[str, ...], Tensor] = {}  # captions by a frozen encoder
 
     def read(self, dataset: Dataset, progress: Progress) -> TrainSplit:
         """The training split, with everything cached that training does not change. Raises DiffATRError if it has no clips."""
         captions = Captions.of(dataset.split("train"))
         clips = training_clips(dataset, self.towers.audio, self.audio_section, self.seconds, self.eval(), progress)
+        if isinstance(clips, LogMelCrops):
+            clips = clips.on(self.device)
         given, vectors = dataset.given("train"), None
         if given is not None:
             vectors = given.text
@@ -262,22 +267,26 @@ class PhaseOne(nn.Module):
         """The caption encoder, which phase one always has."""
         return self.towers.text
 
-    def step(self, train: TrainSplit, batch: Batch, crops: Any, lr: float, number: int) -> float:
-        """One optimizer step on a batch's captions and the crops of this process's share of their clips; its loss.
+    def step(self, train: TrainSplit, batch: Batch, crops: Any, lr: float, number: int) -> Tensor:
+        """One optimizer step on a batch's captions and the crops of this process's share of their clips; its loss summed
+        over all processes, a scalar on the device, which is not waited for.
 
         The loss, and so the negatives, are of the captions and clips of all processes. `number` is of the step.
         """
         self.train()
-        # Several processes must draw the same noise, while each has dropout of its own.
-        loss = self.loss(train, batch, crops, torch_stream(self.seed, "diffusion", number) if count() > 1 else None)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        if self._recorded is not None and self._records(train):
+            loss = self._recorded.run(*self._contrast_inputs(train, batch, crops))
+        else:
+            # Several processes must draw the same noise, while each has dropout of its own.
+            loss = self.loss(train, batch, crops, torch_stream(self.seed, "diffusion", number) if count() > 1 else None)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
         mean_gradients(self.trained)
         for group in self.optimizer.param_groups:
             clip_grad_norm_(group["params"], group.get("clip", self.section.clip_norm))
             group["lr"] = lr * group.get("rate", 1.0)
         self.optimizer.step()
-        return float(summed(loss.detach())) / count()
+        return summed(loss.detach())
 
     def loss(self, train: TrainSplit, batch: Batch, crops: Any, generator: torch.Generator | None = None) -> Tensor:
         """Eq. 8 of a batch, with strategy `gen` Eq. 6, with `joint` both. Its mean over all processes is the loss.
@@ -286,21 +295,50 @@ class PhaseOne(nn.Module):
 
         `generator`, equal in all of them, is of the noise of Eq. 6.
         """
-        clips, position = np.unique(train.captions.clip_index[batch.rows], return_inverse=True)
-        own = share(len(clips))
-        mine = np.flatnonzero((own.start <= position) & (position < own.stop))  # rows are in the order of their clips
+        mine, position = self._mine(train, batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             embed = self.towers.embed_pooled_audio if isinstance(train.clips, PooledClips) else self.towers.embed_clips
             audio = embed(send(crops, self.device))
             text = gathered(self._embed_captions(train, batch, mine))
-        audio = gathered(audio[torch.from_numpy(position[mine] - own.start)])
-        clip_ids = torch.from_numpy(batch.clip_ids)
+        audio = gathered(audio[send(torch.from_numpy(position), self.device)])
+        clip_ids = send(torch.from_numpy(batch.clip_ids), self.device)
         if self.denoisers is None:
             return nt_xent(audio, text, self.temperature, clip_ids)
         generation = self.denoisers.loss_of_pairs(audio, text, clip_ids, generator)
         if self.strategy == "gen":
             return generation
         return nt_xent(audio, text, self.temperature, clip_ids) + self.section.generation_weight * generation
+
+    @staticmethod
+    def _mine(train: TrainSplit, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """The places in a batch of this process's captions, and of each its clip among this process's crops."""
+        clips, position = np.unique(train.captions.clip_index[batch.rows], return_inverse=True)
+        own = share(len(clips))
+        mine = np.flatnonzero((own.start <= position) & (position < own.stop))  # rows are in the order of their clips
+        return mine, position[mine] - own.start
+
+    def _records(self, train: TrainSplit) -> bool:
+        """Whether a step's loss is one of tensors of few shapes alone: not where the caption encoder learns, whose captions are
+        of any number of tokens, nor where an encoder of others takes what it likes."""
+        return (
+            train.vectors is not None and isinstance(self.towers.audio, AudioEncoder) and not isinstance(train.clips, PooledClips)
+        )
+
+    def _contrast_inputs(self, train: TrainSplit, batch: Batch, crops: Any) -> list[Tensor]:
+        """What `_contrast` takes, on the device; all that is drawn on the processor is drawn here."""
+        mine, position = self._mine(train, batch)
+        heard: Tensor = send(crops, self.device)
+        captions = self._pooled_captions(train, batch, mine)
+        drawn = self.towers.audio.augmentation(*heard.shape[:2])
+        rest = (torch.from_numpy(position), captions, torch.from_numpy(batch.clip_ids), *drawn)
+        return [heard, *(send(each, self.device) for each in rest)]
+
+    def _contrast(self, crops: Tensor, position: Tensor, captions: Tensor, clip_ids: Tensor, *drawn: Tensor) -> Tensor:
+        """`loss` of one process without denoisers, of tensors on the device."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            audio = self.towers.embed_pooled_audio(self.towers.audio.pooled(crops, drawn))
+            text = self.towers.embed_pooled_text(captions)
+        return nt_xent(audio[position], text, self.temperature, clip_ids)
 
     def refit_heads(self, train: TrainSplit, progress: Progress) -> float:
         """The heads fitted again on the frozen encoders; the loss. Needs cached caption vectors."""
@@ -323,11 +361,16 @@ class PhaseOne(nn.Module):
         if train.vectors is None:
             ids, mask = self.text.tokenise([batch.texts[place] for place in mine])
             return self.towers.embed_tokens(send(ids, self.device), send(mask, self.device))
+        return self.towers.embed_pooled_text(send(self._pooled_captions(train, batch, mine), self.device))
+
+    def _pooled_captions(self, train: TrainSplit, batch: Batch, mine: np.ndarray) -> Tensor:
+        """(b, F) what a frozen BERT makes of the captions at these places of a batch, on the CPU."""
+        assert train.vectors is not None
         pooled = train.vectors[torch.from_numpy(batch.rows[mine])]
         joined = np.flatnonzero(batch.composed[mine])
         if len(joined):
             pooled[torch.from_numpy(joined)] = self.text.encode([batch.texts[mine[place]] for place in joined])
-        return self.towers.embed_pooled_text(send(pooled, self.device))
+        return pooled
 
     @torch.no_grad()
     def validate(self, dataset: Dataset) -> dict[str, Any]:

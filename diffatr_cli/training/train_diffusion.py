@@ -184,7 +184,7 @@ def _train(
     if section.folds:
         batches = folded_batches(first, retriever, section, dataset, seed, device, folder, state["epoch"], progress)
     else:
-        batches = CandidateBatches(_training_views(first, recipe, dataset, retriever, device, progress), section, seed)
+        batches = CandidateBatches(_training_views(first, recipe, dataset, retriever, device, progress), section, seed, device)
     choosing = Choosing(first, retriever, recipe, datasets, seed, progress)
     folder.record_start(device, "bf16" if wants_bf16(section.precision, device) else "fp32", state["epoch"])
     kept = dict(folder.load_best()[0]) if best else {}
