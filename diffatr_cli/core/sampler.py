@@ -218,8 +218,10 @@ def fast_ddim_sample(
     replays = replays_on(query.device) and not together and (shared is not None or factors.neighbour_feedback is None)
     kind = tuple(visited), tuple(coefficients), x0
 
+    reads = (*levels.tensors, *([] if shifts is None else [shifts]))
+
     def run(work: Work, *inputs: Tensor) -> Tensor:
-        return (shared or factors).recordings.run(kind, work, *inputs) if replays else work(*inputs)
+        return (shared or factors).recordings.run(kind, work, *inputs, reads=reads) if replays else work(*inputs)
 
     def sample(first: int) -> None:
         part = slice(first, first + rows)
@@ -254,6 +256,11 @@ class Levels:
     attended: Tensor
     dropped: Tensor
     contexts: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it."""
+        return self.embeddings, self.attended, self.dropped, self.contexts
 
     @classmethod
     def of(cls, factors: Factors, levels: list[int], device: torch.device) -> Levels:
