@@ -111,6 +111,14 @@ class Factors:
 
 
 @dataclass(frozen=True, eq=False)
+class Halves:
+    """The tables of `PreparedCandidates` of the same names, in half precision, for `fused` to read in half the time."""
+
+    candidates: Tensor
+    candidate_hidden: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedCandidates:
     """Candidates and what one denoiser needs of them, computed once for any number of queries.
 
@@ -130,6 +138,19 @@ class PreparedCandidates:
         return self.factors.context(self.candidates)
 
     @cached_property
+    def halves(self) -> Halves | None:
+        """Both tables in half precision; None where a number is too large for it, or the device has no room. Made when first
+        asked for."""
+        highest = torch.finfo(torch.float16).max
+        tables = self.candidates, self.candidate_hidden
+        if any(max(-float(low), float(high)) > highest for low, high in map(torch.aminmax, tables)):
+            return None
+        try:
+            return Halves(*(table.half() for table in tables))
+        except torch.OutOfMemoryError:
+            return None
+
+    @cached_property
     def neighbours(self) -> Neighbours:
         """Of the candidates of each group; found when first asked for."""
         return neighbours_of(self.candidates)
@@ -144,7 +165,9 @@ class PreparedCandidates:
         gain = self.factors.neighbour_feedback
         return x_k if gain is None else x_k + gain * self.neighbours.spread(x_k)
 
-    def logits(self, attention: Tensor, dropped: Tensor, embedding: Tensor, projected: bool = False) -> Tensor:
+    def logits(
+        self, attention: Tensor, dropped: Tensor, embedding: Tensor, projected: bool = False, halves: Halves | None = None
+    ) -> Tensor:
         """Logits of x0_hat at one step, (G, T, N).
 
         Args:
@@ -153,13 +176,16 @@ class PreparedCandidates:
             embedding: l, (D,) or (G, T, D); if `projected`, `Factors.context` of it, (H,) or (G, T, H).
             projected: whether the candidates and l go through `Factors.context` each before the mean is taken, or their mean
                 does afterwards. It is linear: the result is the same.
+            halves: what to read the tables from, where nothing but the decoder's output and its softmax is asked for.
         """
         factors = self.factors
         if projected:
             hidden = attended_mean(attention, self.contexts).add_(embedding)
         else:
-            hidden = factors.context(attended_mean(attention, self.candidates).add_(embedding))
-        logits = decode(self.candidate_hidden, hidden, factors.weight, factors.bias)
+            mean = attended_mean(attention, self.candidates, None if halves is None else halves.candidates)
+            hidden = factors.context(mean.add_(embedding))
+        coarse = None if halves is None else halves.candidate_hidden
+        logits = decode(self.candidate_hidden, hidden, factors.weight, factors.bias, coarse)
         if self.shift is not None:
             logits = logits + self.shift
         if factors.output == "add_weight":

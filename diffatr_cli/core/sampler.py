@@ -12,9 +12,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .algebra import Factors, PreparedCandidates
+from .algebra import Factors, Halves, PreparedCandidates
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser
+from .fused import distribution, takes_coarse
 from .recorded import Work
 from .sampling import X0
 from .schedule import NoiseSchedule
@@ -199,6 +200,8 @@ def fast_ddim_sample(
     shifts = None if shared is None else levels.attended @ shared.candidates.mT
     if shared and factors.neighbour_feedback is not None:
         _ = shared.neighbours  # once, before several threads ask for them
+    coarse = shared is not None and x0 == "softmax" and factors.output == "decoder"
+    halves = shared.halves if shared and coarse and takes_coarse(shared.candidate_hidden, len(query)) else None
     together = eta > 0 or on_step is not None
     if together:
         rows = max(1, len(query))
@@ -209,7 +212,7 @@ def fast_ddim_sample(
 
     def over_shared(query: Tensor, x: Tensor) -> Tensor:
         assert shared is not None
-        return _sample_block(shared, query, x, chain, levels, shifts, draw)
+        return _sample_block(shared, query, x, chain, levels, shifts, draw, halves)
 
     def over_own(candidates: Tensor, query: Tensor, x: Tensor, shift: Tensor | None = None) -> Tensor:
         return _sample_block(factors.prepare(candidates, shift), query, x, chain, levels, None, draw)
@@ -278,10 +281,11 @@ def _sample_block(
     levels: Levels,
     shifts: Tensor | None,
     draw: Callable[[int], Tensor],
+    halves: Halves | None = None,
 ) -> Tensor:
     """The loop of `ddim_sample`, factored: queries (G, T, D) and start noise (G, T, N) -> x0_hat (G, T, N).
 
-    `shifts`: A l . c_i, (G, S, N), where they are known.
+    `shifts`: A l . c_i, (G, S, N), where they are known. `halves`: what the tables are read from, where they suffice.
     """
     factors, candidates = part.factors, part.candidates
     of_query = factors.attend(query)
@@ -296,7 +300,8 @@ def _sample_block(
     for i, level in enumerate(chain.levels):
         shown = x + factors.feedback * x0_hat if factors.feedback and i else x
         attention = (similarity + part.fed_back(shown)).add_(shifts[:, i, None])
-        x0_hat = predicted_x0(part.logits(attention, dropped[..., i], embeddings[i], projected), chain.x0)
+        logits = part.logits(attention, dropped[..., i], embeddings[i], projected, halves)
+        x0_hat = distribution(logits) if chain.x0 == "softmax" else predicted_x0(logits, chain.x0)
         if chain.on_step is not None:
             chain.on_step(level, x.flatten(0, 1), x0_hat.flatten(0, 1))
         if i + 1 < len(chain.levels):
