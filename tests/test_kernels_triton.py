@@ -68,6 +68,19 @@ def test_operands_that_are_parts_of_others() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("n", [1, 19, 32])
+def test_a_table_is_laid_out_once(n: int) -> None:
+    from diffatr_cli.core import kernels_triton
+
+    table, query, weight = terms(2, 5, n, 13, torch.float32)
+    laid_out = kernels_triton.laid_out(table)
+    assert torch.equal(laid_out, table)
+    assert kernels_triton.by_unit(laid_out).data_ptr() == laid_out.data_ptr()
+    sums = [kernels_triton.sum_of_maxima_triton(each, query, weight) for each in (laid_out, table)]
+    assert torch.equal(*sums)
+
+
+@interpreted
 @pytest.mark.parametrize(("queries", "n"), [(1, 70), (6, 33)])
 def test_sampling_by_the_kernel_is_the_plain_loop_in_float64(queries: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffatr_cli.core import fused

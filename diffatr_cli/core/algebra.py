@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .feedback import Neighbours, neighbours_of
-from .fused import attended_mean, decode
+from .fused import FEW, attended_mean, decode, laid_out
 from .recorded import Recordings
 
 Output = Literal["decoder", "add_weight", "add_logit"]
@@ -138,6 +138,11 @@ class PreparedCandidates:
         return self.factors.context(self.candidates)
 
     @cached_property
+    def laid_out_hidden(self) -> Tensor:
+        """`candidate_hidden` as it suits many queries; made when first asked for."""
+        return laid_out(self.candidate_hidden)
+
+    @cached_property
     def halves(self) -> Halves | None:
         """Both tables in half precision; None where a number is too large for it, or the device has no room. Made when first
         asked for."""
@@ -185,7 +190,8 @@ class PreparedCandidates:
             mean = attended_mean(attention, self.candidates, None if halves is None else halves.candidates)
             hidden = factors.context(mean.add_(embedding))
         coarse = None if halves is None else halves.candidate_hidden
-        logits = decode(self.candidate_hidden, hidden, factors.weight, factors.bias, coarse)
+        table = self.candidate_hidden if hidden.shape[1] <= FEW else self.laid_out_hidden
+        logits = decode(table, hidden, factors.weight, factors.bias, coarse)
         if self.shift is not None:
             logits = logits + self.shift
         if factors.output == "add_weight":

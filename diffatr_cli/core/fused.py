@@ -86,6 +86,15 @@ def distribution(logits: Tensor) -> Tensor:
     return logits.softmax(2)
 
 
+def laid_out(candidate_hidden: Tensor) -> Tensor:
+    """A copy of the table (G, N, H) in the order in memory that `decode` of many queries takes on a CUDA device, or itself."""
+    if not _on_triton(candidate_hidden) or _differentiated(candidate_hidden):
+        return candidate_hidden
+    from .kernels_triton import laid_out
+
+    return laid_out(candidate_hidden)
+
+
 def takes_coarse(table: Tensor, queries: int) -> bool:
     """Whether `decode` and `attended_mean` of this many queries are faster with tables (G, N, H) in half precision beside it."""
     return table.numel() >= COARSE and queries <= FEW and table.dtype == torch.float32 and _on_triton(table)

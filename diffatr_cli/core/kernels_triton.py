@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .few_triton import sums_of_few
+from .few_triton import COMPILES, fastest, sums_of_few
 from .fused import FEW
 
 BUCKETS = 2  # the fastest tile is looked for anew where the amount of work has two more bits
@@ -75,10 +75,7 @@ def _sum_of_maxima(  # type: ignore[no-untyped-def]
     tl.store(out + entry, total, mask=(t[:, None] < t_end) & (i[None, :] < n_end))
 
 
-COMPILES = isinstance(_sum_of_maxima, triton.runtime.JITFunction)
-"""Whether Triton compiles here. Its interpreter (TRITON_INTERPRET=1) takes one tile, since it can time none."""
-
-_tuned = triton.autotune(TILES, key=["size", "h_end"])(_sum_of_maxima) if COMPILES else _sum_of_maxima
+_tuned = fastest(_sum_of_maxima, TILES, ["size", "h_end"])
 
 
 def sum_of_maxima_triton(
@@ -100,7 +97,7 @@ def sum_of_maxima_triton(
     out = torch.empty(groups, queries, n, dtype=candidate_hidden.dtype, device=candidate_hidden.device)
     if not out.numel():
         return out
-    of_candidates, of_queries = _by_unit(candidate_hidden), _by_unit(negative_hidden)
+    of_candidates, of_queries = by_unit(candidate_hidden), by_unit(negative_hidden)
     _tuned[lambda used: (triton.cdiv(n, used["N"]), triton.cdiv(queries, used["T"]), groups)](
         of_candidates,
         of_queries,
@@ -117,13 +114,22 @@ def sum_of_maxima_triton(
     return out
 
 
-def _by_unit(table: Tensor) -> Tensor:
-    """(G, N, H) -> (G, H, N and a few more), contiguous: a unit's values of all rows, of which a warp reads four for each thread.
+def by_unit(table: Tensor) -> Tensor:
+    """A table (G, N, H) as it is laid out here, (G, H, N and a few more): a unit's values of all rows together, of which a warp
+    reads four for each thread.
 
-    Turning a table costs a hundredth of what follows.
+    A view that was made of such a table (`laid_out`) is taken as it lies.
     """
     groups, n, hidden = table.shape
-    turned = table.new_empty(groups, hidden, triton.cdiv(n, ROW) * ROW)
+    row = triton.cdiv(n, ROW) * ROW
+    if table.stride() == (hidden * row, 1, row):
+        return table.as_strided((groups, hidden, row), (hidden * row, row, 1))
+    turned = table.new_empty(groups, hidden, row)
     turned[..., :n].copy_(table.mT)
     turned[..., n:].zero_()
     return turned
+
+
+def laid_out(table: Tensor) -> Tensor:
+    """A copy of a table (G, N, H) that `sum_of_maxima_triton` of many queries need not lay out anew at each call."""
+    return by_unit(table)[..., : table.shape[1]].mT
