@@ -144,16 +144,16 @@ class PreparedCandidates:
 
     @cached_property
     def halves(self) -> Halves | None:
-        """Both tables in half precision; None where a number is too large for it, or the device has no room. Made when first
-        asked for."""
-        highest = torch.finfo(torch.float16).max
+        """Both tables in half precision; None where a number is too large for it, or where they would take more than half of the
+        room that a GPU has left. Made when first asked for."""
         tables = self.candidates, self.candidate_hidden
+        size = sum(2 * table.numel() for table in tables)  # bytes
+        if self.candidates.is_cuda and torch.cuda.mem_get_info(self.candidates.device)[0] < 2 * size:
+            return None
+        highest = torch.finfo(torch.float16).max
         if any(max(-float(low), float(high)) > highest for low, high in map(torch.aminmax, tables)):
             return None
-        try:
-            return Halves(*(table.half() for table in tables))
-        except torch.OutOfMemoryError:
-            return None
+        return Halves(*(table.half() for table in tables))
 
     @cached_property
     def neighbours(self) -> Neighbours:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -114,7 +113,12 @@ def _on_triton(*tensors: Tensor) -> bool:
 
 @cache
 def _has_triton() -> bool:
-    return find_spec("triton") is not None
+    """Whether torch came with Triton."""
+    try:
+        from . import few_triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _differentiated(*tensors: Tensor) -> bool:
