@@ -7,6 +7,7 @@ the GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from unittest import mock
 
@@ -17,18 +18,19 @@ from diffatr_cli.core import sampler as sampling
 from diffatr_cli.core.factored import FactoredDenoiser
 from diffatr_cli.core.inference import BATCH_SAMPLES, optimise_for_inference, pooled_features
 from diffatr_cli.core.noise import query_noise
-from diffatr_cli.core.recorded import FROM
+from diffatr_cli.core.recorded import FROM, record_cuda
 from diffatr_cli.core.sampler import fast_ddim_sample
 from diffatr_cli.device import embedding_dtype
 from diffatr_cli.types import SAMPLE_RATE
 
 from . import encoders, sampler, training
-from .common import Case, Row, Size, Skip, medians, pick
+from .common import Case, Row, Size, Skip, medians, pick, seconds
 
 NO_GPU = (
     "no CUDA GPU here. These figures wait for one: tests run the kernels in Triton's interpreter and compile them for GPUs, and "
     "nothing was timed"
 )
+MILLION = 1_000_000
 
 
 def decoder(size: Size, device: str) -> list[Row]:
@@ -50,7 +52,39 @@ def decoder(size: Size, device: str) -> list[Row]:
     operations = 3 * side * side * hidden / 1e9
     what = f"decoder, {side:,} queries over {side:,}"
     remark = f"plain: torch's own operations; relative error {error:.0e}"
-    return [Row(what, operations / took["here"], operations / took["plain"], "Gop/s", remark=remark)]
+    rows = [Row(what, operations / took["here"], operations / took["plain"], "Gop/s", remark=remark)]
+    return [*rows, issue_share(inputs, what, pick(size, 1, 20, 100))] if device == "cuda" else rows
+
+
+LANES = 128  # of a multiprocessor that can be given an instruction in one cycle: four warps
+INSTRUCTIONS = 2  # of a term of the decoder: a maximum and a multiply-add
+
+
+def issue_share(inputs: list[torch.Tensor], what: str, rounds: int) -> Row:
+    """How much of the instructions that the GPU can issue are the decoder's maxima and multiply-adds, replayed many times."""
+    replay, _ = record_cuda(fused.decode, tuple(inputs))
+
+    def many() -> None:
+        for _ in range(rounds):
+            replay()
+
+    seconds(many, "cuda")
+    many()
+    hertz = clock()  # while it works: it is lower at rest
+    took = seconds(many, "cuda") / rounds
+    candidates, hidden, weight, _ = inputs
+    terms = candidates.shape[0] * candidates.shape[1] * hidden.shape[1] * len(weight) / took
+    possible = LANES * torch.cuda.get_device_properties(0).multi_processor_count * hertz / INSTRUCTIONS
+    remark = f"{terms:.2e} terms/s of {possible:.2e} at {hertz / 1e6:.0f} MHz; a call takes {1e6 * took:.0f} us"
+    return Row(f"{what}, share of the issue rate", 100 * terms / possible, unit="%", goal="goal: at least 40 %", remark=remark)
+
+
+def clock() -> float:
+    """Cycles a second of the GPU's multiprocessors now; at most, where nothing tells what they are now."""
+    try:
+        return torch.cuda.clock_rate() * 1e6
+    except (ModuleNotFoundError, RuntimeError):  # there is no pynvml
+        return getattr(torch.cuda.get_device_properties(0), "clock_rate", float("nan")) * 1e3
 
 
 def noise(size: Size, device: str) -> list[Row]:
@@ -66,10 +100,10 @@ def noise(size: Size, device: str) -> list[Row]:
     return [Row(f"noise, {queries:,} x {n:,}", took["here"], took["plain"], remark=remark)]
 
 
-def replays(size: Size, device: str) -> list[Row]:
-    """One query, its steps replayed, and launched operation by operation."""
+def replays(size: Size, device: str, counts: tuple[int, ...] = (1_000, 100_000)) -> list[Row]:
+    """One query over as many candidates as the counts say, its steps replayed, and launched operation by operation."""
     rows = []
-    for n in pick(size, (10,), (1_000,), (1_000, 100_000)):
+    for n in pick(size, (10,), (1_000,), counts):
         task = sampler.make_task(size, 1, n, device=device)
         prepared = FactoredDenoiser(task.denoiser).prepare(task.candidates)
         start = torch.randn(1, n, device=device)
@@ -82,10 +116,28 @@ def replays(size: Size, device: str) -> list[Row]:
         for _ in range(FROM):
             run()
         took = medians({"here": run, "plain": launched}, pick(size, 1, 5, 9), device)
-        off = (run() - launched()).abs().max().item()
-        remark = f"plain: launched operation by operation; {off:.0e} apart at most"
-        rows.append(Row(f"1 query over {n:,}, {sampler.STEPS} steps", took["here"], took["plain"], remark=remark))
+        expected = launched()
+        off, largest = (run() - expected).abs().max().item(), expected.max().item()
+        remark = f"plain: launched operation by operation; {off:.0e} apart at most, where the largest is {largest:.0e}"
+        goal = "goal: within 0.05 s" if n == MILLION else ""
+        rows.append(Row(f"1 query over {n:,}, {sampler.STEPS} steps", took["here"], took["plain"], goal=goal, remark=remark))
     return rows
+
+
+def halves(size: Size, device: str) -> list[Row]:
+    """How far x0_hat of one query over many lies from float64's, with tables read as they are on this device."""
+    task = sampler.make_task(size, 1, pick(size, 10, 1_000, 100_000), device=device)
+    start = torch.randn(1, len(task.candidates), device=device)
+    exact = deepcopy(task.denoiser).double()
+    with mock.patch.multiple(fused, _compiled_maxima=lambda *_: None, _on_triton=lambda *_: False):  # by torch's operations
+        inputs = exact, task.query.double(), task.candidates.double(), task.schedule
+        expected = fast_ddim_sample(*inputs, noise=start.double())
+    prepared = FactoredDenoiser(task.denoiser).prepare(task.candidates)
+    off = (fast_ddim_sample(task.denoiser, task.query, prepared, task.schedule, noise=start) - expected).abs().max().item()
+    what = f"1 query over {len(task.candidates):,}, {sampler.STEPS} steps, from float64"
+    read = "in half precision" if "halves" in prepared.__dict__ else "in full"
+    remark = f"tables read {read}; the largest x0_hat is {expected.max().item():.0e}"
+    return [Row(what, off, unit="off", goal="goal: at most 1e-4", remark=remark)]
 
 
 def embedding(size: Size, device: str) -> list[Row]:
@@ -106,7 +158,9 @@ MEASURED: dict[str, Callable[..., list[Row]]] = {
     "decoder": decoder,
     "noise": noise,
     "precision": sampler.precision,
+    "precision of halves": halves,
     "replays": replays,
+    "replays, a million": partial(replays, counts=(MILLION,)),
     "AudioCaps": sampler.audiocaps,
     "operations": sampler.operations,
     **{name: partial(encoders.encoder, name) for name in encoders.ENCODERS},

@@ -143,7 +143,7 @@ def precision(size: Size, device: str = "cpu") -> list[Row]:
         table = replace(prepared, candidate_hidden=prepared.candidate_hidden.to(dtype).float())
         off = (fast_ddim_sample(task.denoiser, task.query, table, task.schedule, steps, noise=noise) - exact).abs().max().item()
         name = str(dtype).removeprefix("torch.")
-        remark = "" if dtype == torch.float32 else "not used"
+        remark = "" if dtype == torch.float32 else "not used alone"
         rows.append(
             Row(
                 f"5 queries over {len(task.candidates)}, table in {name}, {steps} steps",

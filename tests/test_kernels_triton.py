@@ -1,16 +1,9 @@
-"""The Triton kernels without a GPU: what they compute, in Triton's interpreter, and that they compile for GPUs.
-
-Triton reads TRITON_INTERPRET when it is imported, so the first kind runs in a process of its own, which runs this file again.
-"""
+"""The Triton kernels without a GPU: what they compute, in Triton's interpreter, and that they compile for GPUs."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,22 +11,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from triton_kernels import ROUNDING, assembler, compiled, interpreted, run_interpreted
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in Triton's interpreter, in a process of its own")
-compiled = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-ROUNDING = 3e-7  # of a float32 sum, relative to the sum of what is added, and of x0_hat
 
 few = settings(max_examples=25, derandomize=True)
 
 
 @compiled
 def test_all_that_is_interpreted() -> None:
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
+    run_interpreted(__file__)
 
 
 def terms(groups: int, queries: int, n: int, hidden: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -78,6 +65,19 @@ def test_operands_that_are_parts_of_others() -> None:
     got = sum_of_maxima_triton(part, query, weight)
     expected = np.einsum("gtnh,h->gtn", np.maximum(part.numpy()[:, None], query.numpy()[:, :, None]), weight.numpy())
     assert_allclose(got.numpy(), expected, atol=1e-5)
+
+
+@interpreted
+@pytest.mark.parametrize("n", [1, 19, 32])
+def test_a_table_is_laid_out_once(n: int) -> None:
+    from diffatr_cli.core import kernels_triton
+
+    table, query, weight = terms(2, 5, n, 13, torch.float32)
+    laid_out = kernels_triton.laid_out(table)
+    assert torch.equal(laid_out, table)
+    assert kernels_triton.by_unit(laid_out).data_ptr() == laid_out.data_ptr()
+    sums = [kernels_triton.sum_of_maxima_triton(each, query, weight) for each in (laid_out, table)]
+    assert torch.equal(*sums)
 
 
 @interpreted
@@ -132,36 +132,6 @@ def test_noise_is_what_torch_draws(seed: int, ids: list[int], n: int, stream: in
 # Compiling for a GPU needs none
 
 
-POINTERS = dict.fromkeys(("candidate_hidden", "negative_hidden", "weight", "out"), "*fp32") | dict.fromkeys(
-    ("ids", "places"), "*i64"
-)
-
-
-def assembler(
-    kernel: Any, config: dict[str, int | bool], warps: int, capability: int, numbers: dict[str, str]
-) -> tuple[str, str]:
-    """The kernel for a GPU of this compute capability, all sizes multiples of 16: as PTX, and what it takes of the GPU.
-
-    Args:
-        numbers: the types of the arguments that are numbers, where not i32.
-    """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = list(kernel.arg_names)
-    signature = {name: "constexpr" if name in config else (POINTERS | numbers).get(name, "i32") for name in names}
-    aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if name in (*POINTERS, "h_end")}
-    made = triton.compile(
-        ASTSource(kernel, signature, config, aligned), target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}
-    )
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    binary = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
-    binary.write_bytes(made.asm["cubin"])
-    usage = subprocess.run([tool, "--dump-resource-usage", binary], capture_output=True, text=True, check=True).stdout
-    return made.asm["ptx"], usage
-
-
 @compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
@@ -170,8 +140,10 @@ def test_every_tile_compiles_and_stays_in_registers(capability: int, tmp_path: P
     from diffatr_cli.core import kernels_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = dict.fromkeys(("candidate_hidden", "negative_hidden", "weight", "out"), "*fp32")
+    types |= dict.fromkeys(("h_end", "t_row", "n_row"), "row")
     for tile in kernels_triton.TILES:
-        ptx, usage = assembler(kernels_triton._sum_of_maxima, tile.kwargs, tile.num_warps, capability, {})
+        ptx, usage = assembler(kernels_triton._sum_of_maxima, tile.kwargs, tile.num_warps, capability, types)
         assert re.search(r"STACK:0 .*LOCAL:0", usage), (tile, usage)
         assert re.search(r"ld\.global\S*\.v4", ptx), tile
 
@@ -186,6 +158,6 @@ def test_the_noise_compiles_for_every_size_of_seed(
     from diffatr_cli.core import noise_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    numbers = {"seed": seed, "stream": "i64"}
-    _, usage = assembler(noise_triton._normals, {"LISTED": listed, "BLOCK": noise_triton.BLOCK}, 4, 90, numbers)
+    types = {"seed": seed, "stream": "i64", "ids": "*i64", "places": "*i64", "out": "*fp32"}
+    _, usage = assembler(noise_triton._normals, {"LISTED": listed, "BLOCK": noise_triton.BLOCK}, 4, 90, types)
     assert re.search(r"STACK:0 .*LOCAL:0", usage), usage

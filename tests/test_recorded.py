@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from diffatr_cli.core import recorded, sampler
 from diffatr_cli.core.denoiser import AttentionDenoiser
@@ -110,3 +114,44 @@ def test_a_sampler_that_replays_gives_what_the_plain_one_gives(own: bool, monkey
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
         assert not torch.allclose(random, expected)  # and with noise on the way nothing is replayed
     assert (graphs.made, graphs.replayed) == (1, 9)
+
+
+class WhatIsRead(TorchDispatchMode):
+    """Follows which memory operations take, and which of it they made themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: dict[int, StorageWeakRef] = {}
+        self.made: list[torch.UntypedStorage] = []  # held, so that no later storage has the address of one of these
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = {storage.data_ptr() for storage in self.made}
+        for each in tree_leaves((args, kwargs)):
+            if isinstance(each, Tensor) and each.untyped_storage().data_ptr() not in own:
+                self.read[each.untyped_storage().data_ptr()] = StorageWeakRef(each.untyped_storage())
+        done = operation(*args, **(kwargs or {}))
+        self.made += [each.untyped_storage() for each in tree_leaves(done) if isinstance(each, Tensor)]
+        return done
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_a_recorded_sampler_reads_lives_as_long_as_the_recording(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU reads it again at every replay, where it was: in memory given back, other things would be by then."""
+    followed = WhatIsRead()
+
+    def record(work: Work, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], object], Tensor]:
+        with followed:
+            result = work(*inputs)
+        followed.made.clear()
+        return (lambda: None), result
+
+    generator = torch.Generator().manual_seed(0)
+    factors = FactoredDenoiser(AttentionDenoiser(8, 12, generator=generator).requires_grad_(False))
+    query, noise, fixed = torch.randn(5, 8), torch.randn(5, 7), torch.randn(7, 8)
+    prepared, candidates = factors.prepare(fixed), torch.randn(5, 7, 8)
+    (factors if own else prepared).__dict__["recordings"] = Recordings(record)
+    monkeypatch.setattr(sampler, "replays_on", lambda device: True)
+    for _ in range(recorded.FROM):
+        fast_ddim_sample(factors, query, candidates if own else prepared, NoiseSchedule.cosine(10), 4, noise=noise)
+    assert len(followed.read) > 5
+    assert not any(each.expired() for each in followed.read.values())

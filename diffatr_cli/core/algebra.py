@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from .coarse import CoarseTable
 from .feedback import Neighbours, neighbours_of
-from .fused import attended_mean, decode
+from .fused import FEW, attended_mean, decode, laid_out
 from .recorded import Recordings
 
 Output = Literal["decoder", "add_weight", "add_logit"]
@@ -112,6 +112,14 @@ class Factors:
 
 
 @dataclass(frozen=True, eq=False)
+class Halves:
+    """The tables of `PreparedCandidates` of the same names, in half precision, for `fused` to read in half the time."""
+
+    candidates: Tensor
+    candidate_hidden: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedCandidates:
     """Candidates and what one denoiser needs of them, computed once for any number of queries.
 
@@ -141,6 +149,24 @@ class PreparedCandidates:
         return float(torch.linalg.vector_norm(self.candidates, dim=2).max()) if self.candidates.numel() else 0.0
 
     @cached_property
+    def laid_out_hidden(self) -> Tensor:
+        """`candidate_hidden` as it suits many queries; made when first asked for."""
+        return laid_out(self.candidate_hidden)
+
+    @cached_property
+    def halves(self) -> Halves | None:
+        """Both tables in half precision; None where a number is too large for it, or where they would take more than half of the
+        room that a GPU has left. Made when first asked for."""
+        tables = self.candidates, self.candidate_hidden
+        size = sum(2 * table.numel() for table in tables)  # bytes
+        if self.candidates.is_cuda and torch.cuda.mem_get_info(self.candidates.device)[0] < 2 * size:
+            return None
+        highest = torch.finfo(torch.float16).max
+        if any(max(-float(low), float(high)) > highest for low, high in map(torch.aminmax, tables)):
+            return None
+        return Halves(*(table.half() for table in tables))
+
+    @cached_property
     def neighbours(self) -> Neighbours:
         """Of the candidates of each group; found when first asked for."""
         return neighbours_of(self.candidates)
@@ -155,7 +181,9 @@ class PreparedCandidates:
         gain = self.factors.neighbour_feedback
         return x_k if gain is None else x_k + gain * self.neighbours.spread(x_k)
 
-    def logits(self, attention: Tensor, dropped: Tensor, embedding: Tensor, projected: bool = False) -> Tensor:
+    def logits(
+        self, attention: Tensor, dropped: Tensor, embedding: Tensor, projected: bool = False, halves: Halves | None = None
+    ) -> Tensor:
         """Logits of x0_hat at one step, (G, T, N).
 
         Args:
@@ -164,18 +192,23 @@ class PreparedCandidates:
             embedding: l, (D,) or (G, T, D); if `projected`, `Factors.context` of it, (H,) or (G, T, H).
             projected: whether the candidates and l go through `Factors.context` each before the mean is taken, or their mean
                 does afterwards. It is linear: the result is the same.
+            halves: what to read the tables from, where nothing but the decoder's output and its softmax is asked for.
         """
-        return self.decoded(self.hidden(attention, embedding, projected), attention, dropped)
+        return self.decoded(self.hidden(attention, embedding, projected, halves), attention, dropped, halves)
 
-    def hidden(self, attention: Tensor, embedding: Tensor, projected: bool = False) -> Tensor:
+    def hidden(self, attention: Tensor, embedding: Tensor, projected: bool = False, halves: Halves | None = None) -> Tensor:
         """The queries' part of the decoder's hidden layer, (G, T, H); arguments as of `logits`."""
         if projected:
             return attended_mean(attention, self.contexts).add_(embedding)
-        return self.factors.context(attended_mean(attention, self.candidates).add_(embedding))
+        mean = attended_mean(attention, self.candidates, None if halves is None else halves.candidates)
+        return self.factors.context(mean.add_(embedding))
 
-    def decoded(self, hidden: Tensor, attention: Tensor, dropped: Tensor) -> Tensor:
+    def decoded(self, hidden: Tensor, attention: Tensor, dropped: Tensor, halves: Halves | None = None) -> Tensor:
         """`logits` of their `hidden`."""
-        return self.completed(decode(self.candidate_hidden, hidden, self.factors.weight, self.factors.bias), attention, dropped)
+        coarse = None if halves is None else halves.candidate_hidden
+        table = self.candidate_hidden if hidden.shape[1] <= FEW else self.laid_out_hidden
+        logits = decode(table, hidden, self.factors.weight, self.factors.bias, coarse)
+        return self.completed(logits, attention, dropped)
 
     def completed(self, logits: Tensor, attention: Tensor, dropped: Tensor) -> Tensor:
         """The decoder's output, (G, T, N), with what is added to it; arguments as of `logits`."""

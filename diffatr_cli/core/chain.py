@@ -39,6 +39,11 @@ class Levels:
     dropped: Tensor
     contexts: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it."""
+        return self.embeddings, self.attended, self.dropped, self.contexts
+
     @classmethod
     def of(cls, factors: Factors, levels: list[int], device: torch.device) -> Levels:
         """Of noise level indices."""

@@ -1,7 +1,7 @@
-"""The two sums over all pairs of query and candidate, each done in the way that suits the device, the type and the amount.
+"""The sums over all pairs of query and candidate, each done in the way that suits the device, the type and the amount.
 
-numba on the CPU (`kernels`), Triton on a CUDA device (`kernels_triton`), and plain torch ("eager") everywhere else: on other
-devices, in other types, and for work so small that loading a compiler takes longer.
+numba on the CPU (`kernels`), Triton on a CUDA device (`kernels_triton`, `few_triton`), and plain torch ("eager") everywhere
+else: on other devices, in other types, and for work so small that loading a compiler takes longer.
 
 G groups of queries that share candidates, T queries of a group, N candidates of a group, D embedding size, H hidden width.
 """
@@ -9,6 +9,7 @@ G groups of queries that share candidates, T queries of a group, N candidates of
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,11 +19,14 @@ from torch.autograd.function import once_differentiable
 SMALL = 2**20  # multiply-adds of one call up to which loading numba takes longer than the work
 SMALL_TRAINING = 2**16  # the same of a training step, which thousands follow
 EAGER_ENTRIES = 2**24  # of the (G, T, N, H) array that the eager way holds at a time
+FEW = 4  # queries that a CUDA device is done with when it has read the tables of candidates
+LONG = 2**13  # candidates from which on it pays to share one query's softmax out over a CUDA device
+COARSE = 2**24  # entries of a table that does not fit into a CUDA device's cache, and is read in half the time in half precision
 
-Maxima = Callable[[Tensor, Tensor, Tensor], Tensor]
+Maxima = Callable[..., Tensor]
 
 
-def decode(candidate_hidden: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def decode(candidate_hidden: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, coarse: Tensor | None = None) -> Tensor:
     """sum_h weight[h] relu(candidate_hidden[g, i, h] + hidden[g, t, h]) + bias -> (G, T, N), differentiable.
 
     relu(a + b) = max(a, -b) + b, and the second term does not depend on the candidate. So the compiled ways take one maximum
@@ -34,6 +38,8 @@ def decode(candidate_hidden: Tensor, hidden: Tensor, weight: Tensor, bias: Tenso
         hidden: (G, T, H).
         weight: (H,).
         bias: (1,).
+        coarse: candidate_hidden in half precision, where `takes_coarse`. Candidates that matter to the softmax of the result, and
+            that alone, are read in full.
     """
     differentiated = _differentiated(candidate_hidden, hidden, weight, bias)
     maxima = _compiled_maxima(candidate_hidden, hidden, weight, differentiated)
@@ -41,24 +47,78 @@ def decode(candidate_hidden: Tensor, hidden: Tensor, weight: Tensor, bias: Tenso
         block = max(1, EAGER_ENTRIES // max(1, hidden.numel()))  # candidates
         parts = [(part[:, None] + hidden[:, :, None]).relu_() @ weight for part in torch.split(candidate_hidden, block, 1)]
         return torch.cat(parts, 2) + bias
+    if coarse is not None:
+        maxima = partial(maxima, coarse=coarse)
     with torch.autocast(candidate_hidden.device.type, enabled=False):
         inputs = candidate_hidden.to(weight.dtype), hidden.to(weight.dtype), weight, bias
         result: Tensor = _Decode.apply(maxima, *inputs) if differentiated else _decode(maxima, *inputs)  # type: ignore[no-untyped-call]
     return result
 
 
-def attended_mean(attention: Tensor, values: Tensor) -> Tensor:
+def attended_mean(attention: Tensor, values: Tensor, coarse: Tensor | None = None) -> Tensor:
     """softmax(attention) @ values: (G, T, N), (G, N, D) -> (G, T, D), differentiable.
 
-    Attention is peaked as a rule: unscaled, as the paper prints it, some two candidates in a hundred matter. The compiled way
-    sums over those alone.
+    Attention is peaked as a rule: unscaled, as the paper prints it, some two candidates in a hundred matter. The way compiled for
+    the CPU sums over those alone.
+
+    Args:
+        coarse: values in half precision, where `takes_coarse`. Those with large weights are read in full.
     """
+    if attention.shape[1] <= FEW and _shared_out(attention, values):
+        from .few_triton import mean_of_few
+
+        return mean_of_few(attention, values) if coarse is None else mean_of_few(attention, coarse, values)
     work = attention.numel() * values.shape[2]
     if work <= SMALL or _differentiated(attention, values) or not _numba_takes(attention, values):
         return attention.softmax(2) @ values
     from .kernels import mean_numba
 
     return mean_numba(attention, values)
+
+
+def distribution(logits: Tensor) -> Tensor:
+    """softmax over the last dimension of (G, T, N), differentiable."""
+    if logits.shape[0] * logits.shape[1] <= FEW and _shared_out(logits):
+        from .few_triton import softmax_of_few
+
+        return softmax_of_few(logits)
+    return logits.softmax(2)
+
+
+def laid_out(candidate_hidden: Tensor) -> Tensor:
+    """A copy of the table (G, N, H) in the order in memory that `decode` of many queries takes on a CUDA device, or itself."""
+    if not _on_triton(candidate_hidden) or _differentiated(candidate_hidden):
+        return candidate_hidden
+    from .kernels_triton import laid_out
+
+    return laid_out(candidate_hidden)
+
+
+def takes_coarse(table: Tensor, queries: int) -> bool:
+    """Whether `decode` and `attended_mean` of this many queries are faster with tables (G, N, H) in half precision beside it."""
+    return table.numel() >= COARSE and queries <= FEW and table.dtype == torch.float32 and _on_triton(table)
+
+
+def _shared_out(scores: Tensor, *others: Tensor) -> bool:
+    """Whether (G, T, N) scores are so long that a CUDA device is to share each query's out, and can."""
+    return scores.shape[2] >= LONG and not _differentiated(scores, *others) and _on_triton(scores, *others)
+
+
+def _on_triton(*tensors: Tensor) -> bool:
+    """Whether these lie on a CUDA device, in one type, and there is Triton for it."""
+    if any(each.device.type != "cuda" or each.dtype != tensors[0].dtype for each in tensors):
+        return False
+    return tensors[0].dtype in (torch.float32, torch.float64) and _has_triton()
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether torch came with Triton."""
+    try:
+        from . import few_triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _differentiated(*tensors: Tensor) -> bool:

@@ -5,34 +5,29 @@ G groups of queries that share candidates, T queries of a group, N candidates of
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-FEW = 4  # queries up to which a tile is one query high
-BUCKETS = 2  # the fastest tile is looked for anew where the amount of work has two more bits
+from .few_triton import COMPILES, fastest, sums_of_few
+from .fused import FEW
 
-# Tiles of T queries by N candidates that go through the hidden width H_STEP at a time. What a thread holds of one, its sums and a
-# step's operands, fits into its registers; the operands come from shared memory, where a step puts them once for all threads.
-_ONE = {"T": 1, "N": 128, "H_STEP": 32}
-_MANY = {"T": 16, "N": 64, "H_STEP": 8}
-TILES = [
-    triton.Config({"T": t, "N": n, "H_STEP": step}, num_warps=warps)
-    for t, n, step, warps in (
-        (1, 128, 32, 4),
-        (1, 256, 16, 8),
-        (1, 256, 32, 8),
-        (16, 64, 8, 4),
-        (32, 64, 8, 4),
-        (32, 128, 8, 8),
-        (64, 64, 4, 8),
-        (64, 64, 8, 4),
-        (64, 128, 4, 8),
-    )
-]
+BUCKETS = 2  # the fastest tile is looked for anew where the amount of work has two more bits
+ROW = 16  # numbers of which a row of the operands is a multiple, so that it is read in vectors
+
+# Tiles of T queries by N candidates that go through the hidden width H_STEP at a time. A warp reads a tile's candidates straight
+# into its registers, four for each thread (two in a tile of 64), and each thread meets all of the tile's queries: so none of the
+# H_STEP values of a pair leaves its thread. A tile of two warps is twice as wide.
+_TILES = (
+    (8, 128, 4, 1),
+    (8, 128, 8, 1),
+    (16, 128, 4, 1),
+    (16, 128, 8, 1),
+    (32, 64, 4, 1),
+    (16, 256, 4, 2),
+)
+TILES = [triton.Config({"T": t, "N": n, "H_STEP": step}, num_warps=warps) for t, n, step, warps in _TILES]
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -44,71 +39,97 @@ def _sum_of_maxima(  # type: ignore[no-untyped-def]
     t_end,
     n_end,
     h_end,
-    few,
+    t_row,
+    n_row,
     size,
     T: tl.constexpr,
     N: tl.constexpr,
     H_STEP: tl.constexpr,
 ):
-    """One tile of T queries by N candidates of a group; candidate_hidden (G, N, H), negative_hidden (G, T, H), out (G, T, N).
+    """One tile of T queries by N candidates of a group; candidate_hidden (G, H, n_row), negative_hidden (G, H, t_row), out
+    (G, T, N). What a row of the operands has beyond N or T is not stored.
 
-    Both operands are read as tables of H_STEP by N or T, whose rows are contiguous in memory, so in vectors. `few` and `size` are
-    what tiles are chosen by, and nothing else.
+    A step's operands are read while the step before is summed. `size` is what tiles are chosen by, and nothing else.
     """
     g = tl.program_id(2).to(tl.int64)
     i, t = tl.program_id(0) * N + tl.arange(0, N), tl.program_id(1) * T + tl.arange(0, T)
-    of_candidate = candidate_hidden + (g * n_end + i.to(tl.int64)[None, :]) * h_end
-    of_query = negative_hidden + (g * t_end + t.to(tl.int64)[None, :]) * h_end
-    is_candidate, is_query = i[None, :] < n_end, t[None, :] < t_end
+    h = tl.arange(0, H_STEP)
+    of_candidate = candidate_hidden + g * h_end * n_row + h.to(tl.int64)[:, None] * n_row + i[None, :]
+    of_query = negative_hidden + g * h_end * t_row + h.to(tl.int64)[:, None] * t_row + t[None, :]
+    is_candidate, is_query = (i < n_row)[None, :], (t < t_row)[None, :]
     total = tl.zeros((T, N), dtype=out.dtype.element_ty)
+    a = tl.load(of_candidate, mask=(h < h_end)[:, None] & is_candidate, other=0.0)
+    b = tl.load(of_query, mask=(h < h_end)[:, None] & is_query, other=0.0)
     for start in range(0, h_end, H_STEP):
-        h = start + tl.arange(0, H_STEP)
-        inside = h < h_end
-        a = tl.load(of_candidate + h[:, None], mask=inside[:, None] & is_candidate, other=0.0)
-        b = tl.load(of_query + h[:, None], mask=inside[:, None] & is_query, other=0.0)
-        w = tl.load(weight + h, mask=inside, other=0.0)  # beyond the width it is zero, and so is what it weighs
+        of_candidate += H_STEP * n_row.to(tl.int64)
+        of_query += H_STEP * t_row.to(tl.int64)
+        following = (h < h_end - start - H_STEP)[:, None]
+        w = tl.load(
+            weight + start + h, mask=h < h_end - start, other=0.0
+        )  # beyond the width it is zero, and so is what it weighs
+        next_a = tl.load(of_candidate, mask=following & is_candidate, other=0.0)
+        next_b = tl.load(of_query, mask=following & is_query, other=0.0)
         total += tl.sum(w[:, None, None] * tl.maximum(a[:, None, :], b[:, :, None]), axis=0)
+        a, b = next_a, next_b
     entry = (g * t_end + t.to(tl.int64)[:, None]) * n_end + i[None, :]
     tl.store(out + entry, total, mask=(t[:, None] < t_end) & (i[None, :] < n_end))
 
 
-def _suits(configs: list[Any], named: dict[str, Any], **_: Any) -> list[Any]:
-    """The tiles to try: of one query where there are few, of many where there are many."""
-    return [config for config in configs if (config.kwargs["T"] == 1) == bool(named["few"])]
+_tuned = fastest(_sum_of_maxima, TILES, ["size", "h_end"])
 
 
-COMPILES = isinstance(_sum_of_maxima, triton.runtime.JITFunction)
-"""Whether Triton compiles here. Its interpreter (TRITON_INTERPRET=1) takes one tile, since it can time none."""
-
-_tuned = (
-    triton.autotune(TILES, key=["few", "size", "h_end"], prune_configs_by={"early_config_prune": _suits})(_sum_of_maxima)
-    if COMPILES
-    else _sum_of_maxima
-)
-
-
-def sum_of_maxima_triton(candidate_hidden: Tensor, negative_hidden: Tensor, weight: Tensor) -> Tensor:
+def sum_of_maxima_triton(
+    candidate_hidden: Tensor, negative_hidden: Tensor, weight: Tensor, coarse: Tensor | None = None
+) -> Tensor:
     """sum_h weight[h] max(candidate_hidden[g, i, h], negative_hidden[g, t, h]) -> (G, T, N).
 
     candidate_hidden (G, N, H), negative_hidden (G, T, H) and weight (H,), all of one type on one device. The first call at a new
     order of size tries some tiles, and the fastest is kept for this process.
+
+    Args:
+        coarse: candidate_hidden in half precision, for few queries (`sums_of_few`).
     """
     (groups, n, hidden), queries = candidate_hidden.shape, negative_hidden.shape[1]
+    if queries <= FEW:
+        if coarse is not None:
+            return sums_of_few(coarse, negative_hidden, weight, candidate_hidden)
+        return sums_of_few(candidate_hidden, negative_hidden, weight)
     out = torch.empty(groups, queries, n, dtype=candidate_hidden.dtype, device=candidate_hidden.device)
     if not out.numel():
         return out
-    few = queries <= FEW
-    tile = {} if COMPILES else (_ONE if few else _MANY)
+    of_candidates, of_queries = by_unit(candidate_hidden), by_unit(negative_hidden)
     _tuned[lambda used: (triton.cdiv(n, used["N"]), triton.cdiv(queries, used["T"]), groups)](
-        candidate_hidden.contiguous(),
-        negative_hidden.contiguous(),
+        of_candidates,
+        of_queries,
         weight.contiguous(),
         out,
         queries,
         n,
         hidden,
-        int(few),
+        of_queries.shape[2],
+        of_candidates.shape[2],
         (groups * queries * n).bit_length() // BUCKETS,
-        **tile,
+        **({} if COMPILES else TILES[0].kwargs),
     )
     return out
+
+
+def by_unit(table: Tensor) -> Tensor:
+    """A table (G, N, H) as it is laid out here, (G, H, N and a few more): a unit's values of all rows together, of which a warp
+    reads four for each thread.
+
+    A view that was made of such a table (`laid_out`) is taken as it lies.
+    """
+    groups, n, hidden = table.shape
+    row = triton.cdiv(n, ROW) * ROW
+    if table.stride() == (hidden * row, 1, row):
+        return table.as_strided((groups, hidden, row), (hidden * row, row, 1))
+    turned = table.new_empty(groups, hidden, row)
+    turned[..., :n].copy_(table.mT)
+    turned[..., n:].zero_()
+    return turned
+
+
+def laid_out(table: Tensor) -> Tensor:
+    """A copy of a table (G, N, H) that `sum_of_maxima_triton` of many queries need not lay out anew at each call."""
+    return by_unit(table)[..., : table.shape[1]].mT

@@ -1,6 +1,7 @@
 """Work on a GPU recorded once and replayed: many small operations without the processor launching each (CUDA graphs).
 
 A recording reads and writes the same memory every time, so what it works on is copied into it, and what it gives is copied out.
+What else the work reads must stay where it is as long as the recording lives: memory that is given back is soon another's.
 The work must be of one shape, without a look at values from the processor's side, and equal in all but its inputs.
 """
 
@@ -42,6 +43,7 @@ def record_cuda(work: Work, inputs: tuple[Tensor, ...]) -> tuple[Callable[[], ob
 @dataclass(frozen=True)
 class _Recording:
     inputs: tuple[Tensor, ...]
+    reads: tuple[Tensor, ...]
     replay: Callable[[], object]
     result: Tensor
 
@@ -60,15 +62,17 @@ class Recordings:
         self._works = True
         self._lock = threading.Lock()
 
-    def run(self, kind: Hashable, work: Work, *inputs: Tensor) -> Tensor:
+    def run(self, kind: Hashable, work: Work, *inputs: Tensor, reads: tuple[Tensor, ...] = ()) -> Tensor:
         """work(*inputs), replayed where such work was done before; where it cannot be recorded, done as it is, ever after.
 
         Args:
             kind: equal for work that differs in nothing but the values of its inputs.
+            reads: what the work reads beside its inputs and that its caller would let go; a recording keeps those it was made
+                with. What belongs to the thing that these recordings are of need not be named.
         """
         key = kind, tuple((tuple(each.shape), each.dtype) for each in inputs)
         with self._lock:
-            recording = self._kept.get(key) or self._made(key, work, inputs)
+            recording = self._kept.get(key) or self._made(key, work, inputs, reads)
             if recording is not None:
                 self._kept.move_to_end(key)
                 for own, given in zip(recording.inputs, inputs, strict=True):
@@ -77,7 +81,7 @@ class Recordings:
                 return recording.result.clone()
         return work(*inputs)
 
-    def _made(self, key: Hashable, work: Work, inputs: tuple[Tensor, ...]) -> _Recording | None:
+    def _made(self, key: Hashable, work: Work, inputs: tuple[Tensor, ...], reads: tuple[Tensor, ...]) -> _Recording | None:
         """A new recording where it is worth it and can be made."""
         if not self._works:
             return None
@@ -86,7 +90,7 @@ class Recordings:
             return None
         own = tuple(each.clone(memory_format=torch.contiguous_format) for each in inputs)
         try:
-            recording = _Recording(own, *self._record(work, own))
+            recording = _Recording(own, reads, *self._record(work, own))
         except RuntimeError as error:
             self._works = False
             log.debug("the GPU's work cannot be recorded, and is launched operation by operation (%s)", error)

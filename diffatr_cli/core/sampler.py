@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from . import rough
-from .algebra import Factors, PreparedCandidates
+from .algebra import Factors, Halves, PreparedCandidates
 from .chain import Chain, Levels, OnStep, predicted_x0
 from .denoiser import AttentionDenoiser
 from .factored import FactoredDenoiser
 from .focused import sample_focused
+from .fused import distribution, takes_coarse
 from .recorded import Work
 from .sampling import X0
 from .schedule import NoiseSchedule
@@ -186,6 +187,8 @@ def fast_ddim_sample(
     shifts = None if shared is None or alone else levels.attended @ shared.candidates.mT
     if shared and factors.neighbour_feedback is not None:
         _ = shared.neighbours  # once, before several threads ask for them
+    coarse = shared is not None and x0 == "softmax" and factors.output == "decoder"
+    halves = shared.halves if shared and coarse and takes_coarse(shared.candidate_hidden, len(query)) else None
     together = eta > 0 or on_step is not None
     if together:
         rows = max(1, len(query))
@@ -196,7 +199,7 @@ def fast_ddim_sample(
 
     def over_shared(query: Tensor, x: Tensor) -> Tensor:
         assert shared is not None
-        return _sample_block(shared, query, x, chain, levels, shifts, draw)
+        return _sample_block(shared, query, x, chain, levels, shifts, draw, halves)
 
     def over_own(candidates: Tensor, query: Tensor, x: Tensor, shift: Tensor | None = None) -> Tensor:
         return _sample_block(factors.prepare(candidates, shift), query, x, chain, levels, None, draw)
@@ -205,8 +208,10 @@ def fast_ddim_sample(
     replays = replays_on(query.device) and not together and (shared is not None or factors.neighbour_feedback is None)
     kind = tuple(visited), tuple(coefficients), x0
 
+    reads = (*levels.tensors, *([] if shifts is None else [shifts]))
+
     def run(work: Work, *inputs: Tensor) -> Tensor:
-        return (shared or factors).recordings.run(kind, work, *inputs) if replays else work(*inputs)
+        return (shared or factors).recordings.run(kind, work, *inputs, reads=reads) if replays else work(*inputs)
 
     def sample(first: int) -> None:
         part = slice(first, first + rows)
@@ -253,10 +258,11 @@ def _sample_block(
     levels: Levels,
     shifts: Tensor | None,
     draw: Callable[[int], Tensor],
+    halves: Halves | None = None,
 ) -> Tensor:
     """The loop of `ddim_sample`, factored: queries (G, T, D) and start noise (G, T, N) -> x0_hat (G, T, N).
 
-    `shifts`: A l . c_i, (G, S, N), where they are known.
+    `shifts`: A l . c_i, (G, S, N), where they are known. `halves`: what the tables are read from, where they suffice.
     """
     factors, candidates = part.factors, part.candidates
     roughly: rough.RoughX0 | None = None
@@ -278,12 +284,13 @@ def _sample_block(
     for i, level in enumerate(chain.levels):
         shown = x + factors.feedback * x0_hat if factors.feedback and i else x
         attention = (similarity + part.fed_back(shown)).add_(shifts[:, i, None])
-        told, last = part.hidden(attention, embeddings[i], projected), i + 1 == len(chain.levels)
+        told, last = part.hidden(attention, embeddings[i], projected, halves), i + 1 == len(chain.levels)
         gain = 0.0 if last else max(abs(chain.coefficients[i][0]), abs(factors.feedback))
         near = roughly(told, attention, dropped[..., i], gain) if roughly and not last else None
         if near is None:
             roughly = None  # it is no use trying again
-            near = predicted_x0(part.decoded(told, attention, dropped[..., i]), chain.x0)
+            logits = part.decoded(told, attention, dropped[..., i], halves)
+            near = distribution(logits) if chain.x0 == "softmax" else predicted_x0(logits, chain.x0)
         x0_hat = near
         if chain.on_step is not None:
             chain.on_step(level, x.flatten(0, 1), x0_hat.flatten(0, 1))
