@@ -67,7 +67,7 @@ def test_scenes_are_those_of_the_composer_as_an_encoder_would_hear_them(packed: 
         name, off = f"scenes-{layout}", []
         made = list(islice(device_scenes.composed(arrays, name, torch.device("cpu")), count))
         for i, (steps, said) in enumerate(zip(made, captions[name], strict=True)):
-            rng = random.Random(f"{layout}/{i}/device")
+            rng = random.Random(f"{layout}/{i}/device-0")
             wave, caption, _ = getattr(composer, f"{layout}_scene")(rng, "train")
             assert said[0] == caption()
             for _ in range(4 * (1 if layout == "audiocaps" else 5) - 1):

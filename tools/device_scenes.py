@@ -279,11 +279,11 @@ def pack(options: argparse.Namespace) -> None:
     plain = standard_composer(options.composer)
     recording(plain)
     sets: dict[str, Iterator[Made]] = {}
-    table = Table(standard_composer(options.composer))
+    table, seed = Table(standard_composer(options.composer)), f"device-{options.seed}"
     if options.audiocaps:
-        sets["scenes-audiocaps"] = scenes(plain, "audiocaps", options.audiocaps, 1, "device")
+        sets["scenes-audiocaps"] = scenes(plain, "audiocaps", options.audiocaps, 1, seed)
     if options.clotho:
-        sets["scenes-clotho"] = scenes(plain, "clotho", options.clotho, 5, "device")
+        sets["scenes-clotho"] = scenes(plain, "clotho", options.clotho, 5, seed)
     for name, evened in (("small", True), ("small-uneven", False)):
         if options.small and (evened or options.uneven):
             wide = load_composer(options.composer, music=True)
@@ -436,6 +436,7 @@ def main() -> None:
     packing.add_argument("--composer", type=Path, required=True, help="the file that knows the recordings")
     for name in ("audiocaps", "clotho", "small"):
         packing.add_argument(f"--{name}", type=int, default=0, help="training scenes; 0 for no such data set")
+    packing.add_argument("--seed", type=int, default=0, help="of the scenes of `--audiocaps` and `--clotho`")
     packing.add_argument("--singles", type=int, default=12, help="single sounds of each kind in `small`")
     packing.add_argument("--uneven", action="store_true", help="`small-uneven` too, of the recordings as often as they come")
     packing.add_argument("--out", type=Path, required=True)
