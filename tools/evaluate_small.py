@@ -9,7 +9,8 @@ Kinds that share a clause count as one kind ("a gunshot" is both an urban record
 - precision at 10 and average precision of every kind, and recall at 10 of the kinds of effects;
 - words that no training caption has (`compose_small.HELD_OUT`);
 - reliability: how often clips that are given a probability do match, of searches that found something, by each kind's clause and
-  plain name; so too over scenes of those recordings, and over long recordings, of which any window may match;
+  plain name, with its recordings there and taken away; so too over scenes of those recordings, and over long recordings, of which
+  any window may match;
 - telling queries whose sound is there (each kind by its clause and by its plain name) from queries whose sound is not: AUROC by
   `present` and by the best cosine alone, the share of each that is told to be absent.
   A kind's own recordings are taken away for its absent query; kinds of the composer without a recording in the split are absent
@@ -136,19 +137,16 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
     shown: list[tuple[np.ndarray, np.ndarray]] = []
     judged: dict[str, list[Judged]] = defaultdict(list)
     for kind in kinds:
-        hits, scores, there = answer(texts[kind])
-        row = _ranked(kind, texts[kind], hits, family)
-        rows.append(row | {"effects": kind in composer.EFFECTS, "urban": kind in composer.URBAN})
-        judged["there, by its clause"].append(there)
-        if not there.told:
-            shown.append((scores, np.array([hit in answers[kind] for hit in hits])))
-        hits, scores, there = answer(plain_name(kind))
-        judged["there, by its name"].append(there)
-        if not there.told:
-            shown.append((scores, np.array([hit in answers[kind] for hit in hits])))
         rest = without(recordings, [other in answers[kind] for other in kind_of])
-        judged["taken away, by its clause"].append(answer(texts[kind], rest)[2])
-        judged["taken away, by its name"].append(answer(plain_name(kind), rest)[2])
+        for text, asked in ((texts[kind], "by its clause"), (plain_name(kind), "by its name")):
+            for name, among in ((f"there, {asked}", recordings), (f"taken away, {asked}", rest)):
+                hits, scores, said = answer(text, among)
+                judged[name].append(said)
+                if not said.told:
+                    shown.append((scores, np.array([hit in answers[kind] for hit in hits])))
+                if name == "there, by its clause":
+                    row = _ranked(kind, text, hits, family)
+                    rows.append(row | {"effects": kind in composer.EFFECTS, "urban": kind in composer.URBAN})
     missing = [kind for kind in composer.EVENTS if not answers[kind] & set(kind_of)]
     judged["taught, without a recording"] = [answer(texts[kind])[2] for kind in missing]
     bank = model.bank
@@ -201,11 +199,13 @@ def evaluate_music(composer: ModuleType, split: str, model: Retriever, recording
         found = search_texts(model, recordings, [text], top=len(recordings))[0]
         hits = [Path(hit.path).stem.rsplit("-", 1)[0] for hit in found.hits]
         rows.append(_ranked(kind, text, hits, family))
-        if found.certain:
-            shown.append((np.array([hit.score for hit in found.hits]), np.array([hit == kind for hit in hits])))
         rest = without(recordings, [other == kind for other in kind_of])
-        told["there"].append(not found.certain)
-        told["taken away"].append(not search_texts(model, rest, [text], top=1)[0].certain)
+        lacking = search_texts(model, rest, [text], top=len(rest))[0]
+        for name, each in (("there", found), ("taken away", lacking)):
+            told[name].append(not each.certain)
+            if each.certain:
+                truth = np.array([Path(hit.path).stem.rsplit("-", 1)[0] == kind for hit in each.hits])
+                shown.append((np.array([hit.score for hit in each.hits]), truth))
     return {
         "recordings": len(recordings),
         "kinds": len(rows),

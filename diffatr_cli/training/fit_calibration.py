@@ -8,7 +8,7 @@ T distinct captions, n clips, W windows, N candidates, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
@@ -73,6 +73,7 @@ def fit_calibration(
     states: States | None = None,
     novelty: Novelty | None = None,
     joined: tuple[EmbeddedWindows, Sequence[np.ndarray]] | None = None,
+    meant: Callable[[Sequence[str]], np.ndarray] | None = None,
 ) -> Calibration:
     """Fit each of a model's probabilities on a validation split; None for one whose examples are all of one label.
 
@@ -89,10 +90,13 @@ def fit_calibration(
         novelty: of these captions, and of names that were never taught; None of a model whose captions are not known.
         joined: the windows of long recordings made of the clips, and which clips each holds (`embed_joined`); not for a
             reranker whose candidates depend on the query.
+        meant: which clips match distinct captions beyond `matching`, (T, n) booleans, where somebody knows what words mean.
     """
     rng = numpy_stream(seed, "calibration")
     sampling = (reranker.sampling if reranker else Sampling()).for_folder(seed=seed)
     distinct, matches = matching(captions)
+    if meant is not None:
+        matches = matches | meant(distinct)
     first = {normalise_caption(caption): row for row, caption in reversed(list(enumerate(captions.texts)))}
     rows_of_text = np.array([first[caption] for caption in distinct])
     nothing = np.zeros(len(distinct))
