@@ -409,24 +409,27 @@ def test_the_list_never_contradicts_the_judgement(recordings, told_below):
     """No hit is surer than that anything is there; what is not found is no match, and the reason is told."""
     model = FakeRetriever()
     model.calibration = dataclasses.replace(CALIBRATION, text_to_audio=Logistic((30.0,), 0.0), told_below=told_below)
-    queries = unit(np.random.default_rng(3), 4)
+    queries = unit(np.random.default_rng(3), 5)
     readings = [
         Reading("known", 0.9, "a dog"),
         Reading("strange", 0.4, "a dog", strangeness=0.2),
         Reading("no dog", 0.9, "a dog", negation=Negation(None, "dog")),
-        Reading("misspelt", 0.4, "a dog", strangeness=0.2, respelt="dog", foreign=True),
+        Reading("misspelt", 0.4, "a dog", strangeness=0.2, respelt="dog"),
+        Reading("ein Hund", 0.4, "a dog", strangeness=0.2, foreign=True),
     ]
-    known, strange, negated, misspelt = search(model, recordings, queries, readings=readings, top=40)
+    known, strange, negated, misspelt, foreign = search(model, recordings, queries, readings=readings, top=40)
     for found in (known, strange, misspelt):
         assert max(hit.score for hit in found.hits) <= found.present
         assert (found.verdict == "found") == (found.present >= told_below) == found.certain
         assert found.certain == (found.remark is None)
     assert (negated.verdict, negated.present, negated.certain) == ("negated", None, False)
     assert '--not "dog"' in negated.remark
+    assert (foreign.verdict, foreign.certain) == ("unknown", False)  # whatever it sounds like
+    assert foreign.remark.endswith("The model understands English alone.")
     if told_below == 1:
         assert known.remark == "nothing here sounds like that."
         assert strange.remark == "no sound by that name was learned; nearest: a dog."
-        assert misspelt.remark.endswith('nearest: a dog. Did you mean "dog"? The model understands English alone.')
+        assert misspelt.remark.endswith('nearest: a dog. Did you mean "dog"?')
 
 
 def test_a_model_without_judgement_of_presence_still_tells_of_strange_names(recordings):

@@ -71,6 +71,13 @@ def test_the_first_command_of_the_readme(clips: Path) -> None:
     assert walk["end"] > 21
 
 
+@pytest.mark.parametrize("text", ["ein hund bellt", "un chien aboie fort", "собака лает", "der Regen fällt"])
+def test_another_language_is_told_whatever_it_sounds_like(clips: Path, text: str) -> None:
+    found = query(clips, text)
+    assert found["verdict"] == "unknown"
+    assert "English" in found["remark"]
+
+
 def test_plain_words_find_plain_sounds(clips: Path) -> None:
     wanted = {
         "a cat meows": "cat_meowing",

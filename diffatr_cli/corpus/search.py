@@ -68,7 +68,7 @@ class Found:
         present: the probability that anything searched matches, None if unknown.
         calibrated: whether the hits' scores are probabilities.
         verdict: `found`; `absent`, where `present` is below what the calibration states; `unknown`, where that is so and no sound
-            by the query's name was learned; `negated`, where the query names what is not wanted; None where nothing is judged.
+            by the query's name was learned, or where the query is in another language; `negated`, where the query names what is not wanted; None where nothing is judged.
         reading: what is known of the query, where it is a text.
         filters: those of the query, as they were written.
         fitting: how many files fit these; None without filters.
@@ -329,6 +329,8 @@ def _verdict(reading: Reading | None, present: float | None, best: float, told_b
     if reading and reading.negation:
         return "negated"
     strangeness = reading.strangeness if reading and not reading.taught else 0.0
+    if reading and reading.foreign:  # whatever it sounds like
+        return "unknown"
     if present is None:
         return "unknown" if strangeness > PLAINLY else None
     if present >= told_below and best >= LEAST:
