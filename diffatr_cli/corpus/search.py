@@ -68,7 +68,8 @@ class Found:
         present: the probability that anything searched matches, None if unknown.
         calibrated: whether the hits' scores are probabilities.
         verdict: `found`; `absent`, where `present` is below what the calibration states; `unknown`, where that is so and no sound
-            by the query's name was learned, or where the query is in another language; `negated`, where the query names what is not wanted; None where nothing is judged.
+            by the query's name was learned, or where the query is in another language; `negated`, where the query names what is
+            not wanted; None where nothing is judged.
         reading: what is known of the query, where it is a text.
         filters: those of the query, as they were written.
         fitting: how many files fit these; None without filters.
