@@ -10,27 +10,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
+from trained_denoiser import trained
 
 from diffatr_cli.core import focused, rough, sampler
 from diffatr_cli.core.chain import Chain, Levels
 from diffatr_cli.core.coarse import CoarseTable
-from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.factored import FactoredDenoiser
 from diffatr_cli.core.sampler import ddim_coefficients, ddim_levels, ddim_sample, fast_ddim_sample
 from diffatr_cli.core.schedule import NoiseSchedule
 
 few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def trained(dim, hidden, temperature, gain, **options):
-    """A denoiser as training leaves it: attention, decoder and level embedding far from their start, x0_hat peaked."""
-    denoiser = AttentionDenoiser(dim, hidden, temperature=temperature, generator=torch.Generator().manual_seed(3), **options)
-    with torch.no_grad():
-        denoiser.w_k.weight += 0.1 * denoiser.w_v.weight
-        denoiser.level.outer.weight *= 10
-        denoiser.decoder[0].weight *= gain**0.5
-        denoiser.decoder[2].weight *= gain**0.5
-    return denoiser.requires_grad_(False)
 
 
 def task(n, dim, dtype=torch.float32, longest=1.0):

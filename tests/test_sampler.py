@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from other_device import OtherDevice
 from torch.nn.functional import normalize
+from trained_denoiser import trained
 
 from diffatr_cli.core import fused, sampler
-from diffatr_cli.core.denoiser import AttentionDenoiser
 from diffatr_cli.core.factored import FactoredDenoiser
 from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.sampler import ddim_coefficients, ddim_levels, ddim_sample, fast_ddim_sample
@@ -18,17 +18,6 @@ from diffatr_cli.core.schedule import NoiseSchedule
 
 def unit(*shape, seed=0):
     return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-def trained(dim=24, hidden=40, temperature=0.01, gain=8.0, **options):
-    """A denoiser as training leaves it: attention, decoder and level embedding far from their start, x0_hat peaked."""
-    denoiser = AttentionDenoiser(dim, hidden, temperature=temperature, generator=torch.Generator().manual_seed(3), **options)
-    with torch.no_grad():
-        denoiser.w_k.weight += 0.1 * denoiser.w_v.weight
-        denoiser.level.outer.weight *= 10
-        denoiser.decoder[0].weight *= gain**0.5
-        denoiser.decoder[2].weight *= gain**0.5
-    return denoiser.requires_grad_(False)
 
 
 @pytest.fixture(autouse=True, scope="module")
