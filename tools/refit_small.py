@@ -80,9 +80,7 @@ def meant_by_words(composer: ModuleType, clips: Sequence[Clip], texts: Sequence[
         if part in ("single", "whole", "blend"):
             kinds.append({name.rsplit("-", 1)[0]})
         else:
-            kinds.append(
-                {kind for kind, own in clauses.items() if any(f" {each} " in caption for each in own for caption in said)}
-            )
+            kinds.append({kind for kind, own in clauses.items() if any(f" {each} " in said for each in own)})
     row = {text: number for number, text in enumerate(texts)}
     matches = np.zeros((len(texts), len(clips)), bool)
     for kind, (_, terse, wordy) in composer.EVENTS.items():
