@@ -3,9 +3,9 @@
     python tools/device_scenes.py pack --composer PATH/make_scenes.py --audiocaps 50000 --clotho 10000 --small 4000 --out PACK
     python tools/device_scenes.py unpack PACK --data DATA --device cuda
 
-A GPU is often at hand for minutes alone, on a machine that the recordings never reach. So `pack` writes what is needed, some 30 MB: the
-log-mel of each training recording once, in steps of 1 dB, and for each scene which pieces of which recordings lie where, how
-loud, and its captions. `unpack` adds up their powers, which is exact up to the cross terms of the waveforms
+A GPU is often at hand for minutes alone, on a machine that the recordings never reach. So `pack` writes what is needed, some
+30 MB: the log-mel of each training recording once, in steps of 1 dB, and for each scene which pieces of which recordings lie
+where, how loud, and its captions. `unpack` adds up their powers, which is exact up to the cross terms of the waveforms
 (`core.mixing.mix_logmels`), and leaves prepared data sets whose log-mels are cached: `pretrain` and `train-diffusion` then run
 as ever. Validation clips travel as they are (`--val`).
 
