@@ -104,7 +104,7 @@ def phase_one(size: Size, device: str = "cpu", overrides: tuple[str, ...] = ()) 
         plain_phase.step(without, batch, heard, 1e-4, 0)
 
     rounds = pick(size, 1, 2, 4)
-    with mock.patch.object(norm._Fusing, "works", False):
+    with mock.patch.object(norm._fusing, "works", False):
         plain = median(plain_step, rounds, device) * steps
     what = f"phase one, {recipe.audio.encoder}, {clips} clips of {recipe.data.seconds:g} s"
     goals = {

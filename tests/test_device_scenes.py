@@ -62,7 +62,7 @@ def test_powers_add_up_at_their_places() -> None:
 @there
 def test_scenes_are_those_of_the_composer_as_an_encoder_would_hear_them(packed: Path) -> None:
     arrays, captions = device_scenes.read_pack(packed)
-    composer, log_mel = device_scenes.standard_composer(COMPOSER), LogMel(device_scenes.HOP)
+    composer, log_mel = device_scenes.read_composer(COMPOSER), LogMel(device_scenes.HOP)
     for layout, count in (("audiocaps", 12), ("clotho", 6)):
         name, off = f"scenes-{layout}", []
         made = list(islice(device_scenes.composed(arrays, name, torch.device("cpu")), count))

@@ -160,7 +160,7 @@ def test_a_kernel_is_asked_once_if_it_fails(
     class OnGpu(Tensor):
         device = torch.device("cuda")  # type: ignore[assignment]
 
-    monkeypatch.setattr(convolution._Fusing, "works", True)
+    monkeypatch.setattr(convolution._fusing, "works", True)
     monkeypatch.setattr(pytest.importorskip("diffatr_cli.core.rectify_triton"), "rectify_triton", stand_in)
     generator = torch.Generator().manual_seed(0)
     conv, x = nn.Conv2d(3, 5, 3, padding=1), torch.randn(2, 3, 7, 6, generator=generator)

@@ -103,7 +103,7 @@ def test_the_kernel_is_asked_while_training_and_once_if_it_fails(
     class OnGpu(torch.Tensor):
         device = torch.device("cuda")  # type: ignore[assignment]
 
-    monkeypatch.setattr(norm_module._Fusing, "works", True)
+    monkeypatch.setattr(norm_module._fusing, "works", True)
     monkeypatch.setattr(norm_triton, "norm_rectified_triton", stand_in)
     norm, other, x = nn.BatchNorm2d(5), nn.BatchNorm2d(5), torch.randn(2, 5, 7, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), caplog.at_level(logging.DEBUG, "diffatr_cli.core.norm"):

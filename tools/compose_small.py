@@ -61,13 +61,19 @@ class Job:
     arguments: tuple[Any, ...]
 
 
-def load_composer(path: Path, music: bool = False) -> ModuleType:
-    """The composer as a module, with its effects, and with `music` its instruments and speech; no clause has a held-out word."""
+def read_composer(path: Path) -> ModuleType:
+    """The composer as a module, with the kinds of its standard scenes alone; each time another one."""
     spec = importlib.util.spec_from_file_location("composer", path)
     assert spec is not None
     assert spec.loader is not None
     composer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(composer)
+    return composer
+
+
+def load_composer(path: Path, music: bool = False) -> ModuleType:
+    """The composer with its effects, and with `music` its instruments and speech; no clause has a held-out word."""
+    composer = read_composer(path)
     composer.add_effects()
     if music:
         composer.add_music()
@@ -123,6 +129,12 @@ def phrases(clauses: Iterable[str]) -> list[str]:
     return [*clauses, f"the sound of {clauses[0]}", f"a recording of {clauses[-1]}"]
 
 
+def phrases_of(composer: ModuleType, label: str) -> list[str]:
+    """What is said of a kind of sound."""
+    _, terse, wordy = composer.EVENTS[label]
+    return phrases([*terse, *wordy])
+
+
 def jobs(composer: ModuleType, split: str) -> Iterator[Job]:
     """All clips of a split; the same every time."""
     for seed in SEEDS:
@@ -161,7 +173,7 @@ def write(job: Job, out: Path) -> tuple[str, str, list[str]]:
         captions = phrases(without_held_out(KINDS[kind].captions))
     else:
         label = job.arguments[0]
-        captions = phrases([*COMPOSER.EVENTS[label][1], *COMPOSER.EVENTS[label][2]])
+        captions = phrases_of(COMPOSER, label)
         if job.make == "whole":
             samples = COMPOSER.load(job.arguments[1])
         elif job.make == "blend":

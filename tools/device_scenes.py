@@ -17,7 +17,6 @@ S sources, E events, C clips, T frames, M mels.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import json
 import lzma
@@ -25,7 +24,7 @@ import random
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -45,6 +44,8 @@ from compose_small import (
     even,
     load_composer,
     phrases,
+    phrases_of,
+    read_composer,
     without_held_out,
 )
 from torch import Tensor
@@ -85,18 +86,16 @@ class Piece:
     def __getitem__(self, part: slice) -> Piece:
         size = len(range(*part.indices(len(self))))
         assert not part.start
-        if self.repeated:
-            return Piece(self.source, self.start, self.length, size, self.gain, self.speed)
-        return Piece(self.source, self.start, size, 0, self.gain, self.speed)
+        return replace(self, repeated=size) if self.repeated else replace(self, length=size)
 
     def __mul__(self, gain: float) -> Piece:
-        return Piece(self.source, self.start, self.length, self.repeated, self.gain * gain, self.speed)
+        return replace(self, gain=self.gain * gain)
 
     __rmul__ = __mul__
 
     def filling(self, samples: int) -> Piece:
         """Repeated, or cut, to so many samples."""
-        return self[:samples] if samples <= self.length else Piece(self.source, self.start, self.length, samples, self.gain)
+        return self[:samples] if samples <= self.length else replace(self, repeated=samples)
 
 
 @dataclass
@@ -201,13 +200,13 @@ def small(composer: ModuleType, sources: Sources, count: int, singles: int, blen
     yield from scenes(composer, "clotho", count // 3, 5, "small")
     rng = random.Random("small")
     for label in composer.kinds("train"):
-        says = phrases([*composer.EVENTS[label][1], *composer.EVENTS[label][2]])
+        says = phrases_of(composer, label)
         files = [*composer.urban_files("train").get(label, []), *composer.effect_files(label, "train")]
         pieces = [sources.whole(file) for file in files]
         pieces += [sources.take(rng, label, "train", rng.uniform(*SINGLE_SECONDS)) for _ in range(singles)]
         yield from (Made(len(piece), [(0, piece)], says) for piece in pieces)
     for label, files in composer.urban_files("train").items():
-        says = phrases([*composer.EVENTS[label][1], *composer.EVENTS[label][2]])
+        says = phrases_of(composer, label)
         recordings = by_recording(files)
         for _ in range(blends):
             pieces = []
@@ -276,10 +275,10 @@ class Table:
 
 def pack(options: argparse.Namespace) -> None:
     """Write the sources, the events and the captions of all data sets that are asked for."""
-    plain = standard_composer(options.composer)
+    plain = read_composer(options.composer)
     recording(plain)
     sets: dict[str, Iterator[Made]] = {}
-    table, seed = Table(standard_composer(options.composer)), f"device-{options.seed}"
+    table, seed = Table(read_composer(options.composer)), f"device-{options.seed}"
     if options.audiocaps:
         sets["scenes-audiocaps"] = scenes(plain, "audiocaps", options.audiocaps, 1, seed)
     if options.clotho:
@@ -312,16 +311,6 @@ def pack(options: argparse.Namespace) -> None:
     content = [lzma.compress(part, preset=6) for part in (whole.getvalue(), json.dumps(captions).encode())]
     options.out.write_bytes(len(content[0]).to_bytes(8, "big") + b"".join(content))
     print(f"{table.frames * HOP / SAMPLE_RATE / 3600:.1f} hours, {options.out.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
-
-
-def standard_composer(path: Path) -> ModuleType:
-    """The composer with the kinds of its standard scenes alone."""
-    spec = importlib.util.spec_from_file_location("composer", path)
-    assert spec is not None
-    assert spec.loader is not None
-    composer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(composer)
-    return composer
 
 
 def read_pack(path: Path) -> tuple[dict[str, np.ndarray], dict[str, list[list[str]]]]:

@@ -196,16 +196,15 @@ def evaluate_music(composer: ModuleType, split: str, model: Retriever, recording
     rows, told, shown = [], defaultdict(list), []
     for kind in (each for each in composer.kinds(split) if each in composer.MUSIC):
         text = composer.EVENTS[kind][1][0]
-        found = search_texts(model, recordings, [text], top=len(recordings))[0]
-        hits = [Path(hit.path).stem.rsplit("-", 1)[0] for hit in found.hits]
-        rows.append(_ranked(kind, text, hits, family))
         rest = without(recordings, [other == kind for other in kind_of])
-        lacking = search_texts(model, rest, [text], top=len(rest))[0]
-        for name, each in (("there", found), ("taken away", lacking)):
-            told[name].append(not each.certain)
-            if each.certain:
-                truth = np.array([Path(hit.path).stem.rsplit("-", 1)[0] == kind for hit in each.hits])
-                shown.append((np.array([hit.score for hit in each.hits]), truth))
+        for name, among in (("there", recordings), ("taken away", rest)):
+            found = search_texts(model, among, [text], top=len(among))[0]
+            hits = [Path(hit.path).stem.rsplit("-", 1)[0] for hit in found.hits]
+            told[name].append(not found.certain)
+            if found.certain:
+                shown.append((np.array([hit.score for hit in found.hits]), np.array([hit == kind for hit in hits])))
+            if name == "there":
+                rows.append(_ranked(kind, text, hits, family))
     return {
         "recordings": len(recordings),
         "kinds": len(rows),

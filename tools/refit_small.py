@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from compose_small import load_composer, phrases
+from compose_small import load_composer, phrases_of
 from evaluate_small import answered
 
 from diffatr_cli.checkpoint import load_weights, save_weights
@@ -83,9 +83,9 @@ def meant_by_words(composer: ModuleType, clips: Sequence[Clip], texts: Sequence[
             kinds.append({kind for kind, own in clauses.items() if any(f" {each} " in said for each in own)})
     row = {text: number for number, text in enumerate(texts)}
     matches = np.zeros((len(texts), len(clips)), bool)
-    for kind, (_, terse, wordy) in composer.EVENTS.items():
+    for kind in composer.EVENTS:
         right = [bool(held & answers[kind]) for held in kinds]
-        for phrase in map(normalise_caption, phrases([*terse, *wordy])):
+        for phrase in map(normalise_caption, phrases_of(composer, kind)):
             if phrase in row:
                 matches[row[phrase]] |= right
     return matches

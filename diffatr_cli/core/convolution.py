@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-WIDTH = 8  # channels that one is widened to: tensor cores take 16-bit channels by eights
+from .trying import Trying
 
-log = logging.getLogger(__name__)
+WIDTH = 8  # channels that one is widened to: tensor cores take 16-bit channels by eights
 
 
 def widened(x: Tensor) -> Tensor:
@@ -32,10 +32,13 @@ class FirstConv(nn.Conv2d):
         return out
 
 
-class _Fusing:
-    """Whether what follows a convolution could be done in one pass so far."""
+_fusing = Trying("what follows a convolution is done in steps", logging.getLogger(__name__))
 
-    works = True
+
+def _fused(out: Tensor, bias: Tensor, plus: Tensor | None, halve: bool) -> Tensor:
+    from .rectify_triton import rectify_triton
+
+    return rectify_triton(out, bias, plus, halve)
 
 
 def rectified_conv(x: Tensor, conv: nn.Conv2d, plus: Tensor | None = None, halve: bool = False) -> Tensor:
@@ -51,17 +54,10 @@ def rectified_conv(x: Tensor, conv: nn.Conv2d, plus: Tensor | None = None, halve
     assert conv.bias is not None
     assert not isinstance(conv.padding, str)
     settings = conv.stride, conv.padding, conv.dilation, conv.groups
-    if x.device.type == "cuda" and _Fusing.works and not (halve and plus is not None):
-        out = functional.conv2d(x, conv.weight, None, *settings)
-        try:
-            from .rectify_triton import rectify_triton
-
-            return rectify_triton(out, conv.bias, plus, halve)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # Triton, its C compiler and its driver fail in many ways
-            _Fusing.works = False
-            log.debug("what follows a convolution is done in steps: Triton failed (%s)", error)
+    if x.device.type == "cuda" and _fusing.works and not (halve and plus is not None):
+        fused = _fusing(partial(_fused, functional.conv2d(x, conv.weight, None, *settings), conv.bias, plus, halve))
+        if fused is not None:
+            return fused
     out = functional.conv2d(x, conv.weight, conv.bias, *settings)
     out = functional.relu_(out if plus is None else out.add_(plus))
     return functional.avg_pool2d(out, 2) if halve else out

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-log = logging.getLogger(__name__)
+from .trying import Trying
+
+_fusing = Trying("batch norms are done in steps", logging.getLogger(__name__))
 
 
-class _Fusing:
-    """Whether the kernel has worked so far."""
+def _fused(x: Tensor, norm: nn.BatchNorm2d, halve: bool) -> Tensor:
+    from .norm_triton import norm_rectified_triton
 
-    works = True
+    return norm_rectified_triton(x, norm, halve)
 
 
 def norm_rectified(x: Tensor, norm: nn.Module, halve: bool = False) -> Tensor:
@@ -23,16 +25,10 @@ def norm_rectified(x: Tensor, norm: nn.Module, halve: bool = False) -> Tensor:
     While training on a GPU a kernel in Triton takes half of the passes over memory that torch's operations take; where it
     cannot be had, these do it from then on.
     """
-    if x.device.type == "cuda" and _Fusing.works and isinstance(norm, nn.BatchNorm2d) and norm.training and _is_plain(norm):
-        try:
-            from .norm_triton import norm_rectified_triton
-
-            return norm_rectified_triton(x, norm, halve)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # Triton, its C compiler and its driver fail in many ways
-            _Fusing.works = False
-            log.debug("batch norms are done in steps: Triton failed (%s)", error)
+    if x.device.type == "cuda" and _fusing.works and isinstance(norm, nn.BatchNorm2d) and norm.training and _is_plain(norm):
+        out = _fusing(partial(_fused, x, norm, halve))
+        if out is not None:
+            return out
     x = functional.relu_(norm(x))
     return functional.avg_pool2d(x, 2) if halve else x
 
