@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core.audio_encoder import AudioEncoder, SmallCnn
+from .core.audio_encoder import AudioEncoder, SideBySide, SmallCnn
 from .core.level import levelled
 from .core.ragged import half
 from .core.text import CaptionEncoder, TextEncoder
@@ -218,7 +218,9 @@ def build_text_encoder(section: TextSection) -> CaptionEncoder:
 def _small(section: AudioSection) -> AudioEncoder:
     if section.weights is not None:
         raise UsageError("audio.weights: PANNs weights fit cnn14 and resnet38, not the small encoder")
-    return SmallCnn(section.channels, section.hop, section.dropout, _stripes(section), section.perturb)
+    settings = section.channels, section.hop, section.dropout, _stripes(section), section.perturb
+    members = [SmallCnn(*settings) for _ in range(section.members)]
+    return members[0] if len(members) == 1 else SideBySide(members)
 
 
 def _panns(section: AudioSection) -> AudioEncoder:

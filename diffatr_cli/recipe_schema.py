@@ -68,6 +68,10 @@ class AudioSection(Section):
     )
     hop: Positive = Field(default=320, description="samples between frames; PANNs encoders are defined at 320")
     channels: tuple[Positive, ...] = Field(default=(32, 64, 128, 256), min_length=1, description="block widths of `small`")
+    members: Positive = Field(
+        default=1,
+        description="so many of `small` side by side, which share nothing but what they hear; their features are joined",
+    )
     dropout: Fraction = Field(default=0.2, description="dropout after each block of the encoder while it trains")
     spec_augment: bool = Field(default=True, description="mask two time and two mel stripes of every training clip (SpecAugment)")
     time_stripe: Positive = Field(default=64, description="longest time stripe, frames")
@@ -80,6 +84,12 @@ class AudioSection(Section):
     def _layers_have_names(self) -> Self:
         if not isinstance(self.finetune, bool) and self.encoder in ("small", "cnn14", "resnet38", "features"):
             raise ValueError(f"audio.finetune: audio.encoder {self.encoder} is trained whole (true) or not at all (false)")
+        return self
+
+    @model_validator(mode="after")
+    def _small_has_members(self) -> Self:
+        if self.members > 1 and self.encoder != "small":
+            raise ValueError(f"audio.members: audio.encoder {self.encoder} stands alone; only small has members")
         return self
 
     @model_validator(mode="after")
@@ -115,6 +125,7 @@ class ModelSection(Section):
     heads: Literal["mlp", "none"] = Field(
         default="mlp", description="project both encoders' vectors into the shared space, or take them as they are, of size D"
     )
+    hidden: Positive | None = Field(default=None, description="H, the width inside the projection heads; null is 2D")
     dropout: Fraction = Field(default=0.0, description="dropout inside the projection heads")
     temperature: Rate = Field(default=0.07, description="tau of Eq. 1 and Eq. 8")
     strategy: Literal["gen-dis", "gen", "dis", "joint"] = Field(

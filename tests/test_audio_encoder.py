@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from diffatr_cli.core.audio_encoder import AudioEncoder, ConvBlock, SmallCnn, pool_frames
+from diffatr_cli.core.audio_encoder import AudioEncoder, ConvBlock, SideBySide, SmallCnn, pool_frames
 
 
 @pytest.fixture
@@ -81,3 +81,24 @@ def test_frames_are_pooled_in_float32_whatever_the_convolutions(small: SmallCnn)
 def test_the_base_has_no_convolutions() -> None:
     with pytest.raises(NotImplementedError):
         AudioEncoder(8).frames(torch.zeros(1, 40, 64))
+
+
+def test_side_by_side_is_what_each_member_hears() -> None:
+    torch.manual_seed(0)
+    members = [SmallCnn((4, 6), dropout=0.0, stripes=(9, 5), perturbed=True) for _ in range(3)]
+    both = SideBySide(members)
+    assert (both.features, both.reduction, both.min_samples) == (18, members[0].reduction, members[0].min_samples)
+    logmel = torch.randn(2, 33, 64) * 10
+    drawn = both.augmentation(2, 33)  # while training all members hear the same speeds and stripes
+    expected = torch.cat([each.frames(logmel, drawn) for each in members], 2)
+    torch.testing.assert_close(both.frames(logmel, drawn), expected)
+    wave = torch.randn(2, 20000)
+    both.eval()
+    torch.testing.assert_close(both(wave), torch.cat([each(wave) for each in members], 1))
+    assert len({id(p) for p in both.parameters()}) == sum(len(list(each.parameters())) for each in members)
+
+
+def test_side_by_side_wants_members_that_hear_alike() -> None:
+    for members in ([SmallCnn((4,))], [SmallCnn((4,)), SmallCnn((4, 6))], [SmallCnn((4,)), SmallCnn((4,), hop=320)]):
+        with pytest.raises(ValueError, match="two at least, with one hop"):
+            SideBySide(members)

@@ -21,6 +21,7 @@ from diffatr_cli.core.towers import TwoTowers
 from diffatr_cli.data.manifest import Clip, load_dataset
 from diffatr_cli.errors import DiffATRError, UsageError
 from diffatr_cli.evaluation.embedded_split import Captions
+from diffatr_cli.model import load_retriever
 from diffatr_cli.progress import silent
 from diffatr_cli.recipe_schema import PretrainSection, Recipe
 from diffatr_cli.runs import BEST, LAST
@@ -62,6 +63,7 @@ def test_learns_and_keeps_a_record(workshop: Workshop, trained: Path) -> None:
         ("pretrain.compose=0.5", "pretrain.items=clips", "pretrain.captions_per_clip=2", "pretrain.by_length=true"),
         ("pretrain.compose=1.0", "data.seconds=3"),
         ("pretrain.compose=0.5", "text.finetune=true"),
+        ("audio.members=2", "model.hidden=24"),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, tmp_path: Path, overrides: tuple[str, ...]) -> None:
@@ -100,6 +102,17 @@ def test_seeds_differ_and_a_seed_repeats(workshop: Workshop, tmp_path: Path) -> 
     first, again, other = weights("a", 0), weights("b", 0), weights("c", 1)
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+def test_members_and_the_width_of_heads_are_trained_and_loaded(workshop: Workshop, tmp_path: Path) -> None:
+    recipe = workshop.recipe("audio.members=2", "model.hidden=24", "pretrain.epochs=1")
+    folder = pretrain("r", recipe, data=workshop.data, runs=tmp_path, seed=0, device="cpu").folder
+    kept = load_file(folder / "best.safetensors")
+    one, other = (kept[f"towers.audio.members.{number}.stem.weight"] for number in range(2))
+    assert not torch.equal(one, other)
+    assert kept["towers.audio_head.0.weight"].shape == (24, 2 * recipe.audio.channels[-1])
+    model = load_retriever(folder.parent, "cpu")
+    assert model.embed_audio([np.ones(9000, np.float32)]).shape == (1, recipe.model.dim)
 
 
 def test_frozen_bert_is_not_in_the_checkpoint(trained: Path) -> None:

@@ -262,11 +262,12 @@ text: 3
             )
 
     def test_problems_between_fields_come_with_the_others(self) -> None:
-        found = problems("audio:\n  hop: 640\n  dropout: 1\nevaluation:\n  steps: 60\n")
+        found = problems("audio:\n  hop: 640\n  dropout: 1\n  members: 2\nevaluation:\n  steps: 60\n")
         assert found == [
             "x.yaml:2: audio.hop: audio.encoder resnet38 is defined at hop 320, not 640",
             "x.yaml:3: audio.dropout: expected a number below 1, got 1",
-            "x.yaml:5: evaluation.steps: 60 steps do not fit in the chain, diffusion.steps = 50",
+            "x.yaml:4: audio.members: audio.encoder resnet38 stands alone; only small has members",
+            "x.yaml:6: evaluation.steps: 60 steps do not fit in the chain, diffusion.steps = 50",
         ]
 
     def test_a_problem_that_only_a_wrong_field_seems_to_cause_is_not_reported(self) -> None:

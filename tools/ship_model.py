@@ -27,7 +27,9 @@ def ship(run: Path, out: Path) -> int:
     for phase in ("pretrain", "diffusion"):
         (out / phase).mkdir(parents=True, exist_ok=True)
         for name in ("recipe.yaml", "run.json", "metrics.csv"):
-            shutil.copyfile(run / phase / name, out / phase / name)
+            (out / phase / name).unlink(missing_ok=True)
+            if (run / phase / name).exists():  # phase one of a joined model has no metrics of its own
+                shutil.copyfile(run / phase / name, out / phase / name)
         tensors, facts = load_weights(run / phase / BEST)
         half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
         lost = [name for name, tensor in half.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]

@@ -76,6 +76,11 @@ class AudioEncoder(nn.Module):
         self.bn0 = nn.BatchNorm2d(N_MELS)
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
+
+    @property
     def min_samples(self) -> int:
         """The shortest clip that gives a feature frame."""
         return max((self.reduction - 1) * self.hop, WINDOW // 2 + 1)
@@ -153,3 +158,29 @@ class SmallCnn(AudioEncoder):
         for i, block in enumerate(self.blocks, 1):
             x = block(x, halve=i < len(self.blocks))
         return x
+
+
+class SideBySide(AudioEncoder):
+    """Encoders that share nothing but what they hear, as one: the features of a frame are those of all its members, joined.
+
+    What is drawn for a batch while training is the same for all. Members have the same front end and reduction.
+
+    Raises:
+        ValueError: members that differ in these, or fewer than two.
+    """
+
+    def __init__(self, members: Sequence[AudioEncoder]) -> None:
+        kinds = {(each.hop, each.reduction, each.dropout, each.stripes, each.perturbed) for each in members}
+        if len(members) < 2 or len(kinds) > 1:
+            raise ValueError("encoders side by side are two at least, with one hop, reduction, dropout and augmentation")
+        first = members[0]
+        features = sum(each.features for each in members)
+        super().__init__(features, first.hop, first.dropout, first.stripes, first.perturbed)
+        self.reduction, self.heavy = first.reduction, first.heavy
+        self.members = nn.ModuleList(members)
+        self.bn0 = nn.Identity()  # each member has its own
+
+    def frames(self, logmel: Tensor, drawn: Sequence[Tensor] | None = None) -> Tensor:
+        if drawn is None:
+            drawn = [send(table, logmel.device) for table in self.augmentation(*logmel.shape[:2])]
+        return torch.cat([member.frames(logmel, drawn) for member in self.members], 2)

@@ -104,7 +104,7 @@ def optimise_for_inference(encoder: AudioEncoder, dtype: torch.dtype = torch.flo
     """
     copy = deepcopy(encoder).eval().requires_grad_(False)
     copy.zero_grad(set_to_none=True)
-    on_gpu = _fuses(copy.bn0.weight.device)
+    on_gpu = _fuses(copy.device)
     blocks = [block for block in copy.modules() if isinstance(block, ConvBlock | BasicBlock if on_gpu else ConvBlock)]
     before_relu = {conv for block in blocks for conv in (block.conv1, block.conv2)}
     faster: dict[nn.Module, nn.Module] = {}
@@ -165,7 +165,7 @@ def _normalised_convs(encoder: AudioEncoder) -> list[tuple[nn.Conv2d, nn.BatchNo
     hooks = [module.register_forward_hook(after_conv) for module in encoder.modules() if isinstance(module, nn.Conv2d)]
     hooks += [module.register_forward_pre_hook(before_norm) for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
-        encoder.frames(torch.zeros(1, encoder.reduction, N_MELS, device=encoder.bn0.weight.device))
+        encoder.frames(torch.zeros(1, encoder.reduction, N_MELS, device=encoder.device))
     for hook in hooks:
         hook.remove()
     return found
@@ -198,7 +198,7 @@ def _fetched(
     encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None, work: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[list[int], Tensor]]:
     """What `work` makes of `_batched_frames`, on the CPU; a GPU is at work on the next batch while the one before is fetched."""
-    on_cpu = encoder.bn0.weight.device.type == "cpu"
+    on_cpu = encoder.device.type == "cpu"
     batches = _batched_frames(encoder, waveforms, batch_samples or (BATCH_SAMPLES if on_cpu else GPU_SAMPLES))
     begun = ((part, Fetched(work(frames))) for part, frames in batches)
     for part, made in begun if on_cpu else one_ahead(begun):
@@ -210,7 +210,7 @@ def _batched_frames(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_sa
     """The places of clips of one length, and their frames (B, T', F)."""
     if encoder.training:
         raise ValueError("features of clips need the encoder in evaluation mode")
-    device = encoder.bn0.weight.device
+    device = encoder.device
     lengths = [max(encoder.min_samples, len(wave)) for wave in waveforms]
     for length, group in groupby(sorted(range(len(lengths)), key=lengths.__getitem__), key=lengths.__getitem__):
         members, size = list(group), max(1, batch_samples // length)

@@ -1,0 +1,56 @@
+"""Joining trained models, against what the mean of their similarities is in float64."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from diffatr_cli.core.audio_encoder import SideBySide, SmallCnn
+from diffatr_cli.core.towers import ProjectionHead, TwoTowers
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from join_models import Member, join
+
+DIM, TEXT, CHANNELS = 6, 10, (4, 5)
+
+
+def made(seed: int) -> tuple[TwoTowers, dict[str, torch.Tensor]]:
+    torch.manual_seed(seed)
+    towers = TwoTowers(SmallCnn(CHANNELS), None, CHANNELS[-1], TEXT, DIM).eval()
+    with torch.no_grad():
+        for head in (towers.audio_head, towers.text_head):
+            assert isinstance(head, ProjectionHead)
+            last = head[3]
+            assert isinstance(last, nn.Linear)
+            last.weight.mul_(seed + 1)  # members whose heads give vectors of other lengths
+    return towers, {f"towers.{name}": tensor for name, tensor in towers.state_dict().items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dim", [2 * DIM, 5])
+def test_the_joined_model_has_the_similarities_of_its_members(dim: int) -> None:
+    waves, captions = torch.randn(40, 9000), torch.randn(50, TEXT)
+    members, given = [], []
+    for seed in (1, 2):
+        towers, tensors = made(seed)
+        text, audio = towers.text_head(captions), towers.audio_head(towers.audio(waves))
+        members.append(Member(tensors, text, audio))
+        given.append((audio.double().numpy(), text.double().numpy()))
+    joined = TwoTowers(SideBySide([SmallCnn(CHANNELS), SmallCnn(CHANNELS)]), None, 2 * CHANNELS[-1], TEXT, dim, hidden=4 * DIM)
+    joined.eval().load_state_dict({name.removeprefix("towers."): tensor for name, tensor in join(members, dim).items()})
+    got = joined.embed_pooled_audio(joined.audio(waves)) @ joined.embed_pooled_text(captions).T
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    audio, text = (
+        np.concatenate([each[side] / np.linalg.norm(each[side], axis=1).mean() for each in given], 1) for side in (0, 1)
+    )
+    moments = sum(unit(x).T @ unit(x) / len(x) for x in (audio, text))
+    kept = np.linalg.svd(moments)[0][:, :dim]
+    np.testing.assert_allclose(got.numpy(), unit(audio @ kept) @ unit(text @ kept).T, atol=1e-5)
