@@ -178,9 +178,13 @@ class SideBySide(AudioEncoder):
         super().__init__(features, first.hop, first.dropout, first.stripes, first.perturbed)
         self.reduction, self.heavy = first.reduction, first.heavy
         self.members = nn.ModuleList(members)
-        self.bn0 = nn.Identity()  # each member has its own
+        del self.bn0  # each member has its own
 
     def frames(self, logmel: Tensor, drawn: Sequence[Tensor] | None = None) -> Tensor:
         if drawn is None:
             drawn = [send(table, logmel.device) for table in self.augmentation(*logmel.shape[:2])]
-        return torch.cat([member.frames(logmel, drawn) for member in self.members], 2)
+        found = []
+        for member in self.members:
+            assert isinstance(member, AudioEncoder)
+            found.append(member.frames(logmel, drawn))
+        return torch.cat(found, 2)
