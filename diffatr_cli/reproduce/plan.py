@@ -69,11 +69,11 @@ _ONE_PHASE = ("pretrain.head_steps=0", "diffusion.folds=0", "evaluation.bank=0")
 _JOINT = ("model.strategy=joint", *_ONE_PHASE)
 """The fields of that study's last row, whose encoders are trained together with the denoisers."""
 _FRAMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Diff by frames", "frames", ()),
+    ("Diff by frames and a prior by training queries", "frames", ()),
+    ("Diff by frames alone", "frames-alone", ("evaluation.bank=0",)),
     ("by frames without diffusion", "frames-flat", ("diffusion.objective=discriminative",)),
     ("Diff by frames, x_0 times 14, high levels", "frames-scaled-high", (_SCALED, "diffusion.levels=high")),
-    ("Diff by frames, a prior by training queries", "frames-prior", ("evaluation.bank=8192",)),
-    ("Diff by frames, a prior, chosen on both data sets", "frames-prior-both", ("evaluation.bank=8192", _BOTH)),
+    ("Diff by frames and a prior, chosen on both data sets", "frames-both", (_BOTH,)),
 )
 
 
