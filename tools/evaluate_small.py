@@ -10,7 +10,7 @@ Kinds that share a clause count as one kind ("a gunshot" is both an urban record
 - words that no training caption has (`compose_small.HELD_OUT`);
 - reliability: how often clips that are given a probability do match, of searches that found something, by each kind's clause and
   plain name, with its recordings there and taken away; so too over scenes of those recordings, and over long recordings, of which
-  any window may match;
+  any window may match; beside it the interval that other kinds of sound would leave it in;
 - telling queries whose sound is there (each kind by its clause and by its plain name) from queries whose sound is not: AUROC by
   `present` and by the best cosine alone, the share of each that is told to be absent.
   A kind's own recordings are taken away for its absent query; kinds of the composer without a recording in the split are absent
@@ -43,6 +43,7 @@ from compose_small import RATE, load_composer
 from small_queries import ABSENT, ALSO, FOREIGN, NEGATED, TYPOS
 from small_scenes import Place, Scene, write_long, write_scenes
 
+from diffatr_cli.core.intervals import ClusterBootstrap
 from diffatr_cli.core.metrics import auroc, reliability
 from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.core.windows import mean_direction
@@ -134,7 +135,7 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
         return hits, np.array([hit.score for hit in found.hits]), Judged.of(found, cosine)
 
     rows: list[dict[str, Any]] = []
-    shown: list[tuple[np.ndarray, np.ndarray]] = []
+    shown: list[tuple[str, np.ndarray, np.ndarray]] = []
     judged: dict[str, list[Judged]] = defaultdict(list)
     for kind in kinds:
         rest = without(recordings, [other in answers[kind] for other in kind_of])
@@ -143,7 +144,7 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
                 hits, scores, said = answer(text, among)
                 judged[name].append(said)
                 if not said.told:
-                    shown.append((scores, np.array([hit in answers[kind] for hit in hits])))
+                    shown.append((kind, scores, np.array([hit in answers[kind] for hit in hits])))
                 if name == "there, by its clause":
                     row = _ranked(kind, text, hits, family)
                     rows.append(row | {"effects": kind in composer.EFFECTS, "urban": kind in composer.URBAN})
@@ -202,7 +203,7 @@ def evaluate_music(composer: ModuleType, split: str, model: Retriever, recording
             hits = [Path(hit.path).stem.rsplit("-", 1)[0] for hit in found.hits]
             told[name].append(not found.certain)
             if found.certain:
-                shown.append((np.array([hit.score for hit in found.hits]), np.array([hit == kind for hit in hits])))
+                shown.append((kind, np.array([hit.score for hit in found.hits]), np.array([hit == kind for hit in hits])))
             if name == "there":
                 rows.append(_ranked(kind, text, hits, family))
     return {
@@ -217,12 +218,21 @@ def evaluate_music(composer: ModuleType, split: str, model: Retriever, recording
     }
 
 
-def _reliability(model: Retriever, shown: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
-    """The rows of reliability over probabilities and truths, of a model that gives some."""
+def _reliability(model: Retriever, shown: Sequence[tuple[str, np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
+    """The rows of reliability over the probabilities and truths of some kinds, of a model that gives some.
+
+    `off` is how much more came true than was said, with its interval over other kinds: those of one come true together.
+    """
     if not (model.calibration and model.calibration.text_to_audio and shown):
         return []
-    probabilities, truths = (np.concatenate(column) for column in zip(*shown, strict=True))
-    return [asdict(each) for each in reliability(probabilities, truths)]
+    probabilities, truths = (np.concatenate([each[column] for each in shown]) for column in (1, 2))
+    kinds = np.repeat([each[0] for each in shown], [len(each[1]) for each in shown])
+    rows = []
+    for each in reliability(probabilities, truths):
+        inside = (probabilities >= each.low) & ((probabilities < each.high) | (each.high == 1))
+        off = ClusterBootstrap(kinds[inside]).interval(truths[inside] - probabilities[inside])
+        rows.append(asdict(each) | {"off": off.to_json()})
+    return rows
 
 
 def evaluate_mixed(
@@ -245,7 +255,7 @@ def evaluate_mixed(
                 hits = [Path(hit.path).name for hit in found.hits]
                 truth = np.array([bool(contents[hit] & answers[kind]) for hit in hits])
                 if found.certain:
-                    shown.append((np.array([hit.score for hit in found.hits]), truth))
+                    shown.append((kind, np.array([hit.score for hit in found.hits]), truth))
                 if name == "there":
                     best = found.hits[0]
                     first.append(truth[0])
@@ -301,7 +311,7 @@ def evaluate_described(composer: ModuleType, model: Retriever, recordings: Recor
             if name == "with":
                 right.append(truth[0])
             if found.certain:
-                shown.append((np.array([hit.score for hit in found.hits]), truth))
+                shown.append((kind, np.array([hit.score for hit in found.hits]), truth))
     present = [each for name in ("with", "without") for each, _ in judged[name]]
     return {
         "sounds": len(right),
@@ -430,11 +440,12 @@ def _kinds_table(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def _reliability_table(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    yield f"\n{name}:\n\n| probability | candidates | mean probability | matched |\n|---|---|---|---|"
+    yield f"\n{name}:\n\n| probability | candidates | mean probability | matched | off by, points |\n|---|---|---|---|---|"
     for row in rows:
+        mean, low, high = (100 * row["off"][key] for key in ("mean", "low", "high"))
         yield (
             f"| {row['low']:.1f}-{row['high']:.1f} | {row['count']} | {100 * row['predicted']:.1f} % | "
-            f"{100 * row['observed']:.1f} % |"
+            f"{100 * row['observed']:.1f} % | {mean:+.1f} [{low:+.1f}, {high:+.1f}] |"
         )
 
 
