@@ -53,8 +53,9 @@ def test_it_is_small_and_calibrated() -> None:
     assert model.reranker is not None
     assert model.reranker.denoisers.keys() == {"t2a", "a2t"}
     assert model.calibration is not None
-    # On validation no weight of x0_hat gained on the cosine (docs/model-card.md): it must not be sampled for nothing.
-    assert model.reranker.fusion_weights == {"t2a": 0.0, "a2t": 0.0}
+    # What validation found x0_hat worth (docs/model-card.md): little for texts, and nothing for sounds, which then sample none.
+    assert model.reranker.fusion_weights == {"t2a": 0.02, "a2t": 0.0}
+    assert model.reranker.fusion_shapes["t2a"] == "log"
     record = folder / "pretrain" / "run.json"
     assert json.loads(record.read_text(encoding="utf-8"))["seed"] == 0
     assert recipe_of_record(record) == recipe_of(folder)

@@ -29,7 +29,7 @@ def duplicates(
             min=0,
             max=1,
             metavar="COSINE",
-            help="From which cosine of embeddings on recordings are listed as alike; 0.98 if not given, which was measured with "
+            help="From which cosine of embeddings on recordings are listed as alike; 0.96 if not given, which was measured with "
             "the shipped model.",
         ),
     ] = None,

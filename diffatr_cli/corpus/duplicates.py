@@ -21,7 +21,7 @@ from ..progress import Progress, silent
 from .fingerprints import Fingerprints
 from .snapshot import Recordings
 
-ALIKE = 0.98
+ALIKE = 0.96
 """Cosine from which on recordings are alike; `docs/findings.md` says what it finds by the shipped model, and what by chance."""
 
 Relation = Literal["first", "identical", "same", "cut", "contains", "shares", "alike"]
