@@ -67,7 +67,7 @@ def build_towers(audio: AudioSection, text: TextSection, model: ModelSection, gi
         _choose_trained(sounds, audio)
         sizes = sounds.features, captions.features
     try:
-        towers = TwoTowers(sounds, captions, *sizes, model.dim, model.dropout, model.heads, model.hidden)
+        towers = TwoTowers(sounds, captions, *sizes, model.dim, model.dropout, model.heads, model.head_width)
     except ValueError as error:
         raise UsageError(f"model.heads: {error}; set model.dim, or model.heads=mlp") from None
     if isinstance(sounds, AudioEncoder):
@@ -336,7 +336,7 @@ def _load(run: Path, device: str, *, with_denoisers: bool) -> Retriever:
         if recipe.model.heads == "none":
             return NoHead()
         state = below(f"towers.{name}.", tensors)
-        head = ProjectionHead(state["0.weight"].shape[1], recipe.model.dim, recipe.model.dropout, recipe.model.hidden)
+        head = ProjectionHead(state["0.weight"].shape[1], recipe.model.dim, recipe.model.dropout, recipe.model.head_width)
         fill(head, state, path)
         return head
 

@@ -125,7 +125,7 @@ class ModelSection(Section):
     heads: Literal["mlp", "none"] = Field(
         default="mlp", description="project both encoders' vectors into the shared space, or take them as they are, of size D"
     )
-    hidden: Positive | None = Field(default=None, description="H, the width inside the projection heads; null is 2D")
+    head_width: Positive | None = Field(default=None, description="the width inside the projection heads; null is 2D")
     dropout: Fraction = Field(default=0.0, description="dropout inside the projection heads")
     temperature: Rate = Field(default=0.07, description="tau of Eq. 1 and Eq. 8")
     strategy: Literal["gen-dis", "gen", "dis", "joint"] = Field(

@@ -41,7 +41,9 @@ def test_the_joined_model_has_the_similarities_of_its_members(dim: int) -> None:
         text, audio = towers.text_head(captions), towers.audio_head(towers.audio(waves))
         members.append(Member(tensors, text, audio))
         given.append((audio.double().numpy(), text.double().numpy()))
-    joined = TwoTowers(SideBySide([SmallCnn(CHANNELS), SmallCnn(CHANNELS)]), None, 2 * CHANNELS[-1], TEXT, dim, hidden=4 * DIM)
+    joined = TwoTowers(
+        SideBySide([SmallCnn(CHANNELS), SmallCnn(CHANNELS)]), None, 2 * CHANNELS[-1], TEXT, dim, head_width=4 * DIM
+    )
     joined.eval().load_state_dict({name.removeprefix("towers."): tensor for name, tensor in join(members, dim).items()})
     got = joined.embed_pooled_audio(joined.audio(waves)) @ joined.embed_pooled_text(captions).T
 

@@ -63,7 +63,7 @@ def test_learns_and_keeps_a_record(workshop: Workshop, trained: Path) -> None:
         ("pretrain.compose=0.5", "pretrain.items=clips", "pretrain.captions_per_clip=2", "pretrain.by_length=true"),
         ("pretrain.compose=1.0", "data.seconds=3"),
         ("pretrain.compose=0.5", "text.finetune=true"),
-        ("audio.members=2", "model.hidden=24"),
+        ("audio.members=2", "model.head_width=24"),
     ],
 )
 def test_a_killed_run_resumes_to_the_same_result(workshop: Workshop, tmp_path: Path, overrides: tuple[str, ...]) -> None:
@@ -105,7 +105,7 @@ def test_seeds_differ_and_a_seed_repeats(workshop: Workshop, tmp_path: Path) -> 
 
 
 def test_members_and_the_width_of_heads_are_trained_and_loaded(workshop: Workshop, tmp_path: Path) -> None:
-    recipe = workshop.recipe("audio.members=2", "model.hidden=24", "pretrain.epochs=1")
+    recipe = workshop.recipe("audio.members=2", "model.head_width=24", "pretrain.epochs=1")
     folder = pretrain("r", recipe, data=workshop.data, runs=tmp_path, seed=0, device="cpu").folder
     kept = load_file(folder / "best.safetensors")
     one, other = (kept[f"towers.audio.members.{number}.stem.weight"] for number in range(2))

@@ -100,7 +100,9 @@ def main() -> None:
     """Join the runs and write phase one of the joined one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="seed folders of the members, two at least")
-    parser.add_argument("--recipe", required=True, help="of the joined model: that of the members, but for members and hidden")
+    parser.add_argument(
+        "--recipe", required=True, help="of the joined model: that of the members, but for members and head_width"
+    )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data sets")
     parser.add_argument("--out", type=Path, required=True, help="the joined run's seed folder")
     options = parser.parse_args()
@@ -110,7 +112,7 @@ def main() -> None:
     alone = recipe.audio.model_copy(update={"members": 1})
     for run in options.runs:
         own = recipe_of(run)
-        if (own.audio, own.text, own.model) != (alone, recipe.text, recipe.model.model_copy(update={"hidden": None})):
+        if (own.audio, own.text, own.model) != (alone, recipe.text, recipe.model.model_copy(update={"head_width": None})):
             parser.error(f"{run}: was trained with other encoders or heads than the members of {options.recipe}")
     dataset = load_dataset(options.data, recipe.data.name)
     train, rng = dataset.split("train"), np.random.default_rng(0)

@@ -16,8 +16,8 @@ from .text import CaptionEncoder
 class ProjectionHead(nn.Sequential):
     """Linear to H, 2D if not given, ReLU, Linear to D: (B, F) -> (B, D). Source: the baseline pipeline (Mei et al. 2022)."""
 
-    def __init__(self, features: int, dim: int, dropout: float = 0.0, hidden: int | None = None) -> None:
-        width = hidden or 2 * dim
+    def __init__(self, features: int, dim: int, dropout: float = 0.0, width: int | None = None) -> None:
+        width = width or 2 * dim
         super().__init__(nn.Linear(features, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, dim))
 
     def embed(self, pooled: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class TwoTowers(nn.Module):
         dim: D.
         dropout: inside the heads.
         heads: `mlp`, or `none` where the encoders' vectors share a space.
-        hidden: H of the heads.
+        head_width: H of the heads.
 
     Raises:
         ValueError: without heads, where a size of the encoders is not D.
@@ -61,7 +61,7 @@ class TwoTowers(nn.Module):
         dim: int,
         dropout: float = 0.0,
         heads: Literal["mlp", "none"] = "mlp",
-        hidden: int | None = None,
+        head_width: int | None = None,
     ) -> None:
         super().__init__()
         self.audio = audio
@@ -70,8 +70,8 @@ class TwoTowers(nn.Module):
             raise ValueError(
                 f"without heads, sounds of {audio_features} and captions of {text_features} features share no space of {dim}"
             )
-        self.audio_head: Head = NoHead() if heads == "none" else ProjectionHead(audio_features, dim, dropout, hidden)
-        self.text_head: Head = NoHead() if heads == "none" else ProjectionHead(text_features, dim, dropout, hidden)
+        self.audio_head: Head = NoHead() if heads == "none" else ProjectionHead(audio_features, dim, dropout, head_width)
+        self.text_head: Head = NoHead() if heads == "none" else ProjectionHead(text_features, dim, dropout, head_width)
 
     def embed_pooled_audio(self, pooled: Tensor) -> Tensor:
         """Pooled audio features (B, F) -> unit vectors (B, D)."""
