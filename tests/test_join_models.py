@@ -50,9 +50,9 @@ def test_the_joined_model_has_the_similarities_of_its_members(dim: int) -> None:
     def unit(x: np.ndarray) -> np.ndarray:
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
-    audio, text = (
+    sounds, texts = (
         np.concatenate([each[side] / np.linalg.norm(each[side], axis=1).mean() for each in given], 1) for side in (0, 1)
     )
-    moments = sum(unit(x).T @ unit(x) / len(x) for x in (audio, text))
+    moments = sum(unit(x).T @ unit(x) / len(x) for x in (sounds, texts))
     kept = np.linalg.svd(moments)[0][:, :dim]
-    np.testing.assert_allclose(got.numpy(), unit(audio @ kept) @ unit(text @ kept).T, atol=1e-5)
+    np.testing.assert_allclose(got.numpy(), unit(sounds @ kept) @ unit(texts @ kept).T, atol=1e-5)

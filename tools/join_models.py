@@ -100,9 +100,7 @@ def main() -> None:
     """Join the runs and write phase one of the joined one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="seed folders of the members, two at least")
-    parser.add_argument(
-        "--recipe", required=True, help="of the joined model: that of the members, but for members and head_width"
-    )
+    parser.add_argument("--recipe", required=True, help="of the joined model; the members' have one member and plain heads")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data sets")
     parser.add_argument("--out", type=Path, required=True, help="the joined run's seed folder")
     options = parser.parse_args()
