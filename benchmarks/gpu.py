@@ -1,4 +1,4 @@
-"""On a CUDA GPU: sampling and what it is made of, the encoders, embedding many clips, and epochs of phase one.
+"""On a CUDA GPU: sampling and what it is made of, the encoders, embedding many clips, an index, and epochs of phase one.
 
 `python -m benchmarks --only gpu` takes at most four minutes, and without a GPU says so and does nothing. Peak memory is that of
 the GPU.
@@ -6,11 +6,18 @@ the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from unittest import mock
 
+import numpy as np
+import soundfile
 import torch
 
 from diffatr_cli.core import fused
@@ -20,7 +27,11 @@ from diffatr_cli.core.inference import BATCH_SAMPLES, optimise_for_inference, po
 from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.recorded import FROM, record_cuda
 from diffatr_cli.core.sampler import fast_ddim_sample
+from diffatr_cli.core.text import CaptionEncoder
+from diffatr_cli.core.towers import ProjectionHead
+from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.device import embedding_dtype
+from diffatr_cli.model import Retriever
 from diffatr_cli.types import SAMPLE_RATE
 
 from . import encoders, sampler, training
@@ -154,6 +165,59 @@ def embedding(size: Size, device: str) -> list[Row]:
     return [Row(f"{name}, {clips} clips", clips / took["here"], clips / took["plain"], "clips/s", remark=remark)]
 
 
+def indexing(size: Size, device: str) -> list[Row]:
+    """How busy `index` keeps the GPU, as `nvidia-smi` sees it: local recordings read, decoded, embedded by CNN14, and kept.
+
+    They are mono WAV at the encoder's rate, which cost the processor least.
+    """
+    minutes, dim = pick(size, 1, 60, 400), 512
+    torch.manual_seed(0)
+    encoder = encoders.lived_in(encoders.ENCODERS[pick(size, "small", "CNN14", "CNN14")]())
+    heads = ProjectionHead(encoder.features, dim), ProjectionHead(1, dim)
+    model = Retriever(heads, lambda: encoder, no_captions, dim, "benchmark", None, None, torch.device(device))
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        files = Path(name) / "recordings"
+        files.mkdir()
+        for i in range(minutes):
+            samples = 0.1 * rng.standard_normal(SAMPLE_RATE * pick(size, 1, 60, 60), dtype=np.float32)
+            soundfile.write(files / f"{i:04d}.wav", samples, SAMPLE_RATE, subtype="PCM_16")
+        model.embed_audio([samples] * pick(size, 1, 64, 64))  # compiled and loaded before
+        with busy() as shares:
+            took = seconds(lambda: FolderIndex(files, Path(name) / "index").update(model), device)
+    what = f"index {minutes} recordings of {len(samples) // SAMPLE_RATE} s"
+    rows = [Row(what, minutes / took, unit="files/s")]
+    if shares:
+        remark = f"the mean of {len(shares)} looks, from the first kernel to the last; at most {max(shares):.0f} %"
+        rows.append(Row(f"{what}: GPU busy", float(np.mean(shares)), unit="%", goal="goal: above 80 %", remark=remark))
+    return rows
+
+
+def no_captions() -> CaptionEncoder:
+    """For a model that is asked for none."""
+    raise NotImplementedError
+
+
+@contextmanager
+def busy() -> Iterator[list[float]]:
+    """Filled at the end: in which percentage of the time the GPU was at work, ten times a second, while it had anything to do.
+
+    Empty where there is no `nvidia-smi`.
+    """
+    shares: list[float] = []
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
+    if shutil.which(query[0]) is None:
+        yield shares
+        return
+    with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as looking:
+        yield shares
+        looking.terminate()
+        printed, _ = looking.communicate()
+    looks = [float(line) for line in printed.split() if line.isdigit()]
+    at_work = [place for place, share in enumerate(looks) if share]
+    shares += looks[at_work[0] : at_work[-1] + 1] if at_work else []
+
+
 MEASURED: dict[str, Callable[..., list[Row]]] = {
     "decoder": decoder,
     "noise": noise,
@@ -165,6 +229,7 @@ MEASURED: dict[str, Callable[..., list[Row]]] = {
     "operations": sampler.operations,
     **{name: partial(encoders.encoder, name) for name in encoders.ENCODERS},
     "embedding": embedding,
+    "indexing": indexing,
     "encoders' precision": encoders.bf16_against_fp32,
     "phase one": training.phase_one,
     "phase one, CNN14": partial(training.phase_one, overrides=training.CNN14),

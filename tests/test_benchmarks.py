@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -129,12 +132,28 @@ def test_curves_keep_the_point_that_they_have_in_common():
     ]
 
 
-@pytest.mark.parametrize("name", ["decoder", "noise", "precision", "replays", "embedding"])
+@pytest.mark.parametrize("name", ["decoder", "noise", "precision", "replays", "embedding", "indexing"])
 def test_what_is_measured_on_a_gpu_runs_on_a_cpu(name):
     """Where it says nothing, but shows that the script would not fail on the GPU's time."""
     for row in gpu.MEASURED[name](size="tiny", device="cpu"):
         assert math.isfinite(row.fast)
         assert row.fast > 0
+
+
+def test_how_busy_a_gpu_is_counts_from_its_first_work_to_its_last(tmp_path, monkeypatch):
+    said = tmp_path / "nvidia-smi"
+    said.write_text("#!/bin/sh\nprintf '0\\n0\\n40\\n[N/A]\\n0\\n80\\n0\\n'\n: > printed\nexec sleep 60\n")
+    said.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with gpu.busy() as shares:
+        while not Path("printed").exists():
+            time.sleep(0.01)
+    assert shares == [40, 0, 80]
+    monkeypatch.setenv("PATH", "")
+    with gpu.busy() as shares:
+        pass
+    assert shares == []
 
 
 def test_a_gpu_s_benchmarks_end_in_time_and_without_a_gpu_at_once(monkeypatch, capsys):
