@@ -210,8 +210,10 @@ def busy() -> Iterator[list[float]]:
         yield shares
         return
     with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as looking:
-        yield shares
-        looking.terminate()
+        try:
+            yield shares
+        finally:
+            looking.terminate()
         printed, _ = looking.communicate()
     looks = [float(line) for line in printed.split() if line.isdigit()]
     at_work = [place for place, share in enumerate(looks) if share]

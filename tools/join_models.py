@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from diffatr_cli.encoders import pool_clips
 from diffatr_cli.files import write_text
 from diffatr_cli.model import build_towers, fill_towers
 from diffatr_cli.recipe import dump_recipe, load_recipe
+from diffatr_cli.recipe_schema import Recipe
 from diffatr_cli.runs import BEST, RECIPE, RECORD, read_record, recipe_of
 
 CLIPS = 2000  # of the training split, drawn, by which the shared space is found
@@ -96,6 +99,22 @@ def join(members: Sequence[Member], dim: int) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in out.items()}
 
 
+def refusal(recipe: Recipe, runs: Sequence[Path]) -> str | None:
+    """Why runs cannot be joined into a model of a recipe; None where they can."""
+    if recipe.audio.members != len(runs):
+        return f"has audio.members={recipe.audio.members}; name as many runs"
+    if recipe.model.heads == "none" or recipe.text.finetune:
+        return "joins heads over one frozen caption encoder: set model.heads=mlp and text.finetune=false"
+    owns = [recipe_of(run) for run in runs]
+    if (width := sum(own.model.head_width or 2 * own.model.dim for own in owns)) != recipe.model.head_width:
+        return f"the heads of these runs are {width} wide together; set model.head_width={width}"
+    alone, heads = recipe.audio.model_copy(update={"members": 1}), recipe.model.model_copy(update={"head_width": None})
+    for run, own in zip(runs, owns, strict=True):
+        if (own.audio, own.text, own.model.model_copy(update={"head_width": None})) != (alone, recipe.text, heads):
+            return f"{run} was trained with other encoders or heads than its members"
+    return None
+
+
 def main() -> None:
     """Join the runs and write phase one of the joined one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,14 +123,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of prepared data sets")
     parser.add_argument("--out", type=Path, required=True, help="the joined run's seed folder")
     options = parser.parse_args()
-    recipe = load_recipe(options.recipe)
-    if len(options.runs) != recipe.audio.members:
-        parser.error(f"{options.recipe} has audio.members={recipe.audio.members}; name as many runs")
-    alone = recipe.audio.model_copy(update={"members": 1})
-    for run in options.runs:
-        own = recipe_of(run)
-        if (own.audio, own.text, own.model) != (alone, recipe.text, recipe.model.model_copy(update={"head_width": None})):
-            parser.error(f"{run}: was trained with other encoders or heads than the members of {options.recipe}")
+    recipe, folder = load_recipe(options.recipe), options.out / "pretrain"
+    if problem := refusal(recipe, options.runs):
+        parser.error(f"{options.recipe}: {problem}")
+    if folder.exists():
+        parser.error(f"{folder}: is there already; name another --out")
     dataset = load_dataset(options.data, recipe.data.name)
     train, rng = dataset.split("train"), np.random.default_rng(0)
     captions = sorted({caption for clip in train for caption in clip.captions})
@@ -121,13 +137,15 @@ def main() -> None:
     members = [read_member(run, captions, clips) for run in options.runs]
     tensors = join(members, recipe.model.dim)
 
-    folder: Path = options.out / "pretrain"
     folder.mkdir(parents=True)
     records = [read_record(run / "pretrain" / RECORD) for run in options.runs]
-    facts = load_weights(options.runs[0] / "pretrain" / BEST)[1] | {"recipe": recipe.model_dump(mode="json")}
+    resolved = recipe.model_dump(mode="json")
+    facts = load_weights(options.runs[0] / "pretrain" / BEST)[1] | {"recipe": resolved, "best": {}}
     save_weights(folder / BEST, tensors, facts)
     write_text(folder / RECIPE, dump_recipe(recipe))
-    record = records[0] | {"recipe": recipe.model_dump(mode="json"), "joined": records}
+    # Of no data set's fingerprint: `pretrain` refuses such a folder, and does not begin anew over what was joined.
+    record = {"phase": "pretrain", "seed": facts["seed"], "recipe": resolved, "data": f"joined of {len(records)} runs"}
+    record |= {"resume": shlex.join(["python", *sys.argv]), "joined": records}
     write_text(folder / RECORD, json.dumps(record, indent=2) + "\n")
     print(f"{folder}: {len(members)} members, {sum(t.numel() for t in tensors.values()) / 1e6:.1f} million numbers")
 

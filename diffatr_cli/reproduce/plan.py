@@ -68,12 +68,14 @@ _ONE_PHASE = ("pretrain.head_steps=0", "diffusion.folds=0", "evaluation.bank=0")
 """What trains everything in one phase has none of these."""
 _JOINT = ("model.strategy=joint", *_ONE_PHASE)
 """The fields of that study's last row, whose encoders are trained together with the denoisers."""
+_NO_PRIOR = ("evaluation.bank=0",)
+"""The recipes with frames have a prior; rows that show what frames do have none."""
 _FRAMES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Diff by frames and a prior by training queries", "frames", ()),
-    ("Diff by frames alone", "frames-alone", ("evaluation.bank=0",)),
-    ("by frames without diffusion", "frames-flat", ("diffusion.objective=discriminative",)),
-    ("Diff by frames, x_0 times 14, high levels", "frames-scaled-high", (_SCALED, "diffusion.levels=high")),
-    ("Diff by frames and a prior, chosen on both data sets", "frames-both", (_BOTH,)),
+    ("Diff by frames", "frames", _NO_PRIOR),
+    ("by frames without diffusion", "frames-flat", ("diffusion.objective=discriminative", *_NO_PRIOR)),
+    ("Diff by frames, x_0 times 14, high levels", "frames-scaled-high", (_SCALED, "diffusion.levels=high", *_NO_PRIOR)),
+    ("Diff by frames and a prior by training queries", "frames-prior", ()),
+    ("Diff by frames and a prior, chosen on both data sets", "frames-prior-both", (_BOTH,)),
 )
 
 
@@ -193,10 +195,9 @@ class _Plan:
                 both = f"[{','.join(map(self.data, SOURCES))}]"
                 fields = tuple(field.format(both=both) for field in fields)
                 training = self._phase_two(base, suffix, fields, frames=name == "frames")
-                if own == fields:
-                    trained[own] = training.name
-                else:
+                if own in trained:
                     training = replace(training, denoisers=trained[own])
+                trained.setdefault(own, training.name)
                 rows.append(Row(label, training, "diff"))
             if name == "levers":
                 joint = self.variant(base, "joint", *_JOINT, own=True, diffusion=False)
