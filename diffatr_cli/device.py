@@ -45,8 +45,8 @@ def embedding_dtype(device: torch.device) -> torch.dtype:
     """In which type the convolutions of this package's encoders embed sounds for an index or an evaluation.
 
     bfloat16 on GPUs that multiply it natively: features are off by some 0.4 %. With one member of the shipped model over 473
-    recordings, in bfloat16 on a processor, that moved cosines by 0.0007 in the mean, two of 97 first hits, by 0.001 of cosine, and
-    mean average precision from 0.824 to 0.822. float32 elsewhere: processors gain nothing or lose. Log-mels, pooling and heads are in float32
-    everywhere.
+    recordings, in bfloat16 on a processor, that moved cosines by 0.0007 in the mean, two of 97 first hits, by 0.001 of cosine,
+    and mean average precision from 0.824 to 0.822. float32 elsewhere: processors gain nothing or lose. Log-mels, pooling and
+    heads are in float32 everywhere.
     """
     return torch.bfloat16 if device.type == "cuda" and wants_bf16("auto", device) else torch.float32
