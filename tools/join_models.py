@@ -33,9 +33,11 @@ from diffatr_cli.data.manifest import load_dataset
 from diffatr_cli.encoders import pool_clips
 from diffatr_cli.files import write_text
 from diffatr_cli.model import build_towers, fill_towers
+from diffatr_cli.phase_two import below
 from diffatr_cli.recipe import dump_recipe, load_recipe
 from diffatr_cli.recipe_schema import Recipe
 from diffatr_cli.runs import BEST, RECIPE, RECORD, read_record, recipe_of
+from diffatr_cli.types import SAMPLE_RATE
 
 CLIPS = 2000  # of the training split, drawn, by which the shared space is found
 BATCH = 64
@@ -49,9 +51,13 @@ class Member:
     captions: Tensor
     clips: Tensor
 
+    def given(self, which: str) -> Tensor:
+        """What a head gives, that of `audio` or of `text`."""
+        return self.clips if which == "audio" else self.captions
+
     def scale(self, which: str) -> Tensor:
-        """The mean length of what a head gives, `audio` or `text`."""
-        return (self.clips if which == "audio" else self.captions).norm(dim=1).mean()
+        """The mean length of what a head gives."""
+        return self.given(which).norm(dim=1).mean()
 
 
 @torch.inference_mode()
@@ -60,7 +66,7 @@ def read_member(run: Path, captions: Sequence[str], clips: Sequence[np.ndarray])
     recipe = recipe_of(run)
     tensors, _ = load_weights(run / "pretrain" / BEST)
     towers: TwoTowers = build_towers(recipe.audio, recipe.text, recipe.model)
-    fill_towers(towers, {k.removeprefix("towers."): v for k, v in tensors.items()}, recipe.audio, recipe.text, run)
+    fill_towers(towers, below("towers.", tensors), recipe.audio, recipe.text, run)
     towers.eval()
     audio, cpu = optimise_for_inference(towers.audio), torch.device("cpu")
     pooled = torch.cat([pool_clips(audio, clips[i : i + BATCH], cpu) for i in range(0, len(clips), BATCH)])
@@ -72,7 +78,7 @@ def shared_directions(members: Sequence[Member], dim: int) -> Tensor:
     """The `dim` directions of most variance of the joined unit vectors, captions and clips counting the same: (sum of D, dim)."""
     moments = []
     for which in ("audio", "text"):
-        given = [(each.clips if which == "audio" else each.captions) / each.scale(which) for each in members]
+        given = [each.given(which) / each.scale(which) for each in members]
         vectors = functional.normalize(torch.cat(given, 1).double(), dim=1)
         moments.append(vectors.T @ vectors / len(vectors))
     return torch.linalg.eigh(moments[0] + moments[1]).eigenvectors[:, -dim:]
@@ -83,9 +89,8 @@ def join(members: Sequence[Member], dim: int) -> dict[str, Tensor]:
     directions = shared_directions(members, dim)
     out = {}
     for number, each in enumerate(members):
-        for name, tensor in each.tensors.items():
-            if name.startswith("towers.audio."):
-                out[f"towers.audio.members.{number}.{name.removeprefix('towers.audio.')}"] = tensor
+        own = below("towers.audio.", each.tensors)
+        out |= {f"towers.audio.members.{number}.{name}": tensor for name, tensor in own.items()}
     for which in ("audio", "text"):
         first = [each.tensors[f"towers.{which}_head.0.weight"] for each in members]
         # Each member's sounds are its own; captions are the same for all.
@@ -132,7 +137,7 @@ def main() -> None:
     train, rng = dataset.split("train"), np.random.default_rng(0)
     captions = sorted({caption for clip in train for caption in clip.captions})
     drawn = np.sort(rng.permutation(len(train))[:CLIPS])
-    longest = int(recipe.data.seconds * 32_000)
+    longest = int(recipe.data.seconds * SAMPLE_RATE)
     clips = [load_audio(dataset.root / train[i].path)[:longest] for i in drawn]
     members = [read_member(run, captions, clips) for run in options.runs]
     tensors = join(members, recipe.model.dim)
