@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import fill, load_weights, save_weights
-from .core.bank import CaptionBank
+from .core.bank import CaptionBank, LearntSounds
 from .core.calibration import Calibration
 from .core.denoiser import AttentionDenoiser, DenoiserConfig
 from .core.query_conditioned import QueryConditioner
@@ -136,11 +136,13 @@ def fusion_facts(best: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def save_bank(folder: Path, bank: CaptionBank, encoders: str) -> None:
-    """Keep the captions that a model learnt from, in half precision. `encoders`: the id of what their vectors are of."""
+    """Keep what a model learnt from, captions and sounds, in half precision. `encoders`: the id of what their vectors are of."""
     facts = {"encoders": encoders, "texts": list(bank.texts), "familiar": bank.familiar}
     tensors = {"vectors": torch.from_numpy(bank.vectors).half()}
     if bank.worth is not None:
         tensors["worth"] = torch.from_numpy(bank.worth).float()
+    if bank.sounds is not None:
+        tensors |= {"sounds": torch.from_numpy(bank.sounds.vectors).half(), "said": torch.from_numpy(bank.sounds.captions).int()}
     save_weights(folder / BANK, tensors, facts)
 
 
@@ -158,7 +160,8 @@ def load_bank(folder: Path, encoders: str) -> CaptionBank | None:
         if facts["encoders"] != encoders:
             return None
         worth = tensors["worth"].numpy() if "worth" in tensors else None
-        return CaptionBank(tuple(facts["texts"]), tensors["vectors"].float().numpy(), float(facts["familiar"]), worth)
+        sounds = LearntSounds(tensors["sounds"].float().numpy(), tensors["said"].numpy()) if "sounds" in tensors else None
+        return CaptionBank(tuple(facts["texts"]), tensors["vectors"].float().numpy(), float(facts["familiar"]), worth, sounds)
     except (KeyError, TypeError, ValueError) as error:
         raise DiffATRError(f"{path}: not the captions of a model ({type(error).__name__}: {error}). Remove it.") from None
 

@@ -32,7 +32,7 @@ from diffatr_cli.data.manifest import Clip
 from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedWindows
 from diffatr_cli.evaluation.matching import matching
 from diffatr_cli.model import load_retriever
-from diffatr_cli.training.fit_calibration import COMMON, LOST, _folders, fit_calibration
+from diffatr_cli.training.fit_calibration import COMMON, LOST, _folders, _lists, fit_calibration
 from diffatr_cli.types import DIRECTIONS
 
 
@@ -69,12 +69,12 @@ def test_logistic_of_separable_examples_is_finite_and_constants_say_nothing() ->
 def test_presence_features() -> None:
     cosine = np.array([0.9, 0.1, -0.2, 0.3])
     sure, unsure, many = np.array([1.0, 0, 0, 0]), np.full(4, 0.25), math.log(4)
-    assert presence_features(cosine, np.stack([sure, sure])).tolist() == pytest.approx([0.9, 0.9, 0, many, 0, 0, 0, many])
-    flat = [0.9, cosine.mean(), math.log(0.25), 0, 0, 0, 0, many]
+    assert presence_features(cosine, np.stack([sure, sure])).tolist() == pytest.approx([0.9, 0.9, 0, many, 0, 0, 0, many, 0, 0])
+    flat = [0.9, cosine.mean(), math.log(0.25), 0, 0, 0, 0, many, 0, 0]
     assert presence_features(cosine, unsure[None]).tolist() == pytest.approx(flat)
-    torn = presence_features(cosine, np.stack([sure, sure[::-1]]), 0.3, 0.8, candidates=100)
+    torn = presence_features(cosine, np.stack([sure, sure[::-1]]), 0.3, 0.8, candidates=100, heard=(0.7, 0.6))
     # Each draw is half a unit of mass away from the mean of the two.
-    assert torn.tolist() == pytest.approx([0.9, 0.6, math.log(0.5), math.log(2), 0.5, 0.3, 0.8, math.log(100)])
+    assert torn.tolist() == pytest.approx([0.9, 0.6, math.log(0.5), math.log(2), 0.5, 0.3, 0.8, math.log(100), 0.7, 0.6])
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
@@ -141,6 +141,21 @@ def test_calibration_tells_near_from_far_and_there_from_not() -> None:
     assert fitted.fits(absent) < 0.1  # type: ignore[operator]
     assert fitted.captions_measured["lost"] <= LOST + 0.01
     assert Calibration.from_json(fitted.to_json()) == fitted
+
+
+@given(st.lists(st.booleans(), max_size=30), st.integers(1, 40))
+def test_of_a_made_up_list_one_caption_fits_or_none(matches: list[bool], size: int) -> None:
+    fits = np.array(matches, bool)
+    lists = list(_lists(fits, np.random.default_rng(0), (size,)))
+    if fits.any() and (~fits).sum() >= 2:
+        (without, there), (with_one, here) = lists[0][::-1], lists[1][::-1]
+        assert (there, here) == (False, True)
+        assert not fits[without].any()
+        assert len(without) == min(size, (~fits).sum()) == len(set(without.tolist()))
+        assert fits[with_one].sum() == 1
+        assert with_one[:-1].tolist() == without.tolist()
+    else:
+        assert not lists
 
 
 def test_score_features() -> None:

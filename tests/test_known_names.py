@@ -17,13 +17,16 @@ from fake_retriever import FakeRetriever
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffatr_cli.core.bank import CaptionBank, simple_captions
-from diffatr_cli.core.calibration import Calibration, Logistic
+from diffatr_cli.core.bank import CaptionBank, LearntSounds, simple_captions
+from diffatr_cli.core.calibration import PRESENCE, Calibration, Logistic
 from diffatr_cli.core.metrics import auroc
 from diffatr_cli.corpus.reading import as_words, negation_of, read_queries
+from diffatr_cli.data.manifest import Clip
 from diffatr_cli.errors import DiffATRError, UsageError
+from diffatr_cli.evaluation.embedded_split import Captions
 from diffatr_cli.model import load_retriever, shipped_model
 from diffatr_cli.phase_two import BANK, load_bank, save_bank
+from diffatr_cli.training import learnt_captions
 from diffatr_cli.training.fit_calibration import LOST, Example, fit_presence
 from diffatr_cli.training.learnt_captions import names_not_held
 
@@ -108,6 +111,12 @@ def test_a_bank_is_kept_and_read_again(tmp_path: Path) -> None:
     save_bank(tmp_path, replace(bank, worth=np.arange(5, dtype=np.float32) / 7), "id")
     assert load_bank(tmp_path, "id").worth == pytest.approx(np.arange(5) / 7)  # type: ignore[union-attr]
     np.testing.assert_allclose(read.vectors, bank.vectors, atol=1e-3)
+    assert read.sounds is None
+    sounds = LearntSounds(np.eye(3, dtype=np.float32), np.array([[0, 4], [1, 1], [2, 3]], np.int32))
+    save_bank(tmp_path, replace(bank, sounds=sounds), "id")
+    kept = load_bank(tmp_path, "id").sounds  # type: ignore[union-attr]
+    assert kept is not None
+    assert all(np.array_equal(a, b) for a, b in zip(kept, sounds, strict=True))
     assert load_bank(tmp_path, "other encoders") is None  # whose vectors do not compare
     (tmp_path / BANK).write_bytes(b"no weights")
     with pytest.raises(DiffATRError, match=BANK):
@@ -257,6 +266,64 @@ def test_the_expected_cosine_is_a_mean_over_near_captions(count: int, scale: flo
         CaptionBank(texts, vectors, 0.5, np.zeros(count + 1))
 
 
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(1, 5), st.booleans(), st.integers(0, 2**32))
+def test_what_a_sound_is_called_is_what_its_nearest_are_called(count: int, said: int, asked: int, own: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+
+    def units(rows: int, size: int) -> np.ndarray:
+        vectors = rng.normal(size=(rows, size)).astype(np.float32)
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+    texts, captions, learnt = tuple(f"t{i}" for i in range(6)), units(6, 4), units(count, 3)
+    rows = rng.integers(0, 6, (count, said))
+    bank = CaptionBank(texts, captions, 0.5, sounds=LearntSounds(learnt, rows))
+    sounds, queries = units(asked, 3), units(asked, 4)
+    but = [f"t{i}" for i in rng.integers(0, 8, asked)] if own else None  # t6 and t7 are none of them
+    told = bank.heard(sounds, queries, but=but)
+    for number, (sound, query) in enumerate(zip(sounds.astype(float), queries.astype(float), strict=True)):
+        near = sorted(((float(each @ sound), i) for i, each in enumerate(learnt.astype(float))), reverse=True)[:8]
+        called = []
+        for _, i in near:
+            kept = [float(captions[row] @ query) if not but or texts[row] != but[number] else 0.0 for row in rows[i]]
+            called.append(max(kept))
+        weights = [np.exp((cosine - near[0][0]) / 0.03) for cosine, _ in near]
+        expected = sum(w * c for w, c in zip(weights, called, strict=True)) / sum(weights)
+        assert told[number] == pytest.approx([near[0][0], expected], abs=1e-4)
+    assert not CaptionBank(texts, captions, 0.5).heard(sounds, queries).any()
+
+
+def test_sounds_of_a_bank_have_captions_of_it() -> None:
+    texts, vectors = ("a", "b"), np.eye(2, dtype=np.float32)
+    for sounds in (
+        LearntSounds(np.eye(3, dtype=np.float32), np.array([[0], [1]])),
+        LearntSounds(np.eye(2, dtype=np.float32), np.array([[0], [2]])),
+        LearntSounds(np.eye(2, dtype=np.float32), np.array([[0], [-1]])),
+        LearntSounds(np.zeros((0, 3), np.float32), np.zeros((0, 1), int)),
+    ):
+        with pytest.raises(ValueError, match="sounds"):
+            CaptionBank(texts, vectors, 0.5, sounds=sounds)
+
+
+@pytest.mark.parametrize("most", [3, 100])
+def test_kept_sounds_are_training_clips_with_what_is_said_of_them(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learnt_captions, "SOUNDS", most)
+    said = (("a dog barks", "dog"), ("rain falls",), ("a dog barks while rain falls",), ("dog", "rain falls"), ("a bell",))
+    training = Captions.of([Clip(str(i), "train", "", 1.0, some) for i, some in enumerate(said)])
+    audio = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+    audio /= np.linalg.norm(audio, axis=2, keepdims=True)
+    model = Reader()
+    monkeypatch.setattr(model, "embed_text", lambda texts: np.full((len(texts), 16), 0.25, np.float32))
+    bank, _ = learnt_captions.learn_captions(model, training, audio, ["a cat"])  # type: ignore[arg-type]
+    assert bank.sounds is not None
+    mean = audio.mean(0)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    clips = [int((mean @ vector).argmax()) for vector in bank.sounds.vectors]
+    np.testing.assert_allclose(bank.sounds.vectors, mean[clips], atol=1e-3)
+    assert clips == {3: [0, 1, 3], 100: [0, 1, 3, 4]}[most]  # what is composed of others names no one sound
+    for clip, rows in zip(clips, bank.sounds.captions, strict=True):
+        assert {bank.texts[row] for row in rows} == set(said[clip])
+
+
 def test_training_keeps_the_captions_it_learnt_from(trained: Path, workshop: Workshop) -> None:
     model = load_retriever(trained, "cpu")
     assert model.bank is not None
@@ -266,6 +333,12 @@ def test_training_keeps_the_captions_it_learnt_from(trained: Path, workshop: Wor
     assert model.bank.worth is not None
     assert (np.abs(model.bank.worth) <= 1 + 1e-5).all()
     assert len(np.unique(model.bank.worth)) > 1
+    assert model.bank.sounds is not None
+    assert np.linalg.norm(model.bank.sounds.vectors, axis=1) == pytest.approx(1, abs=1e-2)
+    assert model.bank.sounds.vectors.shape[1] == model.dim
+    assert model.calibration.presence is not None
+    assert model.calibration.captions is not None
+    assert all(len(fit.weights) == len(PRESENCE) for fit in (model.calibration.presence, model.calibration.captions))
     (reading,) = read_queries(model, [model.bank.texts[0]])
     assert reading.familiarity == pytest.approx(1, abs=1e-2)
     (trained / "diffusion" / BANK).rename(trained / "diffusion" / "hidden")  # a run of before

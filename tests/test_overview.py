@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_retriever import FakeRetriever, make_reranker, write_tone
+from fake_retriever import FakeRetriever, make_reranker, tone, write_tone
 from serving import client_of, until
 
+from diffatr_cli.core.bank import CaptionBank, LearntSounds
 from diffatr_cli.core.calibration import Calibration, Logistic, distribution_of_cosines, presence_features, presence_of_cosines
 from diffatr_cli.corpus import kinds_found, some_contents, sound_map
 from diffatr_cli.corpus.describe import describe
@@ -78,10 +79,35 @@ def test_the_kinds_are_those_that_describe_finds(taught, weight):
         assert {label.name for label, _ in found.in_order()} == {"about 300", "about 900", "about 4000"}
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.7], ids=["by cosine", "with diffusion"])
+def test_what_learnt_sounds_tell_counts_for_kinds_as_for_one_sound(taught, weight):
+    model, _, recordings = taught
+    model.reranker = make_reranker(model.dim, weight)
+    before = find_kinds(model, recordings)
+    texts = ("300 hz", "900 hz", "4000 hz")
+    called = model.pool_text([text.replace("hz", "Hz") for text in texts])
+    sounds = model.embed_audio([tone(hz, 1, 99) for hz in (300, 900)])  # the model never heard 4000 Hz
+    model.bank = CaptionBank(texts, called, 0.9, sounds=LearntSounds(sounds, np.array([[0, 0], [1, 1]], np.int32)))
+    # Sounds that lie near to none learnt, or to some of another name, are of no kind.
+    strict = Logistic((*PRESENT.weights, 0, 0, 0, 60.0, 60.0), PRESENT.bias - 110)
+    model.calibration = replace(model.calibration, captions=strict)
+    found = find_kinds(model, recordings)
+    fitting = list(one_by_one(model, recordings, 0.4))
+    assert found.best[recordings.content].tolist() == [each[0] if each else -1 for each in fitting]
+    assert found.files.tolist() == [sum(kind in each for each in fitting) for kind in range(4)]
+    if not weight:
+        assert {label.name for label, _ in before.in_order()} == {"about 300", "about 900", "about 4000"}
+        assert {label.name for label, _ in found.in_order()} == {"about 300", "about 900"}
+
+
 def test_the_features_of_many_are_those_of_each():
-    cosine = np.random.default_rng(0).uniform(-1, 1, (6, 9))
+    rng = np.random.default_rng(0)
+    cosine, heard = rng.uniform(-1, 1, (6, 9)), rng.uniform(size=(6, 2))
     each = [presence_features(row, distribution_of_cosines(row), candidates=30) for row in cosine]
     assert presence_of_cosines(cosine, 30) == pytest.approx(np.stack(each))
+    pairs = zip(cosine, heard, strict=True)
+    each = [presence_features(row, distribution_of_cosines(row), candidates=30, heard=own) for row, own in pairs]
+    assert presence_of_cosines(cosine, 30, heard) == pytest.approx(np.stack(each))
 
 
 def test_a_model_that_cannot_tell_has_no_kinds(taught):

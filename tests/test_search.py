@@ -6,6 +6,7 @@ import pytest
 import torch
 from fake_retriever import DIM, RATE, FakeRetriever, make_reranker, tone, write_tone
 
+from diffatr_cli.core.bank import CaptionBank, LearntSounds
 from diffatr_cli.core.calibration import Calibration, Logistic, presence_features
 from diffatr_cli.core.noise import query_noise
 from diffatr_cli.core.sampler import ddim_sample
@@ -210,6 +211,27 @@ def test_calibrated_scores_are_probabilities_in_the_same_order(recordings):
     raw, worth = (search(model, recordings, query, top=40, refine=False)[0] for model in (plain, sure))
     np.testing.assert_allclose([hit.score for hit in worth.hits], [sigmoid(5 * hit.score - 2) for hit in raw.hits], atol=1e-9)
     assert worth.present is None
+
+
+def test_presence_hears_what_learnt_sounds_near_the_best_are_called(recordings):
+    model, query = FakeRetriever(), unit(np.random.default_rng(3))
+    plain, heard = [1.0] + [0.0] * 7, [2.0, 5.0]
+    model.calibration = dataclasses.replace(CALIBRATION, presence=Logistic((*plain, *heard), -1.0))
+    learnt, captions = np.eye(2, model.dim, dtype=np.float32), np.eye(2, 3, dtype=np.float32)
+    model.bank = CaptionBank(("a", "b"), captions, 0.5, sounds=LearntSounds(learnt, np.array([[0], [1]])))
+    pooled = np.array([0.6, 0.8, 0.0], np.float32)
+    best = recordings.vectors[best_windows(recordings, query)[0][-1]].astype(float)
+    for reading, told in (
+        (Reading("x", pooled=pooled), None),
+        (Reading("x"), [0.0, 0.0]),  # of which nothing is known
+    ):
+        if told is None:
+            cosine = best[:2]
+            weights = np.exp((cosine - cosine.max()) / 0.03)
+            told = [cosine.max(), float(weights @ [0.6, 0.8]) / weights.sum()]
+        expected = sigmoid(float(best @ query) + 2 * told[0] + 5 * told[1] - 1)
+        found = search(model, recordings, query[None], readings=[reading])[0]
+        assert found.present == pytest.approx(expected, abs=1e-4)
 
 
 def test_presence_comes_from_all_draws_over_the_shortlist(recordings):

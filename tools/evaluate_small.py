@@ -44,7 +44,7 @@ from small_queries import ABSENT, ALSO, FOREIGN, NEGATED, TYPOS
 from small_scenes import Place, Scene, write_long, write_scenes
 
 from diffatr_cli.core.intervals import ClusterBootstrap
-from diffatr_cli.core.metrics import auroc, reliability
+from diffatr_cli.core.metrics import auroc, bins_of, reliability
 from diffatr_cli.core.text import normalise_caption
 from diffatr_cli.core.windows import mean_direction
 from diffatr_cli.corpus.describe import describe
@@ -227,9 +227,9 @@ def _reliability(model: Retriever, shown: Sequence[tuple[str, np.ndarray, np.nda
         return []
     probabilities, truths = (np.concatenate([each[column] for each in shown]) for column in (1, 2))
     kinds = np.repeat([each[0] for each in shown], [len(each[1]) for each in shown])
-    rows = []
-    for each in reliability(probabilities, truths):
-        inside = (probabilities >= each.low) & ((probabilities < each.high) | (each.high == 1))
+    rows, which = [], bins_of(probabilities)
+    for each, number in zip(reliability(probabilities, truths), np.unique(which), strict=True):
+        inside = which == number
         off = ClusterBootstrap(kinds[inside]).interval(truths[inside] - probabilities[inside])
         rows.append(asdict(each) | {"off": off.to_json()})
     return rows

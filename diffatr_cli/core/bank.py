@@ -1,9 +1,9 @@
-"""The captions that a model learnt from, as vectors of its caption encoder: what it can know the name of.
+"""What a model learnt from: captions as vectors of its caption encoder, which it can know the name of, and sounds called so.
 
 Names that were never taught lie anywhere in the shared space, often near some sound or other. In the caption encoder's own
 space, which knows far more words than the captions have, such a name lies far from all captions.
 
-B captions, Q queries, F size of a caption vector.
+B captions, S sounds, Q queries, F size of a caption vector, D embedding size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -21,6 +21,15 @@ FAMILIAR_SHARE = 0.9
 _NEAR = 0.05  # by how much a cosine may lie below the best one and still count a third of it
 ARTICLES = frozenset(("a", "an", "the"))
 _AT_ONCE = 2**24  # entries of a matrix of cosines
+_NEIGHBOURS = 8  # learnt sounds, the nearest ones, that tell what a sound is called
+_ALIKE = 0.03  # by how much a cosine may lie below the nearest one's and still count a third of it
+
+
+class LearntSounds(NamedTuple):
+    """Some training clips: (S, D) float32 unit vectors, and the rows of captions said of each, (S, C), some repeated."""
+
+    vectors: np.ndarray
+    captions: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +42,7 @@ class CaptionBank:
         familiar: the cosine to the nearest of them from which on a query names something learnt.
         worth: (B,) the mean cosine of each, in the space shared with sounds, to the training clips that it describes; None
             where it is not known.
+        sounds: some of the clips that these captions describe; None where none were kept.
 
     Raises:
         ValueError: other shapes.
@@ -42,12 +52,19 @@ class CaptionBank:
     vectors: np.ndarray
     familiar: float
     worth: np.ndarray | None = None
+    sounds: LearntSounds | None = None
 
     def __post_init__(self) -> None:
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.texts) or not self.texts:
             raise ValueError(f"{len(self.texts)} captions with vectors {self.vectors.shape}")
         if self.worth is not None and self.worth.shape != (len(self.texts),):
             raise ValueError(f"{len(self.texts)} captions with the worth of {self.worth.shape}")
+        if self.sounds is not None:
+            vectors, rows = self.sounds
+            if vectors.ndim != 2 or rows.ndim != 2 or len(vectors) != len(rows) or not vectors.size or not rows.size:
+                raise ValueError(f"sounds {vectors.shape} with captions {rows.shape}")
+            if rows.min() < 0 or rows.max() >= len(self.texts):
+                raise ValueError(f"sounds of other captions than these {len(self.texts)}")
 
     @cached_property
     def words(self) -> frozenset[str]:
@@ -82,6 +99,37 @@ class CaptionBank:
                 weights = np.exp((cosine - cosine.max(1, keepdims=True)) / _NEAR)
                 expected[some] = weights @ self.worth / weights.sum(1)
         return expected
+
+    def heard(self, sounds: np.ndarray, queries: np.ndarray, *, but: Sequence[str] | None = None) -> np.ndarray:
+        """Whether each sound is like something learnt, and that is called as its query says, (Q, 2); 0 where none is kept.
+
+        The cosine of each sound to the nearest learnt one; and the cosine of each query to what the nearest ones are called: of
+        each of them its nearest caption counts. A sound that a query means is near to sounds with captions like it. `but` is that
+        of `nearest`.
+
+        Args:
+            sounds: (Q, D) unit vectors, in the space shared with texts.
+            queries: (Q, F) unit vectors.
+        """
+        told = np.zeros((len(queries), 2))
+        if self.sounds is None:
+            return told
+        learnt, captions = self.sounds
+        few = min(_NEIGHBOURS, len(learnt))
+        step = max(1, _AT_ONCE // max(len(learnt), few * captions.shape[1] * self.vectors.shape[1]))
+        for start in range(0, len(queries), step):
+            some = slice(start, start + step)
+            cosine = sounds[some].astype(np.float32) @ learnt.T
+            near = np.argpartition(-cosine, few - 1, 1)[:, :few]
+            cosine, rows = np.take_along_axis(cosine, near, 1), captions[near]  # (q, few), (q, few, C)
+            called = np.einsum("qncf,qf->qnc", self.vectors[rows], queries[some].astype(np.float32))
+            if but is not None:
+                own = np.array([self.places.get(text, -1) for text in but[some]])
+                called = np.where(rows == own[:, None, None], 0, called)
+            weights = np.exp((cosine - cosine.max(1, keepdims=True)) / _ALIKE)
+            told[some, 0] = cosine.max(1)
+            told[some, 1] = (weights * called.max(2)).sum(1) / weights.sum(1)
+        return told
 
     @cached_property
     def _words_of(self) -> list[frozenset[str]]:
@@ -124,6 +172,7 @@ class CaptionBank:
         held_out: Sequence[str],
         queries: np.ndarray,
         worth: np.ndarray | None = None,
+        sounds: LearntSounds | None = None,
     ) -> Self:
         """A bank whose `familiar` takes in `FAMILIAR_SHARE` of some captions that the model does know.
 
@@ -131,11 +180,11 @@ class CaptionBank:
             texts: different, normalised training captions, and `vectors` (B, F) theirs.
             held_out: validation captions, normalised; each is measured against captions of other words than its own.
             queries: (Q, F) their vectors.
-            worth: of the training captions, as kept.
+            worth, sounds: of the training captions, as kept.
         """
         bank = cls(tuple(texts), vectors, 0.0)
         best, _ = bank.nearest(queries, but=held_out)
-        return cls(bank.texts, vectors, float(np.quantile(best, 1 - FAMILIAR_SHARE)), worth)
+        return cls(bank.texts, vectors, float(np.quantile(best, 1 - FAMILIAR_SHARE)), worth, sounds)
 
 
 def simple_captions(texts: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ n examples, f features, S noise draws, N candidates.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -81,8 +81,10 @@ PRESENCE = (
     "strangeness of the query",
     "expected cosine of a match",
     "log of the candidates",
+    "best candidate's cosine to learnt sounds",
+    "cosine of the query to what these are called",
 )
-"""The features of `presence_features`, in order; fits of before know the first five to seven alone."""
+"""The features of `presence_features`, in order; fits of before know the first five to eight alone."""
 
 BEFORE = 5
 EXPECTED = PRESENCE.index("expected cosine of a match")
@@ -92,9 +94,14 @@ SCORE = ("score", "logit of presence", "expected cosine of a match", "log of the
 
 
 def presence_features(
-    cosine: np.ndarray, x0_hat: np.ndarray, strangeness: float = 0.0, expected: float = 0.0, candidates: int | None = None
+    cosine: np.ndarray,
+    x0_hat: np.ndarray,
+    strangeness: float = 0.0,
+    expected: float = 0.0,
+    candidates: int | None = None,
+    heard: Sequence[float] | np.ndarray = (0.0, 0.0),
 ) -> np.ndarray:
-    """How sure the model is that any candidate matches, as eight numbers.
+    """How sure the model is that any candidate matches, as ten numbers.
 
     The concentration is the divergence from the uniform distribution, in nats; the movement is the mean total variation
     between a draw and the mean of all, 0 for a single draw.
@@ -106,6 +113,7 @@ def presence_features(
         expected: cosine of the query to what matches it (`bank.CaptionBank.expected`); 0 where nothing is known of that.
         candidates: how many there are to choose from, of which these N are the best: the best of many that do not match lies
             nearer than the best of few. None: these are all.
+        heard: of the nearest candidate and the query (`bank.CaptionBank.heard`); 0 where nothing is known of that.
     """
     mean = x0_hat.mean(0)
     mean = mean / max(float(mean.sum()), 1e-12)
@@ -113,7 +121,7 @@ def presence_features(
     concentration = np.log(len(mean)) + float(mean @ np.log(np.maximum(mean, 1e-12)))
     movement = 0.5 * float(np.abs(x0_hat - x0_hat.mean(0)).sum(1).mean())
     many = np.log(max(1, len(cosine) if candidates is None else candidates))
-    return np.array([cosine.max(), mean @ cosine, np.log(peak), concentration, movement, strangeness, expected, many])
+    return np.array([cosine.max(), mean @ cosine, np.log(peak), concentration, movement, strangeness, expected, many, *heard])
 
 
 def score_features(
@@ -144,15 +152,19 @@ def distribution_of_cosines(cosine: np.ndarray) -> np.ndarray:
     return np.asarray((weights / weights.sum())[None])
 
 
-def presence_of_cosines(cosine: np.ndarray, candidates: int) -> np.ndarray:
-    """`presence_features` of many queries at once that have cosines alone (`distribution_of_cosines`), (Q, N) -> (Q, 8)."""
+def presence_of_cosines(cosine: np.ndarray, candidates: int, heard: np.ndarray | None = None) -> np.ndarray:
+    """`presence_features` of many queries at once that have cosines alone (`distribution_of_cosines`), (Q, N) -> (Q, 10).
+
+    `heard`: (Q, 2), or None where nothing is known of that.
+    """
     logits = cosine.astype(np.float64) / SOFTNESS
     mean = np.exp(logits - logits.max(1, keepdims=True))
     mean /= mean.sum(1, keepdims=True)
     concentration = np.log(cosine.shape[1]) + (mean * np.log(np.maximum(mean, 1e-12))).sum(1)
     nothing, many = np.zeros(len(cosine)), np.full(len(cosine), np.log(max(1, candidates)))
     peak = np.log(np.maximum(mean.max(1), 1e-12))
-    return np.column_stack([cosine.max(1), (mean * cosine).sum(1), peak, concentration, nothing, nothing, nothing, many])
+    heard = np.zeros((len(cosine), 2)) if heard is None else heard
+    return np.column_stack([cosine.max(1), (mean * cosine).sum(1), peak, concentration, nothing, nothing, nothing, many, heard])
 
 
 @dataclass(frozen=True)

@@ -221,6 +221,11 @@ class ReliabilityBin:
     observed: float
 
 
+def bins_of(probabilities: NDArray[np.floating], bins: int = 10) -> NDArray[np.intp]:
+    """Which of equal bins of [0, 1] each probability lies in, (n,); 1 lies in the last one."""
+    return np.minimum((probabilities * bins).astype(np.intp), bins - 1)
+
+
 def reliability(probabilities: NDArray[np.floating], labels: NDArray[np.bool_], bins: int = 10) -> list[ReliabilityBin]:
     """How often what was given a probability came true, in equal bins of [0, 1]; empty bins are left out.
 
@@ -228,7 +233,7 @@ def reliability(probabilities: NDArray[np.floating], labels: NDArray[np.bool_], 
         probabilities: (n,) within [0, 1].
         labels: (n,) what came true.
     """
-    which = np.minimum((probabilities * bins).astype(int), bins - 1)
+    which = bins_of(probabilities, bins)
     return [
         ReliabilityBin(
             b / bins,

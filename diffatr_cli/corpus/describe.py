@@ -95,6 +95,11 @@ class Choices:
         """Of each caption, for a model that re-ranks by frames."""
         return token_states(self._retriever, self.captions)
 
+    def heard(self, rows: np.ndarray, sounds: np.ndarray) -> np.ndarray:
+        """What `CaptionBank.heard` tells of some of them (Q,), each with a sound, (Q, D) -> (Q, 2); zeros without a bank."""
+        bank = self._retriever.bank
+        return np.zeros((len(rows), 2)) if bank is None else bank.heard(sounds, self._pooled[rows])
+
     def unfamiliar(self) -> list[int]:
         """Which of them plainly name no sound that the model learnt; none of a model that cannot tell."""
         bank = self._retriever.bank
@@ -149,7 +154,9 @@ def describe(
         states = None if tokens is None or frames is None else States(tokens.take(order[near]), frames)
         x0_hat = sample_x0(retriever, "a2t", whole, vectors[order[near]], sampling, states=states)
     spread = distribution_of_cosines(scores[near]) if x0_hat is None else x0_hat
-    present = calibration.fits(presence_features(scores[near], spread, candidates=len(vectors))) if calibration else None
+    heard = choices.heard(order[:1], windows[[(windows @ vectors[order[0]]).argmax()]])[0]
+    features = presence_features(scores[near], spread, candidates=len(vectors), heard=heard)
+    present = calibration.fits(features) if calibration else None
     if reranker:
         scores = final_scores(reranker, "a2t", scores, vectors[order], x0_hat)
     best = first(scores, order, top)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -61,7 +61,7 @@ def find_kinds(
     retriever: Retriever,
     recordings: Recordings,
     sampling: Sampling | None = None,
-    patiently: Callable[[Callable[[], np.ndarray]], np.ndarray] = lambda work: work(),
+    patiently: Callable[[Callable[[], Any]], Any] = lambda work: work(),
 ) -> KindsFound | None:
     """The kinds of `Retriever.kinds` in these recordings; None for a model that brings none, or cannot tell whether one fits.
 
@@ -88,10 +88,16 @@ def find_kinds(
     sampling = sampling or sampling_of(retriever, folder=True)
     if plain and count:
         pieces = (captions[first : first + _PIECE] for first in range(0, len(captions), _PIECE))
-        texts = np.concatenate([patiently(lambda piece=piece: retriever.embed_text(piece)) for piece in pieces])  # type: ignore[misc]
+        both = [patiently(lambda piece=piece: retriever.embed_and_pool_text(piece)) for piece in pieces]  # type: ignore[misc]
+        texts, pooled = (np.concatenate(each) for each in zip(*both, strict=True))
         for block in in_blocks(recordings, looked):
-            cosine = np.maximum.reduceat(block.vectors @ texts.T, block.offsets[:-1])
-            probability = _probabilities(calibration, cosine, sampling.shortlist)
+            of_windows = block.vectors @ texts.T
+            cosine = np.maximum.reduceat(of_windows, block.offsets[:-1])
+            heard = None
+            if retriever.bank is not None:
+                windows = _best_windows(of_windows, cosine, block.offsets)
+                heard = retriever.bank.heard(block.vectors[windows], pooled[cosine.argmax(1)])
+            probability = _probabilities(calibration, cosine, sampling.shortlist, heard)
             best[block.contents] = _best(probability, calibration.captions_told_below)
             fits += copies[block.contents] @ (probability >= calibration.captions_told_below)
     elif count:
@@ -118,11 +124,23 @@ def find_kinds(
     return KindsFound(labels, fits, int(copies[looked].sum()), len(recordings), best)
 
 
-def _probabilities(calibration: Calibration, cosine: np.ndarray, shortlist: int | None) -> np.ndarray:
-    """What `describe` gives each of N captions for each of some sounds, by their cosines alone: (n, N) -> (n, N)."""
+def _best_windows(of_windows: np.ndarray, cosine: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The window of each of n sounds that its best caption fits best: (W, N), (n, N), (n + 1,) -> (n,)."""
+    content = np.repeat(np.arange(len(cosine)), np.diff(offsets))
+    own = of_windows[np.arange(len(content)), cosine.argmax(1)[content]]
+    best = np.flatnonzero(own == cosine.max(1)[content])
+    return best[np.unique(content[best], return_index=True)[1]]
+
+
+def _probabilities(calibration: Calibration, cosine: np.ndarray, shortlist: int | None, heard: np.ndarray | None) -> np.ndarray:
+    """What `describe` gives each of N captions for each of some sounds, by their cosines alone: (n, N) -> (n, N).
+
+    `heard`: (n, 2) of each sound and its best caption (`CaptionBank.heard`).
+    """
     assert calibration.audio_to_text is not None
     assert calibration.captions is not None
-    present = of_known(calibration.captions, presence_of_cosines(-np.sort(-cosine, axis=1)[:, :shortlist], cosine.shape[1]))
+    shown = -np.sort(-cosine, axis=1)[:, :shortlist]
+    present = of_known(calibration.captions, presence_of_cosines(shown, cosine.shape[1], heard))
     features = [score_features(each, sure, candidates=cosine.shape[1]) for each, sure in zip(cosine, present, strict=True)]
     return np.asarray(np.minimum(of_known(calibration.audio_to_text, np.stack(features)), present[:, None]))
 

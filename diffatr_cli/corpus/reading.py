@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.text import normalise_caption
@@ -75,6 +75,7 @@ class Reading:
         respelt: what was probably meant, where words are misspelt.
         foreign: it looks like another language than English.
         negation: what it negates.
+        pooled: (F,) its unit vector in the caption encoder's space; None of a model that kept no captions.
     """
 
     text: str
@@ -86,6 +87,7 @@ class Reading:
     respelt: str | None = None
     foreign: bool = False
     negation: Negation | None = None
+    pooled: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The fields of `query --json` that tell of the query."""
@@ -107,12 +109,12 @@ def read_queries(retriever: Retriever, texts: Sequence[str], pooled: np.ndarray 
     found, nearest = bank.nearest(pooled)
     told = found.tolist(), nearest, bank.strangeness(found).tolist(), bank.expected(pooled).tolist()
     readings = []
-    for text, cosine, caption, strangeness, expected in zip(texts, *told, strict=True):
+    for text, own, cosine, caption, strangeness, expected in zip(texts, pooled, *told, strict=True):
         negation = None if cosine >= _SAME else negation_of(text, bank)
         respelt = _respelt(retriever, bank, text) if strangeness else None
         foreign = bool(strangeness) and respelt is None and _is_foreign(text, bank.words, retriever.words)
         taught = not strangeness or bank.holds(normalise_caption(text))
-        readings.append(Reading(text, cosine, caption, strangeness, expected, taught, respelt, foreign, negation))
+        readings.append(Reading(text, cosine, caption, strangeness, expected, taught, respelt, foreign, negation, own))
     return readings
 
 

@@ -253,7 +253,8 @@ def search(
         if judges and calibration:
             strangeness = reading.strangeness if reading else 0.0
             spread, many = distribution_of_cosines(scores[near]) if x0_hat is None else x0_hat, recordings.candidates
-            present = calibration.present(presence_features(scores[near], spread, strangeness, expected, many))
+            heard = _heard(retriever, recordings.vectors[windows[:1]], reading)
+            present = calibration.present(presence_features(scores[near], spread, strangeness, expected, many, heard))
         if reranker:
             scores = final_scores(reranker, "t2a", scores, recordings.vectors[windows], x0_hat)
         ranked_by = scores - penalty[windows]
@@ -285,6 +286,13 @@ def search(
         verdict = _verdict(reading, present, best, calibration.told_below if calibration else 0.0)
         results.append(Found(hits, present, calibrated=bool(probability), verdict=verdict, reading=reading))
     return results
+
+
+def _heard(retriever: Retriever, nearest: np.ndarray, reading: Reading | None) -> np.ndarray:
+    """What `CaptionBank.heard` tells of a query and the window nearest to it (1, D), (2,); zeros where nothing is known."""
+    if reading is None or reading.pooled is None or retriever.bank is None:
+        return np.zeros(2)
+    return np.asarray(retriever.bank.heard(nearest, reading.pooled[None])[0])
 
 
 def _by(selection: Selection, file: int, by_sound: bool) -> By:

@@ -9,6 +9,7 @@ T distinct captions, n clips, W windows, N candidates, D embedding size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from types import MappingProxyType
 from typing import NamedTuple
@@ -139,18 +140,26 @@ def fit_calibration(
         return scores if sampled is None else sampled.shortlist_scores(direction, scores, x0_hat)
 
     def of_text(
-        query: np.ndarray, shelf: Shelf, recordings: np.ndarray, about: tuple[float, float], tokens: Ragged | None
+        query: np.ndarray, shelf: Shelf, recordings: np.ndarray, about: About, tokens: Ragged | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Some recordings, best first for a text, their final scores, and the features of presence."""
         order, cosine, best = shelf.best(query, recordings)
         met = None if states is None or tokens is None else States(tokens, states.frames.take(best[near]))
         x0_hat = draws("t2a", query, shelf.vectors[best[near]], met)
         scores = final("t2a", cosine - shelf.held[best], x0_hat.mean(0))
-        return order, scores, presence_features(cosine[near], x0_hat, *about, len(order))
+        features = presence_features(
+            cosine[near], x0_hat, about.strangeness, about.expected, len(order), about.heard(shelf.vectors[best[0]])
+        )
+        return order, scores, features
+
+    def like_learnt(row: int, sound: np.ndarray) -> np.ndarray:
+        """What learnt sounds tell of a sound and one of the distinct captions."""
+        return np.zeros(2) if novelty is None else novelty.heard(rows_of_text[row], sound)
 
     def text_to_audio() -> Iterator[Example]:
         for row in asked.tolist():
-            tokens, about = states and states.tokens.take(rows_of_text[[row]]), (float(strange[row]), float(expected[row]))
+            tokens = states and states.tokens.take(rows_of_text[[row]])
+            about = About(float(strange[row]), float(expected[row]), partial(like_learnt, row))
             for shelf in shelves:
                 for there, recordings in _folders(shelf.matches[row], rng, FOLDERS):
                     order, scores, features = of_text(text[row], shelf, recordings, about, tokens)
@@ -158,7 +167,8 @@ def fit_calibration(
                     yield Example(row, features, there, True, scores[:SHOWN], labels, len(distinct[row].split()), len(order))
         if novelty is not None:
             for number, name in enumerate(novelty.names):
-                about = float(novelty.of_names[number]), float(novelty.expected_of_names[number])
+                by_name = partial(novelty.heard_by_name, number)
+                about = About(float(novelty.of_names[number]), float(novelty.expected_of_names[number]), by_name)
                 tokens = novelty.tokens and novelty.tokens.take(np.array([number]))
                 for size in FOLDERS:
                     clips = rng.permutation(everything)[:size]
@@ -168,14 +178,16 @@ def fit_calibration(
     def audio_to_text() -> Iterator[Example]:
         for clip in heard.tolist():
             frames = states and states.frames.take(np.arange(*bounds[clip])).joined()
-            for there, listed in _folders(matches[:, clip], rng, LISTS):
+            for there, listed in _lists(matches[:, clip], rng, LISTS):
                 cosine = (text[listed] @ sounds[clip]).astype(np.float64)
                 order = np.argsort(-cosine, kind="stable")
                 best, cosine = listed[order], cosine[order]
                 met = None if states is None or frames is None else States(states.tokens.take(rows_of_text[best[near]]), frames)
                 x0_hat = draws("a2t", sounds[clip], text[best[near]], met)
                 scores = final("a2t", cosine - held_of_text[best], x0_hat.mean(0))
-                features = presence_features(cosine[near], x0_hat, candidates=len(order))
+                features = presence_features(
+                    cosine[near], x0_hat, candidates=len(order), heard=like_learnt(best[0], sounds[clip])
+                )
                 yield Example(clip, features, there, True, scores[:SHOWN], matches[best[:SHOWN], clip], 1, len(order))
 
     def audio_to_audio() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -198,6 +210,14 @@ def fit_calibration(
         captions_told_below=fitting.told_below,
         captions_measured=dict(fitting.measured),
     )
+
+
+class About(NamedTuple):
+    """What is known of a text that asks: as in `presence_features`, and `heard` of the sound nearest to it, (D,) -> (2,)."""
+
+    strangeness: float
+    expected: float
+    heard: Callable[[np.ndarray], np.ndarray]
 
 
 class Example(NamedTuple):
@@ -304,3 +324,18 @@ def _folders(matches: np.ndarray, rng: np.random.Generator, sizes: Sequence[int]
         yield False, absent
         for count in sorted({share, max(share, common)}):
             yield True, np.concatenate([absent, rng.permutation(own)[:count]])
+
+
+def _lists(matches: np.ndarray, rng: np.random.Generator, sizes: Sequence[int]) -> Iterator[tuple[bool, np.ndarray]]:
+    """Made-up lists of captions of some sizes, without and with one that fits a sound: whether one does.
+
+    A list names different things, so that one of them fits. Of a split's captions many say the same of one sound: fitted on lists
+    with all of those, the second best of a list is given far too much.
+    """
+    own, others = np.flatnonzero(matches), np.flatnonzero(~matches)
+    if len(others) < 2 or not len(own):
+        return
+    for size in sizes:
+        absent = rng.permutation(others)[:size]
+        yield False, absent
+        yield True, np.concatenate([absent, rng.permutation(own)[:1]])
