@@ -449,7 +449,8 @@ def _reliability_table(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[st
         )
 
 
-def _indexed(clips: Path, model: Retriever) -> Recordings:
+def indexed(clips: Path, model: Retriever) -> Recordings:
+    """The recordings of a folder, whose index is made or brought up to date."""
     folder = FolderIndex(clips, clips / ".diffatr")
     folder.update(model)
     return folder.read(model.model_id)
@@ -472,18 +473,18 @@ def main() -> None:
     model = load_retriever(options.run or shipped_model(), "cpu")
     if options.weight is not None:
         model.reweigh(options.weight)
-    document = evaluate(composer, options.split, model, _indexed(clips, model))
+    document = evaluate(composer, options.split, model, indexed(clips, model))
     scenes, long = (options.work / f"{options.split}-{what}" for what in ("scenes", "long"))
     of_scenes, places = write_scenes(composer, options.split, scenes), write_long(composer, options.split, long)
     kinds = {name: set(scene.kinds) for name, scene in of_scenes.items()}
-    document["scenes"] = evaluate_mixed(composer, model, _indexed(scenes, model), kinds, {})
+    document["scenes"] = evaluate_mixed(composer, model, indexed(scenes, model), kinds, {})
     kinds = {name: {place.kind for place in some} for name, some in places.items()}
-    document["long recordings"] = evaluate_mixed(composer, model, _indexed(long, model), kinds, places)
-    document["captions of scenes"] = evaluate_captions(composer, model, _indexed(scenes, model), of_scenes)
+    document["long recordings"] = evaluate_mixed(composer, model, indexed(long, model), kinds, places)
+    document["captions of scenes"] = evaluate_captions(composer, model, indexed(scenes, model), of_scenes)
     players, music = load_composer(options.composer, music=True), options.work / f"{name}-music"
     write_clips(players, options.split, music, players.MUSIC, options.gain)
-    document["instruments and speech"] = evaluate_music(players, options.split, model, _indexed(music, model))
-    document["captions for a sound"] = evaluate_described(composer, model, _indexed(clips, model))
+    document["instruments and speech"] = evaluate_music(players, options.split, model, indexed(music, model))
+    document["captions for a sound"] = evaluate_described(composer, model, indexed(clips, model))
     print(json.dumps(document, indent=2) if options.json else "\n".join(tables(document)))
 
 
