@@ -192,7 +192,7 @@ class Retriever:
 
     @cached_property
     def bank(self) -> CaptionBank | None:
-        """The captions that it learnt from, read when a text is first looked at. Raises DiffATRError if their file is damaged."""
+        """What it learnt from, read when a text is first looked at. Raises DiffATRError where the file is damaged."""
         return self._load_bank()
 
     @cached_property

@@ -29,7 +29,7 @@ CONDITIONERS = "conditioner."
 PRIORS = "prior."
 """The same of what candidates' priors stand on."""
 BANK = "captions.safetensors"
-"""The captions learnt from, in the folder of phase two, which judges queries by them."""
+"""The captions and sounds learnt from, in the folder of phase two, which judges queries by them."""
 
 
 def build_denoiser(model: ModelSection, section: DiffusionSection, generator: torch.Generator | None = None) -> AttentionDenoiser:
@@ -163,7 +163,10 @@ def load_bank(folder: Path, encoders: str) -> CaptionBank | None:
         sounds = LearntSounds(tensors["sounds"].float().numpy(), tensors["said"].numpy()) if "sounds" in tensors else None
         return CaptionBank(tuple(facts["texts"]), tensors["vectors"].float().numpy(), float(facts["familiar"]), worth, sounds)
     except (KeyError, TypeError, ValueError) as error:
-        raise DiffATRError(f"{path}: not the captions of a model ({type(error).__name__}: {error}). Remove it.") from None
+        raise DiffATRError(
+            f"{path}: not the captions of a model ({type(error).__name__}: {error}). Put back what training wrote, or "
+            "remove it: then there are no probabilities until `diffatr calibrate` fits some."
+        ) from None
 
 
 def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

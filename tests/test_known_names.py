@@ -13,21 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Workshop
-from fake_retriever import FakeRetriever
+from fake_retriever import FakeRetriever, tone
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffatr_cli.core.bank import CaptionBank, LearntSounds, simple_captions
-from diffatr_cli.core.calibration import PRESENCE, Calibration, Logistic
+from diffatr_cli.core.calibration import HEARD, PRESENCE, Calibration, Logistic, distribution_of_cosines, presence_features
 from diffatr_cli.core.metrics import auroc
+from diffatr_cli.corpus.describe import describe
+from diffatr_cli.corpus.index import Recordings
 from diffatr_cli.corpus.reading import as_words, negation_of, read_queries
+from diffatr_cli.corpus.search import search_texts
 from diffatr_cli.data.manifest import Clip
 from diffatr_cli.errors import DiffATRError, UsageError
-from diffatr_cli.evaluation.embedded_split import Captions
+from diffatr_cli.evaluation.embedded_split import Captions, EmbeddedWindows
 from diffatr_cli.model import load_retriever, shipped_model
 from diffatr_cli.phase_two import BANK, load_bank, save_bank
+from diffatr_cli.training import fit_calibration as fit_calibration_module
 from diffatr_cli.training import learnt_captions
-from diffatr_cli.training.fit_calibration import LOST, Example, fit_presence
+from diffatr_cli.training.fit_calibration import LOST, Example, fit_calibration, fit_presence
 from diffatr_cli.training.learnt_captions import names_not_held
 
 CAPTIONS = ("a dog barks", "heavy rain", "a siren wails", "the fan hums without pause", "thunder rumbles")
@@ -284,12 +288,107 @@ def test_what_a_sound_is_called_is_what_its_nearest_are_called(count: int, said:
         near = sorted(((float(each @ sound), i) for i, each in enumerate(learnt.astype(float))), reverse=True)[:8]
         called = []
         for _, i in near:
-            kept = [float(captions[row] @ query) if not but or texts[row] != but[number] else 0.0 for row in rows[i]]
-            called.append(max(kept))
+            others = [row for row in rows[i] if but and texts[row] != but[number]]
+            called.append(max(float(captions[row] @ query) for row in others or rows[i]))
         weights = [np.exp((cosine - near[0][0]) / 0.03) for cosine, _ in near]
         expected = sum(w * c for w, c in zip(weights, called, strict=True)) / sum(weights)
         assert told[number] == pytest.approx([near[0][0], expected], abs=1e-4)
     assert not CaptionBank(texts, captions, 0.5).heard(sounds, queries).any()
+
+
+def test_the_fit_hears_the_best_window_of_a_folder_and_the_best_caption_of_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+
+    def units(rows: int, size: int) -> np.ndarray:
+        vectors = rng.normal(size=(rows, size)).astype(np.float32)
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+    texts = tuple("abcde")
+    names, shared, learnt = units(5, 6), units(5, 8), units(7, 8)
+    bank = CaptionBank(texts, names, 0.5, sounds=LearntSounds(learnt, rng.integers(0, 5, (7, 2))))
+    captions = Captions.of([Clip(str(i), "val", "", 1.0, (text,)) for i, text in enumerate(texts)])
+    windows = EmbeddedWindows(units(10, 8), np.arange(0, 11, 2))  # two of each clip
+    none = np.zeros(0)
+    novelty = learnt_captions.Novelty(
+        np.zeros(5), np.zeros(5), none, none, np.zeros((0, 8), np.float32), bank, texts, names, np.zeros((0, 6))
+    )
+    fitted: list[list[Example]] = []
+    monkeypatch.setattr(fit_calibration_module, "FOLDERS", (10**9,))
+    monkeypatch.setattr(fit_calibration_module, "LISTS", (10**9,))
+    monkeypatch.setattr(fit_calibration_module, "fit_presence", lambda some: fitted.append(list(some)) or fit_presence(some))
+    fit_calibration(windows, shared, captions, None, 0, novelty=novelty)
+    of_texts, of_sounds = ([each for each in some if not each.there] for some in fitted)
+    assert [each.query for each in of_texts] == [each.query for each in of_sounds] == list(range(5))
+    for text in range(5):  # in a folder of all other clips
+        others = [row for row in range(10) if row // 2 != text]
+        best = windows.vectors[max(others, key=lambda row: float(windows.vectors[row] @ shared[text]))]
+        expected = bank.heard(best[None], names[[text]], but=[texts[text]])[0]
+        assert of_texts[text].features[HEARD:] == pytest.approx(expected, abs=1e-5)
+    for clip in range(5):  # of a list of all other captions
+        sound = windows.vectors[2 * clip : 2 * clip + 2].mean(0)
+        sound /= np.linalg.norm(sound)
+        caption = max((row for row in range(5) if row != clip), key=lambda row: float(shared[row] @ sound))
+        expected = bank.heard(sound[None], names[[caption]], but=[texts[caption]])[0]
+        assert of_sounds[clip].features[HEARD:] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("ways", [1, 3], ids=["one label for each", "three captions for each"])
+def test_where_all_is_labels_what_is_there_is_found_by_them(ways: int) -> None:
+    """Of six kinds a fit on other clips tells present from absent, asked in the words that training had."""
+    rng = np.random.default_rng(0)
+
+    def units(*shape: int) -> np.ndarray:
+        vectors = rng.normal(size=shape).astype(np.float32)
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+
+    def near(centres: np.ndarray, noise: float) -> np.ndarray:
+        vectors = centres + noise * rng.normal(size=centres.shape).astype(np.float32) / np.sqrt(centres.shape[-1])
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), np.float32)
+
+    kinds, dim = 6, 32
+    texts = [f"{kind} {way}" for kind in "abcdef" for way in range(ways)]
+    kind_of = np.arange(len(texts)) // ways
+    sounds, names = units(kinds, dim), near(units(kinds, 24)[kind_of], 0.7)
+    shared = near(sounds[kind_of], 0.4)
+
+    def clips_of(each: int) -> tuple[np.ndarray, list[int]]:
+        of = np.repeat(np.arange(kinds), each)
+        return near(sounds[of], 1.2), of.tolist()
+
+    learnt, learnt_kinds = clips_of(10)
+    said = np.array([np.flatnonzero(kind_of == kind) for kind in learnt_kinds])
+    bank = CaptionBank.fit(texts, names, ["other"] * len(texts), names, None, LearntSounds(learnt, said))
+    val, val_kinds = clips_of(6)
+    captions = Captions.of(
+        [
+            Clip(str(i), "val", "", 1.0, tuple(texts[row] for row in np.flatnonzero(kind_of == kind)))
+            for i, kind in enumerate(val_kinds)
+        ]
+    )
+    asked = [texts.index(text) for text in captions.texts]
+    nothing = np.zeros(len(asked))
+    none = np.zeros(0)
+    novelty = learnt_captions.Novelty(
+        nothing, nothing, none, none, np.zeros((0, dim), np.float32), bank, captions.texts, names[asked], np.zeros((0, 24))
+    )
+    windows = EmbeddedWindows(val, np.arange(len(val) + 1))
+    fitted = fit_calibration(windows, shared[asked], captions, None, 0, novelty=novelty)
+    assert fitted.presence is not None
+    assert any(fitted.presence.weights[HEARD:])
+    lost = told = 0
+    folder, folder_kinds = clips_of(5)
+    for row in range(0, len(texts), ways):
+        for there in (True, False):
+            kept = folder[[there or kind != kind_of[row] for kind in folder_kinds]]
+            cosine = (kept @ shared[row]).astype(float)
+            heard = bank.heard(kept[[cosine.argmax()]], names[[row]])[0]
+            ranked = np.sort(cosine)[::-1]
+            present = fitted.present(presence_features(ranked, distribution_of_cosines(ranked), heard=heard))
+            assert present is not None
+            lost += there and present < fitted.told_below
+            told += not there and present < fitted.told_below
+    assert lost == 0
+    assert told >= kinds - 1
 
 
 def test_sounds_of_a_bank_have_captions_of_it() -> None:
@@ -346,6 +445,14 @@ def test_training_keeps_the_captions_it_learnt_from(trained: Path, workshop: Wor
         older = load_retriever(trained, "cpu")
         assert older.bank is None
         assert read_queries(older, ["a tone"])[0].familiarity is None
+        # What the fits go by is missing: nothing is judged, and scores are no probabilities.
+        vectors = older.embed_audio([tone(440, 1), tone(900, 1)])
+        recordings = Recordings(["a", "b"], np.arange(2), np.arange(3), np.zeros((2, 2)), vectors)
+        assert search_texts(older, recordings, ["a tone"])[0].verdict is None
+        found = search_texts(model, recordings, ["a tone"])[0], describe(model, vectors[0], ["a tone", "noise"])
+        without = search_texts(older, recordings, ["a tone"])[0], describe(older, vectors[0], ["a tone", "noise"])
+        assert [each.calibrated for each in (*found, *without)] == [True, True, False, False]
+        assert [each.present for each in without] == [None, None]
     finally:
         (trained / "diffusion" / "hidden").rename(trained / "diffusion" / BANK)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_retriever import FakeRetriever, make_reranker, tone, write_tone
+from fake_retriever import DIM, FakeRetriever, make_reranker, tone, write_tone
 from serving import client_of, until
 
 from diffatr_cli.core.bank import CaptionBank, LearntSounds
 from diffatr_cli.core.calibration import Calibration, Logistic, distribution_of_cosines, presence_features, presence_of_cosines
 from diffatr_cli.corpus import kinds_found, some_contents, sound_map
 from diffatr_cli.corpus.describe import describe
-from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.corpus.index import FolderIndex, Recordings
 from diffatr_cli.corpus.kinds_found import find_kinds
 from diffatr_cli.corpus.library import Library
 from diffatr_cli.corpus.overview import Overview
@@ -98,6 +98,22 @@ def test_what_learnt_sounds_tell_counts_for_kinds_as_for_one_sound(taught, weigh
     if not weight:
         assert {label.name for label, _ in before.in_order()} == {"about 300", "about 900", "about 4000"}
         assert {label.name for label, _ in found.in_order()} == {"about 300", "about 900"}
+
+
+def test_learnt_sounds_are_asked_of_the_window_that_a_caption_fits_best(taught):
+    model, _, _ = taught
+    vectors = model.embed_audio([tone(hz, 1, 7) for hz in (4000, 900, 301)])
+    recordings = Recordings(["both.wav", "one.wav"], np.arange(2), np.array([0, 2, 3]), np.zeros((3, 2)), vectors)
+    sounds = model.embed_audio([tone(hz, 1, 99) for hz in (4000, 900, 300)])
+    called = np.eye(3, DIM, dtype=np.float32)  # three names, nothing like one another; what is asked is the second
+    model.bank = CaptionBank(("a", "b", "c"), called, 0.9, sounds=LearntSounds(sounds, np.array([[0], [1], [2]])))
+    model.pool_text = lambda texts: np.stack([called[1] for _ in texts])
+    (model.kinds.parent / "kinds.csv").write_text("label,caption\nabout 900,900 Hz\n")
+    of_sounds = Logistic((0.0,) * 8 + (0.0, 40.0), -20.0)  # sure where what the window is like is called b
+    model.calibration = replace(model.calibration, captions=of_sounds, captions_told_below=0.5)
+    found = [describe(model, recordings.vectors[recordings.rows_of(file)], ["900 Hz"]) for file in range(2)]
+    assert [each.present for each in found] == pytest.approx([1, 0], abs=1e-3)
+    assert find_kinds(model, recordings).best.tolist() == [0, -1]
 
 
 def test_the_features_of_many_are_those_of_each():

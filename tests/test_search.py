@@ -234,6 +234,24 @@ def test_presence_hears_what_learnt_sounds_near_the_best_are_called(recordings):
         assert found.present == pytest.approx(expected, abs=1e-4)
 
 
+def test_with_what_is_not_wanted_learnt_sounds_are_asked_of_the_nearest_all_the_same(recordings):
+    model, query = FakeRetriever(), unit(np.random.default_rng(3))
+    learnt, captions = np.eye(2, model.dim, dtype=np.float32), np.eye(2, 3, dtype=np.float32)
+    model.bank = CaptionBank(("a", "b"), captions, 0.5, sounds=LearntSounds(learnt, np.array([[0], [1]])))
+    of_sounds = Logistic((0.0,) * 8 + (3.0, 4.0), -1.0)
+    model.calibration = Calibration(Logistic((1.0, 1.0, 0.0, 0.0, 0.0), 0.0), None, None, of_sounds)
+    reading, nearest = Reading("x", pooled=np.array([0.6, 0.8, 0.0], np.float32)), best_windows(recordings, query)[0][-1]
+    unwanted = recordings.vectors[nearest]  # which pushes the nearest of all down
+    hits = search(model, recordings, query[None], readings=[reading], unwanted=unwanted, top=40)[0].hits
+    rows = [recordings.offsets[recordings.paths.index(hit.path)] + int(hit.start / 5) for hit in hits]
+    cosine = recordings.vectors[rows] @ query
+    assert cosine.argmax() > 0  # the first hit is not the nearest
+    heard = model.bank.heard(recordings.vectors[[rows[cosine.argmax()]]], reading.pooled[None])[0]
+    sure = float(of_sounds([*[0.0] * 8, *heard]))
+    expected = sigmoid(cosine + np.log(sure / (1 - sure)))
+    np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-3)
+
+
 def test_presence_comes_from_all_draws_over_the_shortlist(recordings):
     retriever, query = calibrated(), unit(np.random.default_rng(13))
     ranked = best_windows(recordings, query)[:12]

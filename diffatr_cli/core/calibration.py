@@ -88,6 +88,7 @@ PRESENCE = (
 
 BEFORE = 5
 EXPECTED = PRESENCE.index("expected cosine of a match")
+HEARD = PRESENCE.index("best candidate's cosine to learnt sounds")
 
 SCORE = ("score", "logit of presence", "expected cosine of a match", "log of the query's words", "log of the candidates")
 """The features of `score_features`, in order; fits of before, and those of two sounds, know the first alone."""
@@ -194,11 +195,6 @@ class Calibration:
     captions_told_below: float = 0.5
     captions_measured: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def reads_queries(self) -> bool:
-        """Whether it goes by the cosine that a text's matches should have (`bank.CaptionBank`), which has no neutral value."""
-        return self.presence is not None and len(self.presence.weights) > EXPECTED
-
     def present(self, features: np.ndarray) -> float | None:
         """The probability that any candidate matches a text, from `presence_features`; None where it was not fitted."""
         return None if self.presence is None else float(of_known(self.presence, features))
@@ -226,6 +222,16 @@ class Calibration:
             if fit and len(fit.weights) not in known:
                 raise ValueError(f"{name}: fitted on another number of features")
         return cls(**values)
+
+
+def needs_captions(fit: Logistic) -> bool:
+    """Whether a fit of `presence_features` goes by what was learnt, a cosine to expect or sounds: these have no neutral value."""
+    return any(fit.weights[EXPECTED : EXPECTED + 1]) or needs_sounds(fit)
+
+
+def needs_sounds(fit: Logistic) -> bool:
+    """Whether it goes by learnt sounds."""
+    return any(fit.weights[HEARD:])
 
 
 def of_known(fit: Logistic, features: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from ..core.text import normalise_caption
 from ..core.windows import mean_direction
 from ..model import sampling_of
 from .reading import as_words
-from .search import PLAINLY, check_texts, check_top, depth, final_scores, first, sample_x0, second_stage, token_states
+from .search import PLAINLY, can_judge, check_texts, check_top, depth, final_scores, first, sample_x0, second_stage, token_states
 from .stopwatch import stage
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ def describe(
     """
     check_top(top)
     calibration = retriever.calibration
+    if calibration and not can_judge(retriever, calibration.captions):
+        calibration = None
     probability = calibration and calibration.audio_to_text
     sampling = sampling or sampling_of(retriever, folder=True)
     choices = Choices.of(retriever, captions)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from ..core.calibration import Calibration, of_known, presence_of_cosines, score
 from ..data.vocabulary import Label, read_vocabulary
 from ..model import sampling_of
 from .describe import Choices, describe
-from .search import second_stage
+from .search import can_judge, second_stage
 from .snapshot import Recordings
 from .some_contents import fair_sample, in_blocks
 
@@ -30,8 +30,7 @@ MOST_SAMPLED = 500
 
 _PIECE = 32  # captions embedded before whoever searches goes first
 
-T = TypeVar("T")
-Patiently = Callable[[Callable[[], T]], T]
+Patiently = Callable[[Callable[[], Any]], Any]
 """Does work with the model when nobody waits for it."""
 
 
@@ -61,7 +60,7 @@ def find_kinds(
     retriever: Retriever,
     recordings: Recordings,
     sampling: Sampling | None = None,
-    patiently: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+    patiently: Patiently = lambda work: work(),
 ) -> KindsFound | None:
     """The kinds of `Retriever.kinds` in these recordings; None for a model that brings none, or cannot tell whether one fits.
 
@@ -76,6 +75,8 @@ def find_kinds(
     """
     calibration = retriever.calibration
     if retriever.kinds is None or calibration is None or calibration.audio_to_text is None or calibration.captions is None:
+        return None
+    if not can_judge(retriever, calibration.captions):
         return None
     labels = read_vocabulary(retriever.kinds).labels
     captions = [label.caption for label in labels]

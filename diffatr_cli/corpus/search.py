@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from ..core.calibration import distribution_of_cosines, of_known, presence_features, score_features
+from ..core.calibration import (
+    distribution_of_cosines,
+    needs_captions,
+    needs_sounds,
+    of_known,
+    presence_features,
+    score_features,
+)
 from ..core.ragged import Ragged
 from ..core.sight import States
 from ..core.text import normalise_caption
@@ -26,6 +33,7 @@ from .selection import EVERYTHING, By, Selection, best_of_contents, spread
 from .stopwatch import stage
 
 if TYPE_CHECKING:
+    from ..core.calibration import Logistic
     from ..core.chain import OnStep
     from ..core.sampling import Sampling
     from ..core.scoring import Reranker
@@ -189,8 +197,8 @@ def search(
         unwanted: (D,) unit vector of what the hits should not sound like.
         refine: the queries are texts: run stage two with the text-to-audio denoiser, if the model has it. For queries that
             are sounds there is none.
-        readings: of the queries, where they are texts (`read_queries`). Without them a calibration that goes by what is known of
-            a query is left aside, and scores are no probabilities.
+        readings: of the queries, where they are texts (`read_queries`). Without them, or without the captions and sounds that the
+            model learnt from, a calibration that goes by these is left aside, and scores are no probabilities.
         selections: for each query, which files may be found, and what their names add; None for all, by sound.
         top: hits a query at most.
         min_score: leave out hits that score less.
@@ -202,7 +210,7 @@ def search(
     """
     check_top(top)
     calibration = retriever.calibration
-    if refine and readings is None and calibration is not None and calibration.reads_queries:
+    if refine and calibration and not can_judge(retriever, calibration.presence, read=readings is not None):
         calibration = None
     probability = calibration and (calibration.text_to_audio if refine else calibration.audio_to_audio)
     reranker = second_stage(retriever, "t2a") if refine else None
@@ -253,7 +261,7 @@ def search(
         if judges and calibration:
             strangeness = reading.strangeness if reading else 0.0
             spread, many = distribution_of_cosines(scores[near]) if x0_hat is None else x0_hat, recordings.candidates
-            heard = _heard(retriever, recordings.vectors[windows[:1]], reading)
+            heard = _heard(retriever, recordings.vectors[windows[[scores[near].argmax()]]], reading)
             present = calibration.present(presence_features(scores[near], spread, strangeness, expected, many, heard))
         if reranker:
             scores = final_scores(reranker, "t2a", scores, recordings.vectors[windows], x0_hat)
@@ -402,6 +410,17 @@ def second_stage(retriever: Retriever, direction: Direction) -> Reranker | None:
     """The model's second stage where it has a part in the ranking: validation may have found that the cosine ranks no worse."""
     reranker = retriever.reranker
     return reranker if reranker and (reranker.counts(direction) or direction in reranker.priors) else None
+
+
+def can_judge(retriever: Retriever, presence: Logistic | None, *, read: bool = True) -> bool:
+    """Whether all is at hand that a fit of presence goes by: what the model learnt from, and what is `read` of a text that asks.
+
+    Where it is not, the probabilities that stand on it are none.
+    """
+    if presence is None or not needs_captions(presence):
+        return True
+    bank = retriever.bank if read else None
+    return bank is not None and (bank.sounds is not None or not needs_sounds(presence))
 
 
 def depth(reranker: Reranker | None, sampling: Sampling, top: int) -> int:

@@ -121,7 +121,7 @@ def fit_calibration(
     bounds = list(pairwise(windows.offsets))
     sounds = np.stack([mean_direction(windows.vectors[a:b]) for a, b in bounds])  # (n, D)
     asked = np.sort(rng.permutation(len(distinct))[:QUERIES])
-    heard = np.sort(rng.permutation(len(sounds))[:QUERIES])
+    drawn = np.sort(rng.permutation(len(sounds))[:QUERIES])
     near, everything = slice(sampling.shortlist), np.arange(len(sounds))
 
     def sampled_by(direction: Direction) -> Reranker | None:
@@ -176,7 +176,7 @@ def fit_calibration(
                     yield Example(-1 - number, features, there=False, learnt=False)
 
     def audio_to_text() -> Iterator[Example]:
-        for clip in heard.tolist():
+        for clip in drawn.tolist():
             frames = states and states.frames.take(np.arange(*bounds[clip])).joined()
             for there, listed in _lists(matches[:, clip], rng, LISTS):
                 cosine = (text[listed] @ sounds[clip]).astype(np.float64)
@@ -192,7 +192,7 @@ def fit_calibration(
 
     def audio_to_audio() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         group = captions.positive_groups("positives")
-        for clip in heard:
+        for clip in drawn:
             if len(others := everything[everything != clip]):
                 order, cosine, _ = of_clips.best(sounds[clip], others)
                 yield cosine[:, None], group[order] == group[clip]
@@ -293,6 +293,9 @@ def _fit_scores(examples: Sequence[Example], judged: np.ndarray | None) -> Logis
         if each.scores is not None and each.labels is not None
     ]
     fit = _fit(rows, evenly=True)
+    if fit is not None and fit.weights[1] < 0:  # then a match would be the less probable the surer it is that there is one
+        rows = [(np.where(np.arange(features.shape[1]) == 1, 0, features), labels) for features, labels in rows]
+        fit = _fit(rows, evenly=True)
     if fit is not None and fit.weights[0] <= 0:  # then probabilities would contradict the order of scores
         fit = _fit([(features[:, :1], labels) for features, labels in rows], evenly=True)
     return fit

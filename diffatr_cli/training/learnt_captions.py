@@ -1,4 +1,6 @@
-"""The captions that a run learnt from, and how they tell what it knows from what it does not: beside phase two's calibration.
+"""The captions and sounds that a run learnt from, and how they tell what it knows from what it does not.
+
+They are kept beside phase two's calibration.
 
 m captions of the validation split, U names, B captions of the bank, n training clips, D embedding size, F that of the caption
 encoder.
@@ -33,9 +35,9 @@ class Novelty:
         expected: (m,) of the captions, likewise.
         of_names: (U,) of names that no training caption holds, `expected_of_names` (U,), and `names` (U, D), their unit vectors
             in the shared space.
-        tokens: the token states of those names, for a model that re-ranks by frames.
         bank: what all this is measured by; `captions`, m normalised texts, and `pooled` (m, F) and `pooled_names` (U, F), unit
             vectors in the caption encoder's space.
+        tokens: the token states of those names, for a model that re-ranks by frames.
     """
 
     of_captions: np.ndarray
@@ -50,7 +52,7 @@ class Novelty:
     tokens: Ragged | None = None
 
     def heard(self, caption: int, sound: np.ndarray) -> np.ndarray:
-        """`CaptionBank.heard` of a sound (D,) and one of the captions, beside captions of other words, (2,)."""
+        """`CaptionBank.heard` of a sound (D,) and one of the captions, whose own words do not count beside others, (2,)."""
         return np.asarray(self.bank.heard(sound[None], self.pooled[[caption]], but=[self.captions[caption]])[0])
 
     def heard_by_name(self, name: int, sound: np.ndarray) -> np.ndarray:
