@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -18,12 +19,15 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 
+from diffatr_cli.core.windows import OURS
 from diffatr_cli.corpus import checksums
 from diffatr_cli.corpus.index import FolderIndex, IndexReport, Recordings
 from diffatr_cli.corpus.place import Folder
@@ -34,7 +38,7 @@ from diffatr_cli.errors import DiffATRError
 from diffatr_cli.model import load_retriever, shipped_model
 
 from . import startup
-from .common import Case, Row, Size, medians, pick
+from .common import Case, Row, Size, medians, pick, seconds
 
 RATE = 44_100
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
@@ -116,6 +120,71 @@ def unchanged(size: Size, run: Path | None = None) -> list[Row]:
         Row(f"index them again, unchanged, {count:,}", statistics.median(took for _, took in again), goal="goal: at most 5 s"),
         Row("index them after each has taken the name of the next", renamed, remark="hashed again, none embedded"),
     ]
+
+
+class Elsewhere:
+    """Stands in for a model on a GPU: its encoder takes its time, and none of the processor's."""
+
+    name = model_id = "elsewhere"
+    windowing, dim, sees_frames = OURS, 512, False
+
+    def __init__(self, device: str, rate: float) -> None:
+        self.device, self.rate, self.at_work = device, rate, 0.0
+        self.first, self.last, self.windows = math.inf, 0.0, 0
+
+    def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors of windows, after as long as an encoder of this rate needs."""
+        began = time.perf_counter()
+        time.sleep(len(waveforms) / self.rate)
+        self.windows += len(waveforms)
+        self.first, self.last = min(self.first, began), time.perf_counter()
+        self.at_work += self.last - began
+        return np.tile(np.eye(1, self.dim, dtype=np.float32), (len(waveforms), 1))
+
+
+def elsewhere(size: Size) -> list[Row]:
+    """How busy an encoder is kept that works beside the processor, as a GPU does; plain: treated as one that works on it.
+
+    And how many windows a second come to an encoder that takes no time.
+    """
+    count, rate = pick(size, 4, 1_000, 4_000), pick(size, 1e5, 1_000.0, 1_000.0)
+    few, minute = max(1, count // 20), pick(size, 2.0, 60.0, 60.0)
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        for what, files, length in (("clips", count, pick(size, 1.0, 10.0, 10.0)), ("recordings", few, minute)):
+            folder = _noise(Path(name) / what, files, length, "wav")
+            shares = []
+            for device in ("cuda", "cpu"):
+                model: Any = Elsewhere(device, rate)
+                FolderIndex(folder, Path(name) / f"{what} {device}").update(model)
+                shares.append(100 * model.at_work / (model.last - model.first))
+            remark = "from its first window to its last; plain: windows are gathered when it is done with those before"
+            told = f"an encoder of {rate:,.0f} windows/s is at work: index {files:,} {what} of {length:.0f} s"
+            rows.append(Row(told, *shares, unit="%", goal="goal: above 80 %", remark=remark))
+        for form in ("wav", "flac", "ogg"):
+            folder = _noise(Path(name) / form, few, minute, form)
+            model = Elsewhere("cuda", math.inf)
+            took = seconds(partial(FolderIndex(folder, Path(name) / f"{form} index").update, model))
+            rows.append(
+                Row(
+                    f"{few} mono recordings of {minute:.0f} s in {form.upper()}, no encoder",
+                    model.windows / took,
+                    unit="windows/s",
+                )
+            )
+    return rows
+
+
+def _noise(folder: Path, count: int, length: float, form: str) -> Path:
+    """Mono recordings of noise at the windows' rate."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(count):
+        samples = 0.1 * rng.standard_normal(int(length * OURS.rate), dtype=np.float32)
+        with soundfile.SoundFile(folder / f"{i:04d}.{form}", "w", OURS.rate, 1, FORMATS[form]) as file:
+            for first in range(0, len(samples), BLOCK):
+                file.write(samples[first : first + BLOCK])
+    return folder
 
 
 def checks(size: Size) -> list[Row]:
@@ -234,4 +303,4 @@ def _difference(got: Recordings, want: Recordings) -> float:
 
 def cases(size: Size) -> dict[str, Case]:
     """The benchmarks of this topic."""
-    return {"speed": speed, "unchanged": unchanged, "checks": checks, "kills": kills}
+    return {"speed": speed, "unchanged": unchanged, "elsewhere": elsewhere, "checks": checks, "kills": kills}

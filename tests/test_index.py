@@ -412,6 +412,54 @@ def test_embeddings_that_are_not_finite_are_refused(corpus):
         FolderIndex(corpus).update(model)
 
 
+class OnGPU(FakeRetriever):
+    """Says that it is on a GPU, and so is given its windows in a thread, while the next ones are gathered."""
+
+    device = "cuda"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 256])
+def test_an_index_of_a_gpu_is_that_of_the_processor(corpus, tmp_path, monkeypatch, batch):
+    (corpus / "broken.wav").write_bytes(b"RIFF")
+    write_tone(corpus / "long.wav", 500, 35)
+    monkeypatch.setattr(module, "GPU_BATCH", batch)
+    here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
+    reports = here.update(FakeRetriever()), there.update(OnGPU())
+    assert contents(here) == contents(there)
+    assert [each.embedded for each in reports] == [reports[0].embedded] * 2
+    assert [each.path for each in reports[1].skipped] == ["broken.wav"]
+
+
+def test_windows_are_gathered_while_a_gpu_is_at_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "GPU_BATCH", 1)
+    taken, gathered = [], threading.Event()
+    take = module.Update._take
+
+    def taking(self, path, *rest):
+        taken.append(path)
+        if len(taken) == 2:
+            gathered.set()
+        take(self, path, *rest)
+
+    class Waiting(OnGPU):
+        def embed_audio(self, waveforms):
+            assert gathered.wait(60), "the second file waits until the first is embedded"
+            return super().embed_audio(waveforms)
+
+    for number in range(3):
+        write_tone(tmp_path / "clips" / f"{number}.wav", 300 + number, 1)
+    monkeypatch.setattr(module.Update, "_take", taking)
+    FolderIndex(tmp_path / "clips").update(Waiting())
+    assert gathered.is_set()
+
+
+def test_what_goes_wrong_on_a_gpu_is_told(corpus):
+    model = OnGPU()
+    model.projection[:] = np.nan
+    with pytest.raises(DiffATRError, match=r"^fake: its embeddings are not finite"):
+        FolderIndex(corpus).update(model)
+
+
 def test_progress_counts_files(corpus):
     seen = []
     FolderIndex(corpus).update(FakeRetriever(), progress=lambda done, total, note: seen.append((done, total)))

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from ..model import Retriever
 
 BATCH = 64
-"""Windows embedded in one call."""
+"""Windows embedded in one call,"""
+GPU_BATCH = 256
+"""and by a GPU, which has nothing to do before the first of them is there and after the last."""
 READ_AHEAD = 128 << 20
 """Bytes of windows that are decoded and wait at a time."""
 

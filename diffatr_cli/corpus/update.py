@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..progress import Progress, duration
 from .contents import ContentWindows
-from .embedding import BATCH, READ_AHEAD, Elsewhere, embed, weight
+from .embedding import BATCH, GPU_BATCH, READ_AHEAD, Elsewhere, embed, weight
 from .examine import Content, Failure, Finding, Vector, examine, reader
 from .frames import Frames
 from .gone import GoneContents
@@ -30,6 +31,9 @@ from .windows import Missing, Window
 
 if TYPE_CHECKING:
     from ..model import Retriever
+
+Vectors = tuple[np.ndarray, Sequence[np.ndarray | None]]
+"""Of windows: vectors (W, D), and their frames where they are wanted."""
 
 _COMMIT_WINDOWS = 4096
 _COMMIT_SECONDS = 5.0  # a kill loses about so much work
@@ -102,6 +106,9 @@ class Update:
         self.new_rows: dict[bytes, FileRow] = {}  # of those, what is to be committed next,
         self.parts: dict[str, _Part] = {}  # with the contents that go there as well,
         self.waiting: list[tuple[_Part, Window | Vector]] = []  # and their windows, or what came of these elsewhere
+        self.on_gpu = str(model.device) != "cpu"
+        self.batch = GPU_BATCH if self.on_gpu else BATCH
+        self.begun: tuple[list[_Part], Future[Vectors]] | None = None  # whose windows a GPU is at work on
         self.uncommitted = 0  # windows of `parts`
         self.committed = time.monotonic()
 
@@ -143,12 +150,12 @@ class Update:
             ahead = read_ahead(makers, weight, READ_AHEAD, workers)
         else:
             ahead = elsewhere.findings(self.corpus, todo, self.model, self.embedded, self._unusable_content)
-        with contextlib.closing(ahead) as findings:
+        with ThreadPoolExecutor(1, "embedding") as self.embedder, contextlib.closing(ahead) as findings:
             for done, (path, of_file) in enumerate(zip(todo, findings, strict=True)):
                 tell = partial(progress, done, len(todo))
                 tell("indexing")
                 self._take(path, todo[path], of_file, tell)
-        self._commit()
+            self._commit()
         self.check()
         progress(len(todo), len(todo), "finishing the index" if todo else "indexing")
         self._forget_gone(sure=not (seen.unlisted or self.unsettled))
@@ -203,8 +210,8 @@ class Update:
                 case Window() | Vector():
                     part.spans.append((finding.start / rate, finding.end / rate))
                     self.waiting.append((part, finding))
-                    if len(self.waiting) >= BATCH:
-                        self._embed_waiting()
+                    if len(self.waiting) >= self.batch:
+                        self._embed_waiting(ahead=self.on_gpu)
                         if finding.end > _LONG * rate:
                             tell(f"indexing, {duration(finding.end / rate)} into a recording")
                 case Missing():
@@ -238,23 +245,44 @@ class Update:
         unreadable = self.windows.unreadable or (self.frames is not None and self.frames.unreadable)
         return not row.reason and (unreadable or row.content in self.damaged)
 
-    def _embed_waiting(self) -> None:
-        """Give all waiting windows their vectors."""
-        for first in range(0, len(self.waiting), BATCH):
-            batch = self.waiting[first : first + BATCH]
-            vectors, frames = self._vectors([window for _, window in batch])
-            if self.frames is not None:
-                by_part: dict[int, tuple[_Part, list[np.ndarray]]] = {}
-                for (part, _), each in zip(batch, frames, strict=True):
-                    if each is not None:
-                        by_part.setdefault(id(part), (part, []))[1].append(each)
-                for part, own in by_part.values():
-                    self.frames.add(part.content, len(part.vectors), own)
-            for (part, _), vector in zip(batch, vectors.astype(np.float16), strict=True):
-                part.vectors.append(vector)
-        self.waiting.clear()
+    def _embed_waiting(self, *, ahead: bool = False) -> None:
+        """Give all waiting windows their vectors.
 
-    def _vectors(self, windows: Sequence[Window | Vector]) -> tuple[np.ndarray, Sequence[np.ndarray | None]]:
+        `ahead`: begin with it, and come back when the batch before has them, so that a GPU is at work while the next windows are
+        gathered. On the processor nothing would be won, and whoever interrupts it would wait for the batch.
+        """
+        for first in range(0, len(self.waiting), self.batch):
+            parts, windows = zip(*self.waiting[first : first + self.batch], strict=True)
+            if ahead:
+                begun = self.embedder.submit(self._vectors, windows)
+                self._end_begun()
+                self.begun = list(parts), begun
+            else:
+                self._end_begun()
+                self._keep(parts, *self._vectors(windows))
+        self.waiting.clear()
+        if not ahead:
+            self._end_begun()
+
+    def _end_begun(self) -> None:
+        """Wait for the windows that a GPU is at work on, if any."""
+        if self.begun is not None:
+            (parts, begun), self.begun = self.begun, None
+            self._keep(parts, *begun.result())
+
+    def _keep(self, parts: Sequence[_Part], vectors: np.ndarray, frames: Sequence[np.ndarray | None]) -> None:
+        """Keep the vectors, and frames, of windows of some parts."""
+        if self.frames is not None:
+            by_part: dict[int, tuple[_Part, list[np.ndarray]]] = {}
+            for part, each in zip(parts, frames, strict=True):
+                if each is not None:
+                    by_part.setdefault(id(part), (part, []))[1].append(each)
+            for part, own in by_part.values():
+                self.frames.add(part.content, len(part.vectors), own)
+        for part, vector in zip(parts, vectors.astype(np.float16), strict=True):
+            part.vectors.append(vector)
+
+    def _vectors(self, windows: Sequence[Window | Vector]) -> Vectors:
         """The vectors (W, D) of windows, and their frames where they are wanted; in an update all come from the same place."""
         here = [window.samples for window in windows if isinstance(window, Window)]
         if here:
