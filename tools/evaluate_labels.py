@@ -10,7 +10,6 @@ right, the share of recordings that are unknown, and the share of the sounds tha
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from compose_small import load_composer
-from evaluate_small import answered, indexed, write_clips
+from evaluate_small import answered, average_precision, indexed, parser_of, write_clips
 from small_scenes import write_long, write_scenes
 
 from diffatr_cli.core.text import normalise_caption
@@ -56,7 +55,7 @@ def label(
         found = describe(model, recordings.vectors[recordings.rows_of(row)], choices, top=len(labels))
         right = np.array([bool(meant[number[hit.caption]] & kinds) for hit in found.hits])
         if right.any():
-            precision.append(float((right * np.cumsum(right) / np.arange(1, len(right) + 1)).sum() / right.sum()))
+            precision.append(average_precision(right))
         for bound in BOUNDS:
             hits = [hit for hit in found.hits[:TOP] if hit.score >= bound] if found.certain else []
             names = set().union(*(meant[number[hit.caption]] for hit in hits)) if hits else set()
@@ -82,12 +81,7 @@ def tables(document: Mapping[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     """Write the recordings, index them, label them, and print the tables or the document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--composer", type=Path, required=True, help="the file that knows the recordings")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the clips and their index")
-    parser.add_argument("--run", type=Path, help="a run's folder; the model that ships if not given")
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="which recordings, by default those of test")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser = parser_of(__doc__)
     options = parser.parse_args()
     composer, clips = load_composer(options.composer), options.work / options.split
     write_clips(composer, options.split, clips, composer.kinds(options.split))

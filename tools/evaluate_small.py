@@ -176,6 +176,11 @@ def evaluate(composer: ModuleType, split: str, model: Retriever, recordings: Rec
     }
 
 
+def average_precision(right: np.ndarray) -> float:
+    """Of a whole ranking, best first: (n,) booleans, some of them right."""
+    return float((right * np.cumsum(right) / np.arange(1, len(right) + 1)).sum() / right.sum())
+
+
 def _ranked(kind: str, text: str, hits: Sequence[str], family: dict[str, int]) -> dict[str, Any]:
     """How well a text finds a kind: `hits` are the kinds of all recordings in their order."""
     right, own = np.array([family[hit] == family[kind] for hit in hits]), np.array([hit == kind for hit in hits])
@@ -184,7 +189,7 @@ def _ranked(kind: str, text: str, hits: Sequence[str], family: dict[str, int]) -
         "query": text,
         "clips": int(right.sum()),
         "precision_at_10": float(right[:10].mean()),
-        "average_precision": float((right * np.cumsum(right) / np.arange(1, len(hits) + 1)).sum() / right.sum()),
+        "average_precision": average_precision(right),
         "recall_at_10": float(right[:10].sum() / min(10, right.sum())),
         "own_recall_at_10": float(own[:10].sum() / min(10, own.sum())),
     }
@@ -282,8 +287,7 @@ def evaluate_captions(composer: ModuleType, model: Retriever, recordings: Record
             wanted = scenes[name].kinds
             held = [set(scenes[Path(hit.path).name].kinds) for hit in found.hits]
             right = np.array([all(kinds & answers[kind] for kind in wanted) for kinds in held])
-            precision = np.cumsum(right) / np.arange(1, len(right) + 1)
-            rows.append((right[0], right[:10].any(), (right * precision).sum() / right.sum(), not found.certain))
+            rows.append((right[0], right[:10].any(), average_precision(right), not found.certain))
         document[wording] = dict(zip(("r1", "r10", "map", "told"), np.mean(rows, 0).tolist(), strict=True))
     return document
 
@@ -449,6 +453,17 @@ def _reliability_table(name: str, rows: Sequence[dict[str, Any]]) -> Iterator[st
         )
 
 
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The options of whatever measures a model on the composer's recordings."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--composer", type=Path, required=True, help="the file that knows the recordings")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the clips and their index")
+    parser.add_argument("--run", type=Path, help="a run's folder; the model that ships if not given")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="which recordings, by default those of test")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
 def indexed(clips: Path, model: Retriever) -> Recordings:
     """The recordings of a folder, whose index is made or brought up to date."""
     folder = FolderIndex(clips, clips / ".diffatr")
@@ -458,14 +473,9 @@ def indexed(clips: Path, model: Retriever) -> Recordings:
 
 def main() -> None:
     """Write the clips, index them, and print the tables or the document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--composer", type=Path, required=True, help="the file that knows the recordings")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the clips and their index")
-    parser.add_argument("--run", type=Path, help="a run's folder; the model that ships if not given")
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="which recordings, by default those of test")
+    parser = parser_of(__doc__)
     parser.add_argument("--gain", type=float, default=0.0, help="dB by which to make all recordings louder, or quieter")
     parser.add_argument("--weight", type=float, help="of x0_hat beside the cosine, in the place of the model's own")
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args()
     composer, name = load_composer(options.composer), options.split + (f"{options.gain:+g}dB" if options.gain else "")
     clips = options.work / name
