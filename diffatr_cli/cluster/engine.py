@@ -12,6 +12,7 @@ of what comes back, and gives the task of a process that died to another. What i
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import pickle
@@ -246,7 +247,8 @@ class RayEngine:
 
     def _disconnect(self) -> None:
         if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
+            with contextlib.redirect_stdout(io.StringIO()):  # the repeated ones of its messages, which it kept back
+                sys.modules["ray"].shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
