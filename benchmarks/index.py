@@ -20,15 +20,15 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import soundfile
 
 from diffatr_cli.core.windows import OURS
-from diffatr_cli.corpus import checksums
+from diffatr_cli.corpus import checksums, update
 from diffatr_cli.corpus.index import FolderIndex, IndexReport, Recordings
 from diffatr_cli.corpus.place import Folder
 from diffatr_cli.corpus.snapshot import read_snapshot, write_snapshot
@@ -145,7 +145,8 @@ class Elsewhere:
 def elsewhere(size: Size) -> list[Row]:
     """How busy an encoder is kept that works beside the processor, as a GPU does; plain: treated as one that works on it.
 
-    And how many windows a second come to an encoder that takes no time.
+    And how many windows a second come to an encoder that takes no time, read by processes and by threads, and what of it is this
+    process's own work: Python's lock lets one thread of it go on at a time.
     """
     count, rate = pick(size, 4, 1_000, 4_000), pick(size, 1e5, 1_000.0, 1_000.0)
     few, minute = max(1, count // 20), pick(size, 2.0, 60.0, 60.0)
@@ -161,17 +162,24 @@ def elsewhere(size: Size) -> list[Row]:
             remark = "from its first window to its last; plain: windows are gathered when it is done with those before"
             told = f"an encoder of {rate:,.0f} windows/s is at work: index {files:,} {what} of {length:.0f} s"
             rows.append(Row(told, *shares, unit="%", goal="goal: above 80 %", remark=remark))
-        for form in ("wav", "flac", "ogg"):
-            folder = _noise(Path(name) / form, few, minute, form)
-            model = Elsewhere("cuda", math.inf)
-            took = seconds(partial(FolderIndex(folder, Path(name) / f"{form} index").update, model))
-            rows.append(
-                Row(
-                    f"{few} mono recordings of {minute:.0f} s in {form.upper()}, no encoder",
-                    model.windows / took,
-                    unit="windows/s",
-                )
-            )
+        for what, files, length, form in (
+            ("clips", count, pick(size, 1.0, 10.0, 10.0), "wav"),
+            *(("recordings", few, minute, form) for form in ("wav", "flac", "ogg")),
+        ):
+            folder = _noise(Path(name) / f"{what} in {form}", files, length, form)
+            rates, own = [], []
+            for many in (1, math.inf):
+                model = Elsewhere("cuda", math.inf)
+                with mock.patch.object(update, "MANY", many):
+                    before = time.process_time()
+                    took = seconds(FolderIndex(folder, Path(name) / f"{what} {form} {many}").update, model)
+                rates.append(model.windows / took)
+                own.append(1e3 * (time.process_time() - before) / model.windows)
+            told, remark = f"{files:,} mono {what} of {length:.0f} s in {form.upper()}, no encoder", "plain: read by threads"
+            rows += [
+                Row(told, *rates, unit="windows/s", remark=remark),
+                Row(f"{told}: of which this process itself", *own, unit="ms/window", remark=remark),
+            ]
     return rows
 
 

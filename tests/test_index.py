@@ -430,6 +430,41 @@ def test_an_index_of_a_gpu_is_that_of_the_processor(corpus, tmp_path, monkeypatc
     assert [each.path for each in reports[1].skipped] == ["broken.wav"]
 
 
+@pytest.mark.parametrize("batch", [1, 3, 256])
+def test_what_is_written_while_a_gpu_is_at_work_is_whole(corpus, tmp_path, monkeypatch, batch):
+    for number in range(8):
+        write_tone(corpus / f"more {number}.wav", 300 + number, 0.5 if number % 2 else 21, seed=number)
+    shutil.copy(corpus / "more 2.wav", corpus / "more 3 of the same.wav")
+    here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
+    here.update(FakeRetriever())
+    whole = as_dict(here.read("model-a"))
+    monkeypatch.setattr(module, "GPU_BATCH", batch)
+    monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
+    write, counts = module.Update._write, []
+
+    def written(self, parts, rows):
+        write(self, parts, rows)
+        found = as_dict(there.read("model-a"))
+        assert_same(found, {path: whole[path] for path in found})
+        counts.append(len(found))
+
+    monkeypatch.setattr(module.Update, "_write", written)
+    there.update(OnGPU(), workers=3)
+    assert counts == sorted(counts)
+    assert len(set(counts)) > (4 if batch < 256 else 0)
+    assert contents(here) == contents(there)
+
+
+def test_what_cannot_be_written_while_a_gpu_is_at_work_is_told(corpus, monkeypatch):
+    def full(self, parts, rows):
+        raise CannotUpdate("the disk is full")
+
+    monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(module.Update, "_write", full)
+    with pytest.raises(CannotUpdate, match="the disk is full"):
+        FolderIndex(corpus).update(OnGPU())
+
+
 def test_windows_are_gathered_while_a_gpu_is_at_work(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "GPU_BATCH", 1)
     taken, gathered = [], threading.Event()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from .examine import Content, Failure, Finding, Vector, examine, reader
 from .frames import Frames
 from .gone import GoneContents
 from .read_ahead import read_ahead
+from .reading_processes import MANY, MOST, POSSIBLE, Readers
 from .report import IndexReport, Skipped
 from .scan import Listing, Stamp
 from .store import FileRow, FileTable, WindowTable
@@ -109,6 +110,7 @@ class Update:
         self.on_gpu = str(model.device) != "cpu"
         self.batch = GPU_BATCH if self.on_gpu else BATCH
         self.begun: tuple[list[_Part], Future[Vectors]] | None = None  # whose windows a GPU is at work on
+        self.writing: Future[None] | None = None  # of what was taken in before
         self.uncommitted = 0  # windows of `parts`
         self.committed = time.monotonic()
 
@@ -140,17 +142,14 @@ class Update:
         self.rows |= {path: self.known[path] for path in left if path in self.known}
         todo = {path: stamp for path, stamp in todo.items() if path not in left}
         self.put_off = len(left)
-        if elsewhere is None:
-            makers = (
-                partial(
-                    examine, self.corpus / os.fsdecode(path), todo[path], self.model.windowing, partial(self._is_settled, path)
-                )
-                for path in todo
-            )
-            ahead = read_ahead(makers, weight, READ_AHEAD, workers)
-        else:
-            ahead = elsewhere.findings(self.corpus, todo, self.model, self.embedded, self._unusable_content)
-        with ThreadPoolExecutor(1, "embedding") as self.embedder, contextlib.closing(ahead) as findings:
+        with contextlib.ExitStack() as stack:
+            self.embedder = stack.enter_context(ThreadPoolExecutor(1, "embedding"))
+            self.writer = stack.enter_context(ThreadPoolExecutor(1, "writing"))
+            if elsewhere is None:
+                ahead = self._read_here(todo, workers, stack)
+            else:
+                ahead = elsewhere.findings(self.corpus, todo, self.model, self.embedded, self._unusable_content)
+            findings = stack.enter_context(contextlib.closing(ahead))
             for done, (path, of_file) in enumerate(zip(todo, findings, strict=True)):
                 tell = partial(progress, done, len(todo))
                 tell("indexing")
@@ -182,6 +181,17 @@ class Update:
             else:
                 todo[path] = stamp
         return todo
+
+    def _read_here(self, todo: Mapping[bytes, Stamp], workers: int, stack: contextlib.ExitStack) -> Generator[Iterator[Finding]]:
+        """What is found in each file: by threads, of which each has a process read where there is much to read for a GPU."""
+        look = self._examined
+        if self.on_gpu and POSSIBLE and len(todo) >= MANY:
+            look, workers = stack.enter_context(Readers(self.corpus, self.model.windowing)).examine, min(workers, MOST)
+        makers = (partial(look, path, stamp, partial(self._is_settled, path)) for path, stamp in todo.items())
+        return read_ahead(makers, weight, READ_AHEAD, workers)
+
+    def _examined(self, path: bytes, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
+        return examine(self.corpus / os.fsdecode(path), stamp, self.model.windowing, is_settled)
 
     def _is_settled(self, path: bytes, content: str) -> bool:
         """Whether a file with this content need not be decoded; called in threads."""
@@ -239,7 +249,8 @@ class Update:
         if self.files.unreadable or (before and self._has_lost_vectors(before)):
             self.report.repaired += 1
         if self.uncommitted >= _COMMIT_WINDOWS or time.monotonic() - self.committed > _COMMIT_SECONDS:
-            self._commit()
+            # Frames are written as they come, by one thread.
+            self._commit(ahead=self.on_gpu and self.frames is None)
 
     def _has_lost_vectors(self, row: FileRow) -> bool:
         unreadable = self.windows.unreadable or (self.frames is not None and self.frames.unreadable)
@@ -290,20 +301,45 @@ class Update:
         elsewhere = [window for window in windows if isinstance(window, Vector)]
         return np.stack([each.vector for each in elsewhere]), [each.frames for each in elsewhere]
 
-    def _commit(self) -> None:
-        self._embed_waiting()
-        if self.parts:
+    def _commit(self, *, ahead: bool = False) -> None:
+        """Write what was taken in.
+
+        `ahead`: leave out what a GPU has not embedded yet, and come back when what was written before is there, so that the GPU
+        has windows to work on meanwhile.
+        """
+        if not ahead:
+            self._embed_waiting()
+        embedding = {id(part) for part, _ in self.waiting}.union(map(id, self.begun[0] if self.begun else ()))
+        later = {content: part for content, part in self.parts.items() if id(part) in embedding}
+        parts = {content: part for content, part in self.parts.items() if content not in later}
+        rows = {path: row for path, row in self.new_rows.items() if row.content not in later}
+        self.parts, self.new_rows = later, {path: row for path, row in self.new_rows.items() if row.content in later}
+        self.uncommitted = sum(len(part.spans) for part in later.values())
+        self._end_writing()
+        if ahead:
+            self.writing = self.writer.submit(self._write, parts, rows)
+        else:
+            self._write(parts, rows)
+        self.committed = time.monotonic()
+
+    def _end_writing(self) -> None:
+        """Wait for what is being written, if anything."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def _write(self, parts: Mapping[str, _Part], rows: Mapping[bytes, FileRow]) -> None:
+        """Put contents, and the files that have them, into the tables."""
+        if parts:
             if self.frames is not None:
-                self.frames.complete({content: len(part.spans) for content, part in self.parts.items()})
-            new = {content: part.windows for content, part in self.parts.items() if content not in self.with_vectors}
+                self.frames.complete({content: len(part.spans) for content, part in parts.items()})
+            new = {content: part.windows for content, part in parts.items() if content not in self.with_vectors}
             if new:
                 self.windows.add(new)
                 self.with_vectors |= new.keys()
-        if self.new_rows:
-            self.files.put(self.new_rows)
+        if rows:
+            self.files.put(rows)
             self.changed = True
-        self.parts, self.new_rows, self.uncommitted = {}, {}, 0
-        self.committed = time.monotonic()
 
     def _forget_gone(self, *, sure: bool) -> None:
         """Forget the files that are gone; `sure`: all that is there was seen."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import itertools
 import multiprocessing
@@ -24,6 +23,7 @@ from ..files import reason, replacing
 from ..interrupts import interrupts_wait
 from ..types import SAMPLE_RATE
 from . import audio
+from .memory import keep_memory
 from .write_wav import MOST_FRAMES, PcmCounter, stream_wav
 
 SHORTEST = 0.1
@@ -135,7 +135,7 @@ class Conversion:
                 f"{self.root} is not to be seen there. The workers read the recordings and write the clips themselves: put both "
                 "where every machine of the cluster has them under the same paths, such as a network drive."
             )
-        _keep_memory()
+        keep_memory()
         return self._outcomes
 
     def _outcomes(self, pairs: Sequence[tuple[str, Path]]) -> Iterator[tuple[int, Outcome]]:
@@ -253,19 +253,11 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The parent tells what is wrong with a file; the MP3 decoder's own remarks would only garble the progress bar.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    _keep_memory()
+    keep_memory()
     parent = multiprocessing.parent_process()
     assert parent is not None
     # A worker whose parent was killed would wait for work for ever.
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _keep_memory() -> None:
-    """Have glibc keep freed memory for the next clip; giving it back and faulting it in again took half of the time."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-1, 1 << 28)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
 
 
 def _end_with(parent: multiprocessing.process.BaseProcess) -> None:

@@ -1,0 +1,244 @@
+"""Processes that look into files for this one: what reads for a GPU.
+
+A thread that reads a clip needs Python's lock for a part of that time, so that threads read a bounded number of clips a second
+on however many cores. An encoder on the processor takes longer than that by far; a GPU does not.
+
+Asker and process speak over a socket, one file at a time. The process sends `_Ask` once it has the file's hash and is told
+whether its samples are wanted; then each finding, and before the next one it is told whether more are wanted; then None. The
+samples of a window follow its `_Samples`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..core.windows import Windowing
+from ..data.memory import keep_memory
+from ..errors import DiffATRError
+from .examine import Failure, Finding, examine
+from .scan import Stamp
+from .windows import Window
+
+POSSIBLE = hasattr(signal, "pthread_sigmask") and hasattr(socket, "AF_UNIX") and hasattr(socket, "MSG_WAITALL")
+"""Whether this system has what it takes; Windows does not."""
+MANY = 256
+"""Files for which starting processes pays."""
+MOST = 32
+"""Processes that read for one GPU at the most."""
+_BUFFER = 4 << 20  # bytes of a socket, so that a window or two fit
+_TRIES = 2  # of a file over which a process dies
+_PATIENCE = 5  # seconds for a process to end that has nobody to talk to
+_LENGTH = struct.Struct("<Q")
+
+
+class _Ask(NamedTuple):
+    """Are the samples of this content wanted?"""
+
+    content: str
+
+
+class _Samples(NamedTuple):
+    """A window, from sample `start` to `end`, whose samples, so many, follow."""
+
+    start: int
+    end: int
+    number: int
+
+
+class _Died(Exception):
+    """The other side is gone."""
+
+
+class Readers:
+    """Processes that examine files: one for each thread that asks, from its first file until the end of the context.
+
+    Args:
+        corpus: the folder of the files.
+        windowing: how they are cut.
+
+    Raises:
+        DiffATRError: out of `examine`: no process can be started.
+    """
+
+    def __init__(self, corpus: Path, windowing: Windowing) -> None:
+        self._manner = corpus.absolute(), windowing
+        self._of_thread = threading.local()
+        self._all: list[_Reader] = []
+
+    def __enter__(self) -> Readers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._all:
+            reader.hang_up()
+        for reader in self._all:
+            reader.wait()
+
+    def examine(self, path: bytes, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
+        """As `examine.examine`, of a file by its path below the folder. One over which processes die costs itself alone."""
+        given = 0
+        for _ in range(_TRIES):
+            try:
+                with contextlib.closing(self._own().examine(path, stamp, is_settled)) as findings:
+                    for place, finding in enumerate(findings):
+                        if place >= given:
+                            given += 1
+                            yield finding
+                return
+            except _Died:
+                self._of_thread.reader.hang_up()
+                del self._of_thread.reader
+        yield Failure("cannot be decoded (the process that worked on it died twice)", lasting=False)
+
+    def _own(self) -> _Reader:
+        if not hasattr(self._of_thread, "reader"):
+            self._of_thread.reader = _Reader(*self._manner)
+            self._all.append(self._of_thread.reader)
+        reader: _Reader = self._of_thread.reader
+        return reader
+
+
+class _Reader:
+    """One process, and the line to it."""
+
+    def __init__(self, corpus: Path, windowing: Windowing) -> None:
+        self._line, other = (_roomy(each) for each in socket.socketpair())
+        environment: dict[str, str] = {**os.environ, "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}
+        environment |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+        # Ctrl-C goes to all processes of a terminal; this one is ended by who asks it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
+                stdin=other.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+            )
+        except OSError as error:
+            self._line.close()
+            raise DiffATRError(
+                f"a process that reads recordings cannot be started ({error.strerror}): try fewer, with --workers."
+            ) from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            other.close()
+        _send(self._line, (corpus, windowing))
+
+    def examine(self, path: bytes, stamp: Stamp, is_settled: Callable[[str], bool]) -> Generator[Finding, None, None]:
+        """As `examine.examine`. Raises _Died where the process does."""
+        _send(self._line, (path, *stamp))
+        while (said := _receive(self._line)) is not None:
+            match said:
+                case _Ask():
+                    _send(self._line, is_settled(said.content))
+                    continue
+                case _Samples():
+                    samples = np.empty(said.number, np.float32)
+                    _fill(self._line, samples.data.cast("B"))
+                    said = Window(said.start, said.end, samples)
+            try:
+                yield said
+            except GeneratorExit:
+                with contextlib.suppress(_Died):  # which whoever asks next finds
+                    _send(self._line, False)
+                    _receive(self._line)  # the end, and nothing before it
+                raise
+            _send(self._line, True)
+
+    def hang_up(self) -> None:
+        """Let the process end."""
+        self._line.close()
+
+    def wait(self) -> None:
+        """Wait for its end."""
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _roomy(line: socket.socket) -> socket.socket:
+    for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+        with contextlib.suppress(OSError):  # more than the system allows
+            line.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
+    return line
+
+
+def _send(line: socket.socket, said: Any) -> None:
+    packed = pickle.dumps(said)
+    _send_bytes(line, _LENGTH.pack(len(packed)) + packed)
+
+
+def _send_bytes(line: socket.socket, values: bytes | memoryview) -> None:
+    try:
+        line.sendall(values)
+    except OSError as error:
+        raise _Died from error
+
+
+def _receive(line: socket.socket) -> Any:
+    head = bytearray(_LENGTH.size)
+    _fill(line, memoryview(head))
+    packed = bytearray(_LENGTH.unpack(head)[0])
+    _fill(line, memoryview(packed))
+    return pickle.loads(packed)
+
+
+def _fill(line: socket.socket, into: memoryview) -> None:
+    try:
+        came = line.recv_into(into, len(into), socket.MSG_WAITALL)
+    except OSError as error:
+        raise _Died from error
+    if came < len(into):
+        raise _Died
+
+
+# --- the process -----------------------------------------------------------------------------------------------------
+
+
+def _asked(line: socket.socket, content: str) -> bool:
+    _send(line, _Ask(content))
+    return bool(_receive(line))
+
+
+def _tell(line: socket.socket, findings: Iterator[Finding]) -> None:
+    """Send what is found while it is wanted. The next thing is found before it is known whether it is."""
+    for place, finding in enumerate(findings):
+        if place and not _receive(line):
+            return
+        if isinstance(finding, Window):
+            _send(line, _Samples(finding.start, finding.end, len(finding.samples)))
+            _send_bytes(line, np.ascontiguousarray(finding.samples, np.float32).data.cast("B"))
+        else:
+            _send(line, finding)
+    _receive(line)
+
+
+def serve() -> None:
+    """What the process does: examine files until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_memory()
+    line = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what is said there is not for whoever reads its standard input
+    with contextlib.suppress(_Died):
+        corpus, windowing = _receive(line)
+        while True:
+            path, *stamp = _receive(line)
+            _tell(line, examine(corpus / os.fsdecode(path), Stamp(*stamp), windowing, partial(_asked, line)))
+            _send(line, None)

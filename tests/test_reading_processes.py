@@ -1,0 +1,273 @@
+"""Processes that examine files find what `examine` finds, whatever dies, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from audio_files import bad_files, shorten
+from command_line import ROOT, start
+from fake_retriever import FakeRetriever, contents, write_tone
+from test_cli_signals import nothing_is_left_of, session_of
+from test_engines import a_corpus
+
+from diffatr_cli.core.windows import OURS
+from diffatr_cli.corpus import reading_processes as module
+from diffatr_cli.corpus import update
+from diffatr_cli.corpus.examine import Content, Failure, examine
+from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.corpus.reading_processes import Readers
+from diffatr_cli.corpus.scan import Stamp, scan
+from diffatr_cli.corpus.windows import Missing, Window
+from diffatr_cli.errors import DiffATRError
+
+pytestmark = pytest.mark.skipif(not module.POSSIBLE, reason="this system has not what it takes")
+
+
+class OnGPU(FakeRetriever):
+    device = "cuda"
+
+
+def plain(findings):
+    """Findings as values that can be compared."""
+    return [(each.start, each.end, each.samples.tobytes()) if isinstance(each, Window) else each for each in findings]
+
+
+def stamp_of(path: Path) -> Stamp:
+    return Stamp.of(path.stat())
+
+
+def unknown(content: str) -> bool:
+    return False
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """Good files, long ones, bad ones, and one that can be read in part."""
+    root = a_corpus(tmp_path / "clips")
+    bad_files(root / "bad")
+    write_tone(root / "long.flac", 400, 63)
+    write_tone(root / "name \udce9.wav", 400, 0.3)
+    write_tone(root / "part.mp3", 500, 31)
+    shorten(root / "part.mp3")
+    return root
+
+
+def test_processes_find_what_is_found_here(corpus):
+    found = {}
+    with Readers(corpus, OURS) as readers:
+        for path, stamp in scan(corpus, corpus / ".diffatr").files.items():
+            found[path] = list(readers.examine(path, stamp, unknown))
+            here = examine(corpus / os.fsdecode(path), stamp, OURS, unknown)
+            assert plain(found[path]) == plain(here)
+    assert {Content, Window, Failure, Missing} == {type(each) for findings in found.values() for each in findings}
+    assert len(readers._all) == 1  # one, which all the bad ones have not harmed
+
+
+def test_what_is_settled_is_not_decoded(corpus):
+    path, asked = b"long.flac", []
+    with Readers(corpus, OURS) as readers:
+        findings = list(
+            readers.examine(path, stamp_of(corpus / "long.flac"), lambda content: bool(asked.append(content)) or True)
+        )
+    assert findings == [Content(asked[0])]
+
+
+def test_a_file_that_changed_since_is_told(corpus):
+    with Readers(corpus, OURS) as readers:
+        *_, last = readers.examine(b"long.flac", stamp_of(corpus / "long.flac")._replace(mtime_ns=1), unknown)
+    assert last == Failure("changed while it was read", lasting=False)
+
+
+@pytest.mark.parametrize("taken", range(5))
+def test_a_file_may_be_left_at_any_place(corpus, taken):
+    expected = plain(examine(corpus / "long.flac", stamp_of(corpus / "long.flac"), OURS, unknown))
+    with Readers(corpus, OURS) as readers:
+        for _ in range(3):
+            findings = readers.examine(b"long.flac", stamp_of(corpus / "long.flac"), unknown)
+            assert plain(islice(findings, taken)) == expected[:taken]
+            findings.close()
+        assert plain(readers.examine(b"long.flac", stamp_of(corpus / "long.flac"), unknown)) == expected
+    assert len(readers._all) == 1
+
+
+# --- what dies -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deadly(tmp_path, monkeypatch):
+    """A folder that a process that reads imports from first: what is written to it ends it, as a decoder would, when a window
+    of a file begins there. The file `deaths` has a line a death."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.setattr(sys, "path", [str(site), *sys.path])
+
+    def write(window: int, deaths: int) -> Path:
+        (site / "sitecustomize.py").write_text(
+            textwrap.dedent(f"""
+            import os, signal
+            from pathlib import Path
+            from diffatr_cli.corpus import examine
+            from diffatr_cli.corpus.windows import windows_of
+
+            deaths = Path({str(site / "deaths")!r})
+
+            def dying(path, windowing):
+                for number, window in enumerate(windows_of(path, windowing)):
+                    if "deadly" in path.name and number == {window}:
+                        if not deaths.exists() or deaths.read_text().count("x") < {deaths}:
+                            with deaths.open("a") as file:
+                                file.write("x")
+                            os.kill(os.getpid(), signal.SIGSEGV)
+                    yield window
+
+            examine.windows_of = dying
+            """)
+        )
+        return site / "deaths"
+
+    return write
+
+
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_a_process_that_dies_once_changes_nothing(corpus, deadly, window):
+    deaths = deadly(window, 1)
+    (corpus / "long.flac").rename(corpus / "deadly.flac")
+    expected = plain(examine(corpus / "deadly.flac", stamp_of(corpus / "deadly.flac"), OURS, unknown))
+    with Readers(corpus, OURS) as readers:
+        assert plain(readers.examine(b"deadly.flac", stamp_of(corpus / "deadly.flac"), unknown)) == expected
+    assert deaths.read_text() == "x"
+
+
+def test_a_recording_over_which_processes_die_costs_itself(corpus, tmp_path, deadly, monkeypatch):
+    monkeypatch.setattr(update, "MANY", 1)
+    here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
+    expected = here.update(FakeRetriever())
+    write_tone(corpus / "deadly.wav", 700, 21)
+    deaths = deadly(1, 99)
+    report = there.update(OnGPU())
+    assert deaths.read_text() == "xx"
+    assert [(each.path, each.reason) for each in report.skipped if each not in expected.skipped] == [
+        ("deadly.wav", "cannot be decoded (the process that worked on it died twice)")
+    ]
+    assert contents(here) == contents(there)
+    deaths.write_text("x" * 99)
+    assert there.update(OnGPU()).embedded == 1  # it is looked at again
+
+
+def test_a_process_that_is_killed_between_two_files_is_replaced(corpus):
+    path, stamp = b"long.flac", stamp_of(corpus / "long.flac")
+    with Readers(corpus, OURS) as readers:
+        first = plain(readers.examine(path, stamp, unknown))
+        readers._all[0]._process.kill()
+        readers._all[0]._process.wait()
+        assert plain(readers.examine(path, stamp, unknown)) == first
+    assert [each._process.poll() is None for each in readers._all] == [False, False]
+
+
+def test_a_process_that_cannot_be_started_is_told(corpus, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(corpus / "no such python"))
+    with Readers(corpus, OURS) as readers, pytest.raises(DiffATRError, match=r"No such file or directory\): try fewer"):
+        list(readers.examine(b"long.flac", stamp_of(corpus / "long.flac"), unknown))
+
+
+# --- an index --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_index_is_the_same(corpus, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(update, "MANY", 1)
+    (corpus / "again.flac").write_bytes((corpus / "long.flac").read_bytes())
+    here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
+    reports = [index.update(model, workers=workers) for index, model in ((here, FakeRetriever()), (there, OnGPU()))]
+    assert contents(here) == contents(there)
+    assert reports[0].skipped == reports[1].skipped
+    assert reports[0].partial == reports[1].partial
+    assert (reports[0].embedded, reports[0].reused) == (reports[1].embedded, reports[1].reused)
+
+
+@pytest.mark.parametrize(("device", "files", "expected"), [("cuda", 3, True), ("cuda", 2, False), ("cpu", 3, False)])
+def test_processes_read_for_a_gpu_where_there_are_many_files(tmp_path, monkeypatch, device, files, expected):
+    made = []
+
+    class Noted(Readers):
+        def __init__(self, *arguments):
+            made.append(self)
+            super().__init__(*arguments)
+
+    for number in range(files):
+        write_tone(tmp_path / "clips" / f"{number}.wav", 300 + number, 0.2, seed=number)
+    monkeypatch.setattr(update, "MANY", 3)
+    monkeypatch.setattr(update, "Readers", Noted)
+    model = FakeRetriever()
+    model.device = device
+    assert FolderIndex(tmp_path / "clips").update(model).files == files
+    assert bool(made) == expected
+
+
+UPDATE = """
+import sys, time
+from pathlib import Path
+from diffatr_cli.corpus import update
+from diffatr_cli.corpus.index import FolderIndex
+from fake_retriever import FakeRetriever
+
+update.MANY, update._COMMIT_SECONDS = 1, 0.0
+
+class Slow(FakeRetriever):
+    device = "cuda"
+
+    def embed_audio(self, waveforms):
+        print("at work", flush=True)
+        time.sleep(0.3)
+        return super().embed_audio(waveforms)
+
+update.GPU_BATCH = 1
+FolderIndex(Path(sys.argv[1])).update(Slow(), workers=2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_processes_end_with_the_one_that_asks(tmp_path, number):
+    for i in range(8):
+        write_tone(tmp_path / "clips" / f"{i}.wav", 300 + i, 40, seed=i)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    process = start([sys.executable, "-c", UPDATE, tmp_path / "clips"], env=environment)
+    assert process.stdout.readline() == "at work\n"
+    assert len(session_of(process)) == 3
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # Ctrl-C goes to all of them
+    process.wait(60)
+    assert "KeyboardInterrupt" in process.communicate()[1] or number != signal.SIGINT
+    assert nothing_is_left_of(process)
+
+
+def test_the_library_can_be_used_from_a_script_without_a_guard(corpus, tmp_path):
+    """The processes do not run the script that asks for them."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\nfrom diffatr_cli.corpus import update\nfrom diffatr_cli.corpus.index import FolderIndex\n"
+        "from fake_retriever import FakeRetriever\nupdate.MANY = 1\nmodel = FakeRetriever()\nmodel.device = 'cuda'\n"
+        f"print(FolderIndex(Path({str(corpus)!r})).update(model).files)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(FolderIndex(corpus, tmp_path / "here").update(FakeRetriever()).files)]
+    assert done.stderr == ""
+
+
+def test_samples_are_the_askers_own(corpus):
+    """They may be changed, and outlive the process."""
+    with Readers(corpus, OURS) as readers:
+        found = [
+            each for each in readers.examine(b"long.flac", stamp_of(corpus / "long.flac"), unknown) if isinstance(each, Window)
+        ]
+    assert all(each.samples.flags.owndata and each.samples.flags.writeable for each in found)
+    assert len({each.samples.ctypes.data for each in found}) == len(found)
+    assert np.isfinite(np.concatenate([each.samples for each in found])).all()
