@@ -20,6 +20,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -168,11 +169,11 @@ def elsewhere(size: Size) -> list[Row]:
         ):
             folder = _noise(Path(name) / f"{what} in {form}", files, length, form)
             rates, own = [], []
-            for many in (1, math.inf):
+            for by_processes in (True, False):
                 model = Elsewhere("cuda", math.inf)
-                with mock.patch.object(update, "MANY", many):
+                with mock.patch.object(update, "pay", lambda *_, answer=by_processes: answer):
                     before = time.process_time()
-                    took = seconds(FolderIndex(folder, Path(name) / f"{what} {form} {many}").update, model)
+                    took = seconds(partial(FolderIndex(folder, Path(name) / f"{what} {form} {by_processes}").update, model))
                 rates.append(model.windows / took)
                 own.append(1e3 * (time.process_time() - before) / model.windows)
             told, remark = f"{files:,} mono {what} of {length:.0f} s in {form.upper()}, no encoder", "plain: read by threads"

@@ -28,7 +28,7 @@ from diffatr_cli.corpus.scan import Stamp, scan
 from diffatr_cli.corpus.windows import Missing, Window
 from diffatr_cli.errors import DiffATRError
 
-pytestmark = pytest.mark.skipif(not module.POSSIBLE, reason="this system has not what it takes")
+pytestmark = pytest.mark.skipif(not module._POSSIBLE, reason="this system has not what it takes")
 
 
 class OnGPU(FakeRetriever):
@@ -46,6 +46,10 @@ def stamp_of(path: Path) -> Stamp:
 
 def unknown(content: str) -> bool:
     return False
+
+
+def always(files: int, workers: int) -> bool:
+    return True
 
 
 @pytest.fixture
@@ -147,7 +151,7 @@ def test_a_process_that_dies_once_changes_nothing(corpus, deadly, window):
 
 
 def test_a_recording_over_which_processes_die_costs_itself(corpus, tmp_path, deadly, monkeypatch):
-    monkeypatch.setattr(update, "MANY", 1)
+    monkeypatch.setattr(update, "pay", always)
     here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
     expected = here.update(FakeRetriever())
     write_tone(corpus / "deadly.wav", 700, 21)
@@ -183,7 +187,7 @@ def test_a_process_that_cannot_be_started_is_told(corpus, monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_index_is_the_same(corpus, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(update, "MANY", 1)
+    monkeypatch.setattr(update, "pay", always)
     (corpus / "again.flac").write_bytes((corpus / "long.flac").read_bytes())
     here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
     reports = [index.update(model, workers=workers) for index, model in ((here, FakeRetriever()), (there, OnGPU()))]
@@ -193,8 +197,11 @@ def test_an_index_is_the_same(corpus, tmp_path, monkeypatch, workers):
     assert (reports[0].embedded, reports[0].reused) == (reports[1].embedded, reports[1].reused)
 
 
-@pytest.mark.parametrize(("device", "files", "expected"), [("cuda", 3, True), ("cuda", 2, False), ("cpu", 3, False)])
-def test_processes_read_for_a_gpu_where_there_are_many_files(tmp_path, monkeypatch, device, files, expected):
+@pytest.mark.parametrize(
+    ("device", "files", "workers", "expected"),
+    [("cuda", 3, 4, True), ("cuda", 2, 4, False), ("cuda", 3, 3, False), ("cpu", 3, 4, False)],
+)
+def test_processes_read_for_a_gpu_where_there_are_many_files_and_cores(tmp_path, monkeypatch, device, files, workers, expected):
     made = []
 
     class Noted(Readers):
@@ -204,11 +211,11 @@ def test_processes_read_for_a_gpu_where_there_are_many_files(tmp_path, monkeypat
 
     for number in range(files):
         write_tone(tmp_path / "clips" / f"{number}.wav", 300 + number, 0.2, seed=number)
-    monkeypatch.setattr(update, "MANY", 3)
+    monkeypatch.setattr(module, "_FILES", 3)
     monkeypatch.setattr(update, "Readers", Noted)
     model = FakeRetriever()
     model.device = device
-    assert FolderIndex(tmp_path / "clips").update(model).files == files
+    assert FolderIndex(tmp_path / "clips").update(model, workers=workers).files == files
     assert bool(made) == expected
 
 
@@ -219,7 +226,7 @@ from diffatr_cli.corpus import update
 from diffatr_cli.corpus.index import FolderIndex
 from fake_retriever import FakeRetriever
 
-update.MANY, update._COMMIT_SECONDS = 1, 0.0
+update.pay, update._COMMIT_SECONDS = lambda *_: True, 0.0
 
 class Slow(FakeRetriever):
     device = "cuda"
@@ -253,7 +260,7 @@ def test_the_library_can_be_used_from_a_script_without_a_guard(corpus, tmp_path)
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\nfrom diffatr_cli.corpus import update\nfrom diffatr_cli.corpus.index import FolderIndex\n"
-        "from fake_retriever import FakeRetriever\nupdate.MANY = 1\nmodel = FakeRetriever()\nmodel.device = 'cuda'\n"
+        "from fake_retriever import FakeRetriever\nupdate.pay = lambda *_: True\nmodel = FakeRetriever()\nmodel.device = 'cuda'\n"
         f"print(FolderIndex(Path({str(corpus)!r})).update(model).files)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}

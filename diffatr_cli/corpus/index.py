@@ -103,7 +103,7 @@ class FolderIndex:
         Args:
             model: whose vectors to bring up to date.
             progress: told of files.
-            workers: threads that read and decode while the model embeds; None takes one a CPU.
+            workers: threads, or for a GPU processes, that read and decode while the model embeds; None takes one a CPU.
             wait: for another process that is updating this index, until it is done or killed; then go on, which usually finds
                 everything done. Told once, with a sentence for the person, when the waiting begins. None does not wait.
             tell: told a sentence where recordings that were embedded are to be read again, for the frames that this model needs.

@@ -33,16 +33,20 @@ from .examine import Failure, Finding, examine
 from .scan import Stamp
 from .windows import Window
 
-POSSIBLE = hasattr(signal, "pthread_sigmask") and hasattr(socket, "AF_UNIX") and hasattr(socket, "MSG_WAITALL")
-"""Whether this system has what it takes; Windows does not."""
-MANY = 256
-"""Files for which starting processes pays."""
+_POSSIBLE = hasattr(signal, "pthread_sigmask") and hasattr(socket, "AF_UNIX") and hasattr(socket, "MSG_WAITALL")  # not Windows
+_FILES = 256  # with fewer the start of processes is not worth it,
+_CORES = 4  # nor here, where threads do as well
 MOST = 32
 """Processes that read for one GPU at the most."""
 _BUFFER = 4 << 20  # bytes of a socket, so that a window or two fit
 _TRIES = 2  # of a file over which a process dies
 _PATIENCE = 5  # seconds for a process to end that has nobody to talk to
 _LENGTH = struct.Struct("<Q")
+
+
+def pay(files: int, workers: int) -> bool:
+    """Whether processes feed a GPU faster than as many threads do, where there are so many files to read."""
+    return _POSSIBLE and files >= _FILES and workers >= _CORES
 
 
 class _Ask(NamedTuple):
@@ -80,6 +84,7 @@ class Readers:
         self._all: list[_Reader] = []
 
     def __enter__(self) -> Readers:
+        keep_memory()  # here too: windows are of one size
         return self
 
     def __exit__(self, *_: object) -> None:

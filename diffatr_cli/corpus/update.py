@@ -24,7 +24,7 @@ from .examine import Content, Failure, Finding, Vector, examine, reader
 from .frames import Frames
 from .gone import GoneContents
 from .read_ahead import read_ahead
-from .reading_processes import MANY, MOST, POSSIBLE, Readers
+from .reading_processes import MOST, Readers, pay
 from .report import IndexReport, Skipped
 from .scan import Listing, Stamp
 from .store import FileRow, FileTable, WindowTable
@@ -185,7 +185,7 @@ class Update:
     def _read_here(self, todo: Mapping[bytes, Stamp], workers: int, stack: contextlib.ExitStack) -> Generator[Iterator[Finding]]:
         """What is found in each file: by threads, of which each has a process read where there is much to read for a GPU."""
         look = self._examined
-        if self.on_gpu and POSSIBLE and len(todo) >= MANY:
+        if self.on_gpu and pay(len(todo), workers):
             look, workers = stack.enter_context(Readers(self.corpus, self.model.windowing)).examine, min(workers, MOST)
         makers = (partial(look, path, stamp, partial(self._is_settled, path)) for path, stamp in todo.items())
         return read_ahead(makers, weight, READ_AHEAD, workers)
