@@ -35,7 +35,8 @@ def index(
             "--workers",
             min=1,
             metavar="N",
-            help="Threads that read, or processes for a GPU; with --engine ray, workers that read and embed. One a core, or a GPU, if not given.",
+            help="Threads that read, or processes for a GPU; with --engine ray, workers that read and embed. One a core, or a "
+            "GPU, if not given.",
         ),
     ] = None,
     watch: Annotated[
