@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections import Counter
@@ -132,14 +133,16 @@ class Elsewhere:
     def __init__(self, device: str, rate: float) -> None:
         self.device, self.rate, self.at_work = device, rate, 0.0
         self.first, self.last, self.windows = math.inf, 0.0, 0
+        self.one = threading.Lock()  # it does one thing at a time
 
     def embed_audio(self, waveforms: Sequence[np.ndarray]) -> np.ndarray:
         """Unit vectors of windows, after as long as an encoder of this rate needs."""
-        began = time.perf_counter()
-        time.sleep(len(waveforms) / self.rate)
-        self.windows += len(waveforms)
-        self.first, self.last = min(self.first, began), time.perf_counter()
-        self.at_work += self.last - began
+        with self.one:
+            began = time.perf_counter()
+            time.sleep(len(waveforms) / self.rate)
+            self.windows += len(waveforms)
+            self.first, self.last = min(self.first, began), time.perf_counter()
+            self.at_work += self.last - began
         return np.tile(np.eye(1, self.dim, dtype=np.float32), (len(waveforms), 1))
 
 

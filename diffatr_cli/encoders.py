@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from .core.audio_encoder import AudioEncoder, SideBySide, SmallCnn
-from .core.level import levelled
 from .core.ragged import half
 from .core.text import CaptionEncoder, TextEncoder
 from .device import wants_bf16
@@ -166,7 +165,7 @@ def pool_clips(encoder: ClipEncoder, waveforms: Sequence[np.ndarray], device: to
     if isinstance(encoder, AudioEncoder):
         from .core.inference import pooled_features
 
-        return pooled_features(encoder, [torch.from_numpy(levelled(wave)) for wave in waveforms])
+        return pooled_features(encoder, _tensors(waveforms), level=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=wants_bf16("auto", device)):
         pooled: Tensor = encoder.embed(waveforms)
     return pooled
@@ -177,7 +176,7 @@ def frames_of_clips(encoder: ClipEncoder, waveforms: Sequence[np.ndarray]) -> li
     pooled features. The encoder must be one of this package, in evaluation mode."""
     from .core.inference import frame_features
 
-    return [half(frames) for frames in frame_features(encoder, [torch.from_numpy(levelled(wave)) for wave in waveforms])]
+    return [half(frames) for frames in frame_features(encoder, _tensors(waveforms), level=True)]
 
 
 def pool_with_frames(encoder: ClipEncoder, waveforms: Sequence[np.ndarray]) -> tuple[Tensor, list[Tensor]]:
@@ -185,8 +184,12 @@ def pool_with_frames(encoder: ClipEncoder, waveforms: Sequence[np.ndarray]) -> t
     from .core.audio_encoder import pool_frames
     from .core.inference import frame_features
 
-    found = frame_features(encoder, [torch.from_numpy(levelled(wave)) for wave in waveforms])
+    found = frame_features(encoder, _tensors(waveforms), level=True)
     return torch.cat([pool_frames(frames[None]) for frames in found]), [half(frames) for frames in found]
+
+
+def _tensors(waveforms: Sequence[np.ndarray]) -> list[Tensor]:
+    return [torch.from_numpy(wave if wave.flags.writeable else wave.copy()) for wave in waveforms]
 
 
 def check_states(audio: AudioSection, text: CaptionEncoder | None) -> None:

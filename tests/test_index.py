@@ -472,16 +472,17 @@ def test_windows_are_gathered_while_a_gpu_is_at_work(tmp_path, monkeypatch):
 
     def taking(self, path, *rest):
         taken.append(path)
-        if len(taken) == 2:
+        if len(taken) == 4:
             gathered.set()
         take(self, path, *rest)
 
     class Waiting(OnGPU):
         def embed_audio(self, waveforms):
-            assert gathered.wait(60), "the second file waits until the first is embedded"
+            # The first batch is waited for, and then there are two at a time.
+            assert not self.embedded or gathered.wait(60), "the fourth file waits until the second or the third is embedded"
             return super().embed_audio(waveforms)
 
-    for number in range(3):
+    for number in range(5):
         write_tone(tmp_path / "clips" / f"{number}.wav", 300 + number, 1)
     monkeypatch.setattr(module.Update, "_take", taking)
     FolderIndex(tmp_path / "clips").update(Waiting())

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from audio_files import sine, table, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-import diffatr_cli.encoders
 import diffatr_cli.model
-from diffatr_cli.core.level import LEVEL, SILENT, level, levelled
+from diffatr_cli.core import inference
+from diffatr_cli.core.audio_encoder import SmallCnn
+from diffatr_cli.core.level import LEVEL, SILENT, level, levelled, levelled_rows
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.data.audio import load_audio
 from diffatr_cli.data.folder import prepare_folder
@@ -72,6 +74,49 @@ def test_silence_stays_silence() -> None:
     assert level(levelled(at(SILENT + 1))) == pytest.approx(LEVEL, abs=0.01)
 
 
+@given(
+    levels=st.lists(st.one_of(st.floats(-120, 40), st.just(-np.inf)), min_size=1, max_size=4),
+    samples=st.integers(1, 12_000),
+    offset=st.sampled_from([0.0, -0.3, 0.02]),
+    seed=st.integers(0, 100),
+)
+def test_many_at_once_are_as_each_alone(levels: list[float], samples: int, offset: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    noise = (
+        rng.normal(0, 1, (len(levels), samples))
+        * rng.uniform(0.1, 1, (len(levels), samples // 3_000 + 1)).repeat(3_000, 1)[:, :samples]
+    )
+    waveforms = (noise * 10 ** (np.array(levels)[:, None] / 20) + offset).astype(np.float32)
+    given_ = waveforms.copy()
+    out = levelled_rows(torch.from_numpy(waveforms)).numpy()
+    np.testing.assert_array_equal(waveforms, given_)
+    for got, waveform in zip(out, waveforms, strict=True):
+        about = level(waveform, float(waveform.mean(dtype=np.float64)))
+        if abs(about - SILENT) > 0.01:  # or rounding decides
+            np.testing.assert_allclose(got, levelled(waveform), rtol=2e-5, atol=2e-6)
+
+
+def test_an_encoder_hears_one_level_wherever_sounds_are_brought_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one before they are sent, and on a device all of a batch, but those that have silence put behind them."""
+    encoder, rng = SmallCnn((8, 8)).eval(), np.random.default_rng(0)
+    waves = [torch.from_numpy(0.01 * rng.normal(0, 1, n).astype(np.float32) + 0.2) for n in (100, 40_000, 64_000, 700, 64_000)]
+    expected = inference.pooled_features(encoder, [torch.from_numpy(levelled(wave.numpy())) for wave in waves])
+    here = inference.pooled_features(encoder, waves, level=True)
+    many, at_once = [], inference.levelled_rows
+
+    def noted(waveforms: torch.Tensor) -> torch.Tensor:
+        many.append(tuple(waveforms.shape))
+        return at_once(waveforms)
+
+    monkeypatch.setattr(inference, "_levels", lambda device: True)
+    monkeypatch.setattr(inference, "levelled_rows", noted)
+    there = inference.pooled_features(encoder, waves, level=True)
+    assert many == [(1, 40_000), (2, 64_000)]
+    torch.testing.assert_close(here, expected, rtol=0, atol=0)
+    torch.testing.assert_close(there, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(inference.pooled_features(encoder, waves), expected, rtol=1e-2, atol=1e-3)
+
+
 def test_the_loudest_part_decides_for_all_of_it() -> None:
     """The silence around a bark is raised with the bark, not to a level of its own."""
     bark = np.concatenate([at(-70, 2), at(-50, 0.5), at(-70, 2)])
@@ -107,7 +152,7 @@ def test_what_was_embedded_in_another_way_is_embedded_again(tmp_path: Path, monk
     index = FolderIndex(tmp_path / "clips")
     with monkeypatch.context() as before:
         before.setattr(diffatr_cli.model, "HEARING", "as it is")
-        before.setattr(diffatr_cli.encoders, "levelled", lambda waveform: waveform)
+        before.setattr(inference, "levelled", lambda waveform: waveform)
         old = load_retriever(shipped_model(), "cpu")
         assert index.update(old).embedded == 2
         unlevelled = index.read(old.model_id).vectors

@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from ..types import SAMPLE_RATE
 from .audio_encoder import AudioEncoder, ConvBlock, pool_frames
 from .convolution import rectified_conv, widened
+from .level import levelled, levelled_rows
 from .logmel import N_MELS
 from .panns import BasicBlock
 from .sending import Fetched, one_ahead, send_aside, stacked
@@ -128,6 +129,11 @@ def _fuses(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def _levels(device: torch.device) -> bool:
+    """Whether sounds are to be brought to one level there, rather than before they are sent."""
+    return device.type != "cpu"
+
+
 def _suits_winograd(conv: nn.Conv2d) -> bool:
     """Whether `WinogradConv` can stand for this convolution, and is faster."""
     plain = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
@@ -171,42 +177,52 @@ def _normalised_convs(encoder: AudioEncoder) -> list[tuple[nn.Conv2d, nn.BatchNo
     return found
 
 
-def pooled_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None = None) -> Tensor:
+def pooled_features(
+    encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None = None, *, level: bool = False
+) -> Tensor:
     """Waveforms (S,) of any lengths -> (n, F) float32 on the CPU, each as if it were embedded alone and whole.
 
     Only clips of equal length share a batch, so that no padding enters. Clips shorter than `encoder.min_samples` are padded
     with zeros up to it. Memory is bounded by `batch_samples`, by default what suits the device: a longer clip goes through in
-    overlapping pieces.
+    overlapping pieces. `level` has the encoder hear them at one level (`core.level.levelled`).
     Raises ValueError if the encoder is in training mode, where clips of a batch depend on one another.
     """
     out = torch.empty(len(waveforms), encoder.features)
-    for part, pooled in _fetched(encoder, waveforms, batch_samples, pool_frames):
+    for part, pooled in _fetched(encoder, waveforms, batch_samples, level, pool_frames):
         out[part] = pooled
     return out
 
 
-def frame_features(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None = None) -> list[Tensor]:
+def frame_features(
+    encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None = None, *, level: bool = False
+) -> list[Tensor]:
     """Waveforms (S,) of any lengths -> of each its frames (T', F) float32 on the CPU, at least one, of which `pooled_features`
     has the maximum and the mean. The arguments and the error are the same."""
     found: dict[int, Tensor] = {}
-    for part, frames in _fetched(encoder, waveforms, batch_samples, lambda frames: frames):
+    for part, frames in _fetched(encoder, waveforms, batch_samples, level, lambda frames: frames):
         found.update(zip(part, frames, strict=True))
     return [found[i] for i in range(len(waveforms))]
 
 
 def _fetched(
-    encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int | None, work: Callable[[Tensor], Tensor]
+    encoder: AudioEncoder,
+    waveforms: Sequence[Tensor],
+    batch_samples: int | None,
+    level: bool,
+    work: Callable[[Tensor], Tensor],
 ) -> Iterator[tuple[list[int], Tensor]]:
     """What `work` makes of `_batched_frames`, on the CPU; a GPU is at work on the next batch while the one before is fetched."""
     on_cpu = encoder.device.type == "cpu"
-    batches = _batched_frames(encoder, waveforms, batch_samples or (BATCH_SAMPLES if on_cpu else GPU_SAMPLES))
+    batches = _batched_frames(encoder, waveforms, batch_samples or (BATCH_SAMPLES if on_cpu else GPU_SAMPLES), level)
     begun = ((part, Fetched(work(frames))) for part, frames in batches)
     for part, made in begun if on_cpu else one_ahead(begun):
         yield part, made.values()
 
 
 @torch.inference_mode()
-def _batched_frames(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int) -> Iterator[tuple[list[int], Tensor]]:
+def _batched_frames(
+    encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_samples: int, level: bool
+) -> Iterator[tuple[list[int], Tensor]]:
     """The places of clips of one length, and their frames (B, T', F)."""
     if encoder.training:
         raise ValueError("features of clips need the encoder in evaluation mode")
@@ -216,8 +232,18 @@ def _batched_frames(encoder: AudioEncoder, waveforms: Sequence[Tensor], batch_sa
         members, size = list(group), max(1, batch_samples // length)
         for start in range(0, len(members), size):
             part = members[start : start + size]
-            batch = send_aside(stacked([waveforms[i] for i in part], length, device), device)
+            batch = _sent([waveforms[i] for i in part], length, device, level)
             yield part, torch.cat(list(_frames_in_pieces(encoder, batch, batch_samples)), 1)
+
+
+def _sent(waveforms: Sequence[Tensor], length: int, device: torch.device, level: bool) -> Tensor:
+    """Waveforms (S,) with zeros behind them, (B, length) on a device; with `level` brought to one level, where there are no zeros
+    to confuse: a GPU has them all at once, and the processor each while it is in its cache."""
+    there = level and _levels(device) and all(len(each) == length for each in waveforms)
+    if level and not there:
+        waveforms = [torch.from_numpy(levelled(each.numpy())) for each in waveforms]
+    batch = send_aside(stacked(waveforms, length, device), device)
+    return levelled_rows(batch) if there else batch
 
 
 def _frames_in_pieces(encoder: AudioEncoder, waveform: Tensor, samples: int) -> Iterator[Tensor]:

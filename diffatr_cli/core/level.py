@@ -9,10 +9,15 @@ for recordings as they are, and gives quiet ones other scores. `docs/model-card.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ..types import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LEVEL = -14.0
 """dB, that all sounds are brought to."""
@@ -43,3 +48,14 @@ def level(waveform: NDArray[np.float32], mean: float = 0.0) -> float:
     rows = about[: whole * _STRETCH].reshape(whole, _STRETCH) if whole else about[None]
     power = float(np.einsum("ij,ij->i", rows, rows).max() / rows.shape[1]) if rows.size else 0.0
     return 10 * float(np.log10(power)) if power > 0 else float("-inf")
+
+
+def levelled_rows(waveforms: Tensor) -> Tensor:
+    """`levelled`, of (B, S) waveforms at once and on their device; S is not 0."""
+    import torch
+
+    about = waveforms - waveforms.mean(1, keepdim=True, dtype=torch.float64).to(waveforms.dtype)
+    stretch = min(_STRETCH, about.shape[1])
+    rows = about[:, : about.shape[1] // stretch * stretch].reshape(len(about), -1, stretch)
+    power = rows.square().mean(2).amax(1, keepdim=True)
+    return torch.where(power < 10 ** (SILENT / 10), waveforms, about * (10 ** (LEVEL / 20) * power.rsqrt()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..progress import Progress, duration
 from .contents import ContentWindows
-from .embedding import BATCH, GPU_BATCH, READ_AHEAD, Elsewhere, embed, weight
+from .embedding import AT_ONCE, BATCH, GPU_BATCH, READ_AHEAD, Elsewhere, embed, weight
 from .examine import Content, Failure, Finding, Vector, examine, reader
 from .frames import Frames
 from .gone import GoneContents
@@ -109,7 +110,8 @@ class Update:
         self.waiting: list[tuple[_Part, Window | Vector]] = []  # and their windows, or what came of these elsewhere
         self.on_gpu = str(model.device) != "cpu"
         self.batch = GPU_BATCH if self.on_gpu else BATCH
-        self.begun: tuple[list[_Part], Future[Vectors]] | None = None  # whose windows a GPU is at work on
+        self.begun = deque[tuple[list[_Part], Future[Vectors]]]()  # whose windows a GPU is at work on
+        self.at_once = 0  # batches that it may be at work on when the next windows are gathered: from the second one on
         self.writing: Future[None] | None = None  # of what was taken in before
         self.uncommitted = 0  # windows of `parts`
         self.committed = time.monotonic()
@@ -143,7 +145,7 @@ class Update:
         todo = {path: stamp for path, stamp in todo.items() if path not in left}
         self.put_off = len(left)
         with contextlib.ExitStack() as stack:
-            self.embedder = stack.enter_context(ThreadPoolExecutor(1, "embedding"))
+            self.embedder = stack.enter_context(ThreadPoolExecutor(AT_ONCE, "embedding"))
             self.writer = stack.enter_context(ThreadPoolExecutor(1, "writing"))
             if elsewhere is None:
                 ahead = self._read_here(todo, workers, stack)
@@ -259,15 +261,16 @@ class Update:
     def _embed_waiting(self, *, ahead: bool = False) -> None:
         """Give all waiting windows their vectors.
 
-        `ahead`: begin with it, and come back when the batch before has them, so that a GPU is at work while the next windows are
-        gathered. On the processor nothing would be won, and whoever interrupts it would wait for the batch.
+        `ahead`: begin with it, and come back while a GPU is at work, so that the next windows are gathered meanwhile. On the
+        processor nothing would be won, and whoever interrupts it would wait for the batch. The first batch is waited for: with
+        it the model is loaded and its kernels are compiled.
         """
         for first in range(0, len(self.waiting), self.batch):
             parts, windows = zip(*self.waiting[first : first + self.batch], strict=True)
             if ahead:
-                begun = self.embedder.submit(self._vectors, windows)
-                self._end_begun()
-                self.begun = list(parts), begun
+                self.begun.append((list(parts), self.embedder.submit(self._vectors, windows)))
+                self._end_begun(self.at_once)
+                self.at_once = AT_ONCE
             else:
                 self._end_begun()
                 self._keep(parts, *self._vectors(windows))
@@ -275,10 +278,10 @@ class Update:
         if not ahead:
             self._end_begun()
 
-    def _end_begun(self) -> None:
-        """Wait for the windows that a GPU is at work on, if any."""
-        if self.begun is not None:
-            (parts, begun), self.begun = self.begun, None
+    def _end_begun(self, but: int = 0) -> None:
+        """Wait for the windows that a GPU is at work on, but for so many batches, the last ones."""
+        while len(self.begun) > but:
+            parts, begun = self.begun.popleft()
             self._keep(parts, *begun.result())
 
     def _keep(self, parts: Sequence[_Part], vectors: np.ndarray, frames: Sequence[np.ndarray | None]) -> None:
@@ -309,7 +312,7 @@ class Update:
         """
         if not ahead:
             self._embed_waiting()
-        embedding = {id(part) for part, _ in self.waiting}.union(map(id, self.begun[0] if self.begun else ()))
+        embedding = {id(part) for part, _ in self.waiting}.union(id(part) for parts, _ in self.begun for part in parts)
         later = {content: part for content, part in self.parts.items() if id(part) in embedding}
         parts = {content: part for content, part in self.parts.items() if content not in later}
         rows = {path: row for path, row in self.new_rows.items() if row.content not in later}
