@@ -159,7 +159,8 @@ def embedding(size: Size, device: str) -> list[Row]:
     torch.manual_seed(0)
     plain = encoders.lived_in(encoders.ENCODERS[name]()).to(device)
     encoder = optimise_for_inference(plain, embedding_dtype(torch.device(device)))
-    ways = {"here": partial(pooled_features, encoder, waves), "plain": partial(pooled_features, encoder, waves, BATCH_SAMPLES)}
+    embed = partial(pooled_features, encoder, waves, level=True)
+    ways = {"here": embed, "plain": partial(embed, BATCH_SAMPLES)}
     took = medians(ways, pick(size, 1, 2, 3), device)
     remark = "plain: in batches of four"
     return [Row(f"{name}, {clips} clips", clips / took["here"], clips / took["plain"], "clips/s", remark=remark)]
