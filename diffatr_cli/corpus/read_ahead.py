@@ -13,10 +13,14 @@ T = TypeVar("T")
 
 
 class _Lane(Generic[T]):
-    """The items of one maker on their way to the user."""
+    """The items of one maker on their way to the user. Both wait at conditions of their own: woken with all others, dozens of
+    threads would look each time whether it is their turn."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard: threading.Lock) -> None:
         self.items: deque[tuple[T, int]] = deque()
+        self.offered: int | None = None  # the weight of an item for which there was no room
+        self.room = threading.Condition(guard)
+        self.arrival = threading.Condition(guard)
         self.ended = False
         self.failure: BaseException | None = None
         self.left = False  # whether nobody wants more of them
@@ -40,22 +44,34 @@ def read_ahead(
         weigh: of an item, such as its bytes.
         workers: threads.
     """
-    changed = threading.Condition()
+    guard = threading.Lock()
     lanes: deque[_Lane[T]] = deque()
     weight = 0  # of all items in lanes
+
+    def fits(lane: _Lane[T], heavy: int) -> bool:
+        return weight + heavy <= limit or (bool(lanes) and lanes[0] is lane and not lane.items)
+
+    def admit() -> None:
+        """Let those go on for which there is room now, in the order in which their items are wanted."""
+        room = limit - weight
+        for lane in lanes:
+            if lane.offered is not None and (fits(lane, lane.offered) if lane is lanes[0] else lane.offered <= room):
+                room -= lane.offered
+                lane.room.notify()
 
     def put(lane: _Lane[T], item: T) -> None:
         nonlocal weight
         heavy = weigh(item)
-        with changed:
-            changed.wait_for(
-                lambda: lane.left or weight + heavy <= limit or (bool(lanes) and lanes[0] is lane and not lane.items)
-            )
+        with guard:
+            while not lane.left and not fits(lane, heavy):
+                lane.offered = heavy
+                lane.room.wait()
+            lane.offered = None
             if lane.left:
                 raise _Stop
             lane.items.append((item, heavy))
             weight += heavy
-            changed.notify_all()
+            lane.arrival.notify()
 
     def run(lane: _Lane[T], make: Callable[[], Iterator[T]]) -> None:
         try:
@@ -65,48 +81,48 @@ def read_ahead(
             pass
         except BaseException as error:
             lane.failure = error
-        with changed:
+        with guard:
             lane.ended = True
-            changed.notify_all()
+            lane.arrival.notify()
 
     def take(lane: _Lane[T]) -> Iterator[T]:
         nonlocal weight
         while True:
-            with changed:
-                changed.wait_for(lambda: bool(lane.items) or lane.ended or lane.left)
+            with guard:
+                lane.arrival.wait_for(lambda: bool(lane.items) or lane.ended or lane.left)
                 if lane.left or not lane.items:
                     break
                 item, heavy = lane.items.popleft()
                 weight -= heavy
-                changed.notify_all()
+                admit()
             yield item
         if lane.failure and not lane.left:
             raise lane.failure
 
     def leave(lane: _Lane[T]) -> None:
         nonlocal weight
-        with changed:
+        with guard:
             lane.left = True
             weight -= sum(heavy for _, heavy in lane.items)
             lane.items.clear()
-            changed.notify_all()
+            lane.room.notify()
 
     waiting = iter(makers)
     pool = ThreadPoolExecutor(workers, "read-ahead")
     try:
         while True:
             for make in islice(waiting, 4 * workers - len(lanes)):
-                lane = _Lane[T]()
-                with changed:
+                lane = _Lane[T](guard)
+                with guard:
                     lanes.append(lane)
                 pool.submit(run, lane, make)
             if not lanes:
                 return
             yield take(lanes[0])
             leave(lanes[0])
-            with changed:
+            with guard:
                 lanes.popleft()
-                changed.notify_all()  # it is the next one's turn
+                admit()  # it is the next one's turn
     finally:
         for lane in lanes:
             leave(lane)
