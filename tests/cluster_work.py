@@ -17,11 +17,12 @@ CRASH = 12_345
 
 
 class Embedder(FakeRetriever):
-    """A model that notes each batch in a file, takes its time, and does not survive one recording."""
+    """A model that notes each batch in a file, takes its time, and does not survive one recording. It waits until so many
+    processes have noted something, `together`."""
 
-    def __init__(self, notes: Path | None, seconds: float) -> None:
+    def __init__(self, notes: Path | None, seconds: float, together: int) -> None:
         super().__init__()
-        self.notes, self.seconds = notes, seconds
+        self.notes, self.seconds, self.together = notes, seconds, together
 
     def embed_audio(self, waveforms):
         if any(len(each) == CRASH for each in waveforms):
@@ -29,18 +30,25 @@ class Embedder(FakeRetriever):
         if self.notes is not None:
             with self.notes.open("a") as notes:
                 notes.write(f"{os.getpid()} {len(waveforms)}\n")
+            while len(begun(self.notes)) < self.together:
+                time.sleep(0.05)
         time.sleep(self.seconds * len(waveforms))
         return super().embed_audio(waveforms)
 
 
-def load(notes: Path | None, seconds: float, device: str) -> Embedder:
+def begun(notes: Path) -> set[str]:
+    """The processes that have noted something, by their numbers."""
+    return {line.split()[0] for line in notes.read_text().splitlines()} if notes.exists() else set()
+
+
+def load(notes: Path | None, seconds: float, together: int, device: str) -> Embedder:
     assert device == "cpu"
-    return Embedder(notes, seconds)
+    return Embedder(notes, seconds, together)
 
 
-def loader(notes: Path | None = None, seconds: float = 0.0):
+def loader(notes: Path | None = None, seconds: float = 0.0, together: int = 0):
     """What `Elsewhere` takes."""
-    return partial(load, notes, seconds)
+    return partial(load, notes, seconds, together)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from audio_files import bad_files
-from cluster_work import CRASH, loader
+from cluster_work import CRASH, begun, loader
 from command_line import DIFFATR, ROOT, start
 from fake_retriever import RATE, FakeRetriever, contents, tone, write_tone
 from test_cli_signals import LINE, nothing_is_left_of
@@ -115,15 +115,14 @@ def test_a_lost_machine_changes_nothing_and_one_that_cannot_see_the_files_is_nam
         lost = []
 
         def lose():
-            # Until both have begun.
-            wait_for(lambda: notes.exists() and len({line.split()[0] for line in notes.read_text().splitlines()}) == 2)
+            wait_for(lambda: len(begun(notes)) == 2)
             machines.remove_node(second, allow_graceful=False)
             lost.append(1)
 
         loser = threading.Thread(target=lose)
         loser.start()
         with engine_module.RayEngine(machines.address, device="cpu") as engine:
-            report = there.update(FakeRetriever(), elsewhere=Elsewhere(engine, loader(notes, 0.1)))
+            report = there.update(FakeRetriever(), elsewhere=Elsewhere(engine, loader(notes, 0.1, together=2)))
             loser.join()
             assert lost
             same(there, here, report, here.update(FakeRetriever()))
