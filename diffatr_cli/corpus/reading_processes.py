@@ -96,12 +96,14 @@ class Readers:
 
     def examine(self, path: bytes, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
         """As `examine.examine`, of a file by its path below the folder. One over which processes die costs itself alone."""
-        given, content = 0, None
+        given, contents = 0, set[Content]()
         for _ in range(_TRIES):
             try:
                 with contextlib.closing(self._own().examine(path, stamp, is_settled)) as findings:
                     for place, finding in enumerate(findings):
-                        if isinstance(finding, Content) and finding != (content := content or finding):
+                        if isinstance(finding, Content):
+                            contents.add(finding)
+                        if len(contents) > 1:
                             finding = Failure("changed while it was read", lasting=False)
                         # The second time something else may be wrong, and what was given is not all then.
                         if place >= given or isinstance(finding, Failure):
@@ -195,7 +197,7 @@ class _Reader:
             self._process.wait()
 
 
-def _not_started(why: str) -> DiffATRError:
+def _not_started(why: str | None) -> DiffATRError:
     return DiffATRError(f"a process that reads recordings cannot be started ({why}): try fewer, with --workers.")
 
 
