@@ -189,7 +189,8 @@ def pool_with_frames(encoder: ClipEncoder, waveforms: Sequence[np.ndarray]) -> t
 
 
 def _tensors(waveforms: Sequence[np.ndarray]) -> list[Tensor]:
-    return [torch.from_numpy(wave if wave.flags.writeable else wave.copy()) for wave in waveforms]
+    """Waveforms as tensors, which know no negative strides and no other machine's order of bytes, and may be written to."""
+    return [torch.from_numpy(np.require(wave, np.float32, ("C", "W"))) for wave in waveforms]
 
 
 def check_states(audio: AudioSection, text: CaptionEncoder | None) -> None:

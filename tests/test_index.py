@@ -440,10 +440,13 @@ def test_what_is_written_while_a_gpu_is_at_work_is_whole(corpus, tmp_path, monke
     whole = as_dict(here.read("model-a"))
     monkeypatch.setattr(module, "GPU_BATCH", batch)
     monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
-    write, counts = module.Update._write, []
+    write, counts, threads = module.Update._write, [], set()
 
     def written(self, parts, rows):
         write(self, parts, rows)
+        threads.add(threading.current_thread().name.split("_")[0])
+        # What is not there is left out of what is read, so this is looked at by itself.
+        assert {row.content for row in self.files.rows().values()} <= self.windows.counts().keys()
         found = as_dict(there.read("model-a"))
         assert_same(found, {path: whole[path] for path in found})
         counts.append(len(found))
@@ -452,17 +455,58 @@ def test_what_is_written_while_a_gpu_is_at_work_is_whole(corpus, tmp_path, monke
     there.update(OnGPU(), workers=3)
     assert counts == sorted(counts)
     assert len(set(counts)) > (4 if batch < 256 else 0)
+    assert threads == {"MainThread", "writing"}
     assert contents(here) == contents(there)
 
 
-def test_what_cannot_be_written_while_a_gpu_is_at_work_is_told(corpus, monkeypatch):
+@pytest.mark.parametrize("first_alone", [False, True])
+def test_what_cannot_be_written_while_a_gpu_is_at_work_is_told(corpus, monkeypatch, first_alone):
+    write, tried = module.Update._write, []
+
     def full(self, parts, rows):
-        raise CannotUpdate("the disk is full")
+        tried.append(rows)
+        if len(tried) > 1 and first_alone:
+            write(self, parts, rows)
+        else:
+            raise CannotUpdate("the disk is full")
 
     monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
     monkeypatch.setattr(module.Update, "_write", full)
     with pytest.raises(CannotUpdate, match="the disk is full"):
         FolderIndex(corpus).update(OnGPU())
+
+
+@pytest.mark.parametrize(("device", "at_once"), [("cuda", 2), ("cuda:1", 2), ("mps", 1)])
+def test_a_gpu_has_two_batches_at_a_time_after_the_first(tmp_path, monkeypatch, device, at_once):
+    """Where it can have them: a Mac's takes work from one thread at a time, or ends the process."""
+    monkeypatch.setattr(module, "GPU_BATCH", 1)
+    lock, second, pair, at_work = threading.Lock(), threading.Event(), threading.Barrier(at_once), []
+
+    class Counting(OnGPU):
+        calls = now = 0
+
+        def embed_audio(self, waveforms):
+            with lock:
+                self.calls += 1
+                self.now += 1
+                number = self.calls
+                at_work.append(self.now)
+            if number == 1:
+                assert not second.wait(0.3), "the second batch begins while the first compiles what both need"
+            else:
+                second.set()
+                pair.wait(60)
+            vectors = super().embed_audio(waveforms)
+            with lock:
+                self.now -= 1
+            return vectors
+
+    for number in range(5):
+        write_tone(tmp_path / "clips" / f"{number}.wav", 300 + number, 1)
+    model = Counting()
+    model.device = device
+    FolderIndex(tmp_path / "clips").update(model)
+    assert max(at_work) == at_once
 
 
 def test_windows_are_gathered_while_a_gpu_is_at_work(tmp_path, monkeypatch):

@@ -154,6 +154,21 @@ def test_frames_are_those_of_the_windows(corpus):
     assert_whole(corpus, index, model)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 256])
+def test_frames_by_a_gpu_are_those_of_the_windows(corpus, monkeypatch, batch):
+    """Windows wait there while others are embedded, and commits come between them."""
+    for number in range(8):
+        write_tone(corpus / f"more {number}.wav", 300 + number, 0.5 if number % 2 else 21, seed=number)
+    monkeypatch.setattr(update, "GPU_BATCH", batch)
+    monkeypatch.setattr(update, "_COMMIT_SECONDS", 0.0)
+    model = FramedRetriever()
+    model.device = "cuda"
+    recordings = indexed(corpus, model)[0].read("model-a", frames=True)
+    assert len(recordings.paths) == len(NAMES) + 1 + 8
+    got = recordings.frames(np.arange(len(recordings.vectors)))
+    np.testing.assert_array_equal(got.values, np.concatenate(true_frames(corpus, recordings, model)))
+
+
 @pytest.mark.parametrize("shortlist", [2, 4, 100], ids=["2", "4", "more than there is"])
 def test_a_search_is_the_final_score_of_the_frames(corpus, shortlist):
     index, model = indexed(corpus)

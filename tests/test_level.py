@@ -20,6 +20,7 @@ from diffatr_cli.data.audio import load_audio
 from diffatr_cli.data.folder import prepare_folder
 from diffatr_cli.data.logmels import cached_logmels
 from diffatr_cli.data.manifest import load_dataset
+from diffatr_cli.encoders import pool_clips
 from diffatr_cli.model import load_retriever, shipped_model
 
 
@@ -115,6 +116,28 @@ def test_an_encoder_hears_one_level_wherever_sounds_are_brought_to_it(monkeypatc
     torch.testing.assert_close(here, expected, rtol=0, atol=0)
     torch.testing.assert_close(there, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(inference.pooled_features(encoder, waves), expected, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", True), ("cpu", False), ("mps", False)])
+def test_sounds_are_brought_to_a_level_where_there_is_float64(device: str, expected: bool) -> None:
+    """A Mac's GPU has none."""
+    assert inference._levels(torch.device(device)) is expected
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_encoder_hears_arrays_of_any_layout_and_type(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(inference, "_levels", lambda device: there)
+    encoder = SmallCnn((8, 8)).eval()
+    wave = np.random.default_rng(0).normal(0, 0.1, 40_000).astype(np.float32)
+    fixed = wave.copy()
+    fixed.flags.writeable = False
+    backwards = wave[::-1].copy()
+    given_ = [wave, fixed, wave.repeat(2)[::2], backwards[::-1], wave.astype(">f4"), wave.astype(np.float64)]
+    expected = inference.pooled_features(encoder, [torch.from_numpy(levelled(wave))])
+    for each in given_:
+        before = each.copy()
+        torch.testing.assert_close(pool_clips(encoder, [each], torch.device("cpu")), expected, rtol=1e-4, atol=1e-5)
+        assert np.array_equal(each, before)
 
 
 def test_the_loudest_part_decides_for_all_of_it() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -108,12 +109,12 @@ def test_a_file_may_be_left_at_any_place(corpus, taken):
 @pytest.fixture
 def deadly(tmp_path, monkeypatch):
     """A folder that a process that reads imports from first: what is written to it ends it, as a decoder would, when a window
-    of a file begins there. The file `deaths` has a line a death."""
+    of a file begins there. The file `deaths` has an x for each death; `then` is done at the beginning of a file after it."""
     site = tmp_path / "site"
     site.mkdir()
-    monkeypatch.setattr(sys, "path", [str(site), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(ROOT)]))
 
-    def write(window: int, deaths: int) -> Path:
+    def write(window: int, deaths: int, then: str = "pass") -> Path:
         (site / "sitecustomize.py").write_text(
             textwrap.dedent(f"""
             import os, signal
@@ -124,6 +125,8 @@ def deadly(tmp_path, monkeypatch):
             deaths = Path({str(site / "deaths")!r})
 
             def dying(path, windowing):
+                if deaths.exists():
+                    {then}
                 for number, window in enumerate(windows_of(path, windowing)):
                     if "deadly" in path.name and number == {window}:
                         if not deaths.exists() or deaths.read_text().count("x") < {deaths}:
@@ -150,6 +153,43 @@ def test_a_process_that_dies_once_changes_nothing(corpus, deadly, window):
     assert deaths.read_text() == "x"
 
 
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        ("raise MemoryError", "not enough memory to decode it"),
+        ("raise OSError(116, 'Stale file handle')", "cannot be read (Stale file handle)"),
+    ],
+)
+def test_what_is_wrong_the_second_time_is_told_however_much_was_given(corpus, deadly, then, reason):
+    """Or a part of a recording would pass for all of it."""
+    deadly(3, 1, then)
+    (corpus / "long.flac").rename(corpus / "deadly.flac")
+    with Readers(corpus, OURS) as readers:
+        *some, last = readers.examine(b"deadly.flac", stamp_of(corpus / "deadly.flac"), unknown)
+    assert [type(each) for each in some] == [Content, Window, Window, Window]
+    assert last == Failure(reason, lasting=False)
+
+
+def test_a_file_that_is_another_one_the_second_time_is_told(corpus, deadly):
+    """Also where the other content need not be decoded."""
+    (corpus / "long.flac").rename(corpus / "deadly.flac")
+    contents_asked: list[str] = []
+
+    def settled(content: str) -> bool:
+        contents_asked.append(content)
+        return len(set(contents_asked)) == 2
+
+    deadly(3, 1)
+    with Readers(corpus, OURS) as readers:
+        findings = readers.examine(b"deadly.flac", stamp_of(corpus / "deadly.flac"), settled)
+        assert len(list(islice(findings, 2))) == 2
+        write_tone(corpus / "other.flac", 700, 30)
+        (corpus / "other.flac").replace(corpus / "deadly.flac")
+        *_, last = findings
+    assert len(set(contents_asked)) == 2
+    assert last == Failure("changed while it was read", lasting=False)
+
+
 def test_a_recording_over_which_processes_die_costs_itself(corpus, tmp_path, deadly, monkeypatch):
     monkeypatch.setattr(update, "pay", always)
     here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
@@ -171,15 +211,103 @@ def test_a_process_that_is_killed_between_two_files_is_replaced(corpus):
     with Readers(corpus, OURS) as readers:
         first = plain(readers.examine(path, stamp, unknown))
         readers._all[0]._process.kill()
-        readers._all[0]._process.wait()
+        os.waitid(os.P_PID, readers._all[0]._process.pid, os.WEXITED | os.WNOWAIT)
         assert plain(readers.examine(path, stamp, unknown)) == first
+        assert [each._process.returncode is None for each in readers._all] == [False, True]  # the one that died was reaped
     assert [each._process.poll() is None for each in readers._all] == [False, False]
+
+
+STOPPED = """
+import sys
+from pathlib import Path
+from diffatr_cli.core.windows import OURS
+from diffatr_cli.corpus import reading_processes as module
+from diffatr_cli.corpus.examine import Content, Window
+from diffatr_cli.corpus.scan import Stamp
+
+module._BUFFER = 1 << 16  # so that most of a window is on its way when this process is stopped
+path = Path(sys.argv[1])
+with module.Readers(path.parent, OURS) as readers:
+    print("begun", flush=True)
+    for _ in range(4):
+        first, *rest = readers.examine(path.name.encode(), Stamp.of(path.stat()), lambda content: False)
+        assert isinstance(first, Content) and len(rest) > 90 and all(isinstance(each, Window) for each in rest)
+    print(len(readers._all))
+"""
+
+
+def test_an_asker_that_is_stopped_and_goes_on_finds_nothing_dead(tmp_path):
+    """Ctrl-Z and fg; a debugger or a profiler stops a process as well."""
+    write_tone(tmp_path / "long.wav", 400, 900)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    process = start([sys.executable, "-c", STOPPED, tmp_path / "long.wav"], env=environment)
+    assert process.stdout.readline() == "begun\n"
+    while process.poll() is None:
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.001)
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.003)
+    assert process.communicate() == ("1\n", "")
+
+
+def test_a_signal_amid_a_window_ends_nothing(corpus, monkeypatch):
+    monkeypatch.setattr(module, "_BUFFER", 1 << 16)
+    write_tone(corpus / "long.wav", 400, 63)
+    path, stamp = b"long.wav", stamp_of(corpus / "long.wav")
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    try:
+        with Readers(corpus, OURS) as readers:
+            expected = plain(readers.examine(path, stamp, unknown))
+            signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+            for _ in range(10):
+                assert plain(readers.examine(path, stamp, unknown)) == expected
+            assert len(readers._all) == 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_process_ends_whatever_else_has_its_line(corpus, monkeypatch):
+    """As a child has that this process forked, which is no reader."""
+    monkeypatch.setattr(module, "_PATIENCE", 60)
+    with Readers(corpus, OURS) as readers:
+        list(readers.examine(b"long.flac", stamp_of(corpus / "long.flac"), unknown))
+        held = os.dup(readers._all[0]._line.fileno())
+        began = time.monotonic()
+    os.close(held)
+    assert readers._all[0]._process.returncode == 0  # it was not killed
+    assert time.monotonic() - began < 60
 
 
 def test_a_process_that_cannot_be_started_is_told(corpus, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(corpus / "no such python"))
     with Readers(corpus, OURS) as readers, pytest.raises(DiffATRError, match=r"No such file or directory\): try fewer"):
         list(readers.examine(b"long.flac", stamp_of(corpus / "long.flac"), unknown))
+
+
+def test_what_ends_before_it_has_begun_is_no_file_s_fault(corpus, tmp_path, monkeypatch):
+    """Or all files would be told to be at fault: as where Python is embedded in another program."""
+    other = tmp_path / "program"
+    other.write_text("#!/bin/sh\nexit 3\n")
+    other.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(other))
+    monkeypatch.setattr(update, "pay", always)
+    with pytest.raises(DiffATRError, match="program ended with 3"):
+        FolderIndex(corpus).update(OnGPU())
+
+
+def test_where_python_has_no_program_of_its_own_threads_read(monkeypatch):
+    monkeypatch.setattr(sys, "executable", None)
+    assert not module.pay(10_000, 64)
+
+
+def test_a_process_finds_what_this_one_finds(corpus, tmp_path, monkeypatch):
+    """Whatever is listed there, and whatever of Python's own names lie beside a script: they were loaded before it."""
+    for name in ("site.py", "sitecustomize.py", "codecs.py"):
+        (tmp_path / name).write_text("raise SystemExit('not this one')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), tmp_path, str(tmp_path / f"a{os.pathsep}b"), "", *sys.path])
+    with Readers(corpus, OURS) as readers:
+        assert len(list(readers.examine(b"long.flac", stamp_of(corpus / "long.flac"), unknown))) > 5
 
 
 # --- an index --------------------------------------------------------------------------------------------------------

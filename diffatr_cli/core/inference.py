@@ -130,8 +130,8 @@ def _fuses(device: torch.device) -> bool:
 
 
 def _levels(device: torch.device) -> bool:
-    """Whether sounds are to be brought to one level there, rather than before they are sent."""
-    return device.type != "cpu"
+    """Whether sounds are to be brought to one level there, rather than before they are sent. Not all have float64."""
+    return device.type == "cuda"
 
 
 def _suits_winograd(conv: nn.Conv2d) -> bool:

@@ -3,9 +3,9 @@
 A thread that reads a clip needs Python's lock for a part of that time, so that threads read a bounded number of clips a second
 on however many cores. An encoder on the processor takes longer than that by far; a GPU does not.
 
-Asker and process speak over a socket, one file at a time. The process sends `_Ask` once it has the file's hash and is told
-whether its samples are wanted; then each finding, and before the next one it is told whether more are wanted; then None. The
-samples of a window follow its `_Samples`.
+Asker and process speak over a socket, one file at a time. The process says that it has begun. It sends `_Ask` once it has a
+file's hash and is told whether its samples are wanted; then each finding, and before the next one it is told whether more are
+wanted; then None. The samples of a window follow its `_Samples`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 from ..core.windows import Windowing
 from ..data.memory import keep_memory
 from ..errors import DiffATRError
-from .examine import Failure, Finding, examine
+from .examine import Content, Failure, Finding, examine
 from .scan import Stamp
 from .windows import Window
 
@@ -42,11 +42,12 @@ _BUFFER = 4 << 20  # bytes of a socket, so that a window or two fit
 _TRIES = 2  # of a file over which a process dies
 _PATIENCE = 5  # seconds for a process to end that has nobody to talk to
 _LENGTH = struct.Struct("<Q")
+_START = f"import sys; sys.path[:] = sys.argv[1:]; from {__name__} import serve; serve()"
 
 
 def pay(files: int, workers: int) -> bool:
     """Whether processes feed a GPU faster than as many threads do, where there are so many files to read."""
-    return _POSSIBLE and files >= _FILES and workers >= _CORES
+    return _POSSIBLE and bool(sys.executable) and files >= _FILES and workers >= _CORES  # embedded, Python may have none
 
 
 class _Ask(NamedTuple):
@@ -95,17 +96,25 @@ class Readers:
 
     def examine(self, path: bytes, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
         """As `examine.examine`, of a file by its path below the folder. One over which processes die costs itself alone."""
-        given = 0
+        given, contents = 0, set[Content]()
         for _ in range(_TRIES):
             try:
                 with contextlib.closing(self._own().examine(path, stamp, is_settled)) as findings:
                     for place, finding in enumerate(findings):
-                        if place >= given:
+                        if isinstance(finding, Content):
+                            contents.add(finding)
+                        if len(contents) > 1:
+                            finding = Failure("changed while it was read", lasting=False)
+                        # The second time something else may be wrong, and what was given is not all then.
+                        if place >= given or isinstance(finding, Failure):
                             given += 1
                             yield finding
+                        if isinstance(finding, Failure):
+                            return
                 return
             except _Died:
                 self._of_thread.reader.hang_up()
+                self._of_thread.reader.wait()
                 del self._of_thread.reader
         yield Failure("cannot be decoded (the process that worked on it died twice)", lasting=False)
 
@@ -121,14 +130,18 @@ class _Reader:
     """One process, and the line to it."""
 
     def __init__(self, corpus: Path, windowing: Windowing) -> None:
-        self._line, other = (_roomy(each) for each in socket.socketpair())
-        environment: dict[str, str] = {**os.environ, "PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)}
-        environment |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+        try:
+            self._line, other = (_roomy(each) for each in socket.socketpair())
+        except OSError as error:
+            raise _not_started(error.strerror) from error
+        environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
+        # Not by PYTHONPATH: what lies beside a script would come before Python's own modules, already as Python starts.
+        path = [each for each in sys.path if isinstance(each, str)]
         # Ctrl-C goes to all processes of a terminal; this one is ended by who asks it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
+                [sys.executable, "-P", "-c", _START, *path],
                 stdin=other.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -136,13 +149,17 @@ class _Reader:
             )
         except OSError as error:
             self._line.close()
-            raise DiffATRError(
-                f"a process that reads recordings cannot be started ({error.strerror}): try fewer, with --workers."
-            ) from error
+            raise _not_started(error.strerror) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             other.close()
-        _send(self._line, (corpus, windowing))
+        try:
+            _send(self._line, (corpus, windowing))
+            _receive(self._line)
+        except _Died:  # before it had seen a file, so that no file is to blame
+            self.hang_up()
+            self.wait()
+            raise _not_started(f"{sys.executable} ended with {self._process.returncode}") from None
 
     def examine(self, path: bytes, stamp: Stamp, is_settled: Callable[[str], bool]) -> Generator[Finding, None, None]:
         """As `examine.examine`. Raises _Died where the process does."""
@@ -166,7 +183,9 @@ class _Reader:
             _send(self._line, True)
 
     def hang_up(self) -> None:
-        """Let the process end."""
+        """Let the process end, also where a child of this one has the line too."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._line.shutdown(socket.SHUT_RDWR)
         self._line.close()
 
     def wait(self) -> None:
@@ -176,6 +195,10 @@ class _Reader:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def _not_started(why: str | None) -> DiffATRError:
+    return DiffATRError(f"a process that reads recordings cannot be started ({why}): try fewer, with --workers.")
 
 
 def _roomy(line: socket.socket) -> socket.socket:
@@ -206,12 +229,14 @@ def _receive(line: socket.socket) -> Any:
 
 
 def _fill(line: socket.socket, into: memoryview) -> None:
-    try:
-        came = line.recv_into(into, len(into), socket.MSG_WAITALL)
-    except OSError as error:
-        raise _Died from error
-    if came < len(into):
-        raise _Died
+    while len(into):  # it waits for all, but where a signal comes, or Ctrl-Z
+        try:
+            came = line.recv_into(into, len(into), socket.MSG_WAITALL)
+        except OSError as error:
+            raise _Died from error
+        if not came:
+            raise _Died
+        into = into[came:]
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
@@ -243,6 +268,7 @@ def serve() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what is said there is not for whoever reads its standard input
     with contextlib.suppress(_Died):
         corpus, windowing = _receive(line)
+        _send(line, None)
         while True:
             path, *stamp = _receive(line)
             _tell(line, examine(corpus / os.fsdecode(path), Stamp(*stamp), windowing, partial(_asked, line)))

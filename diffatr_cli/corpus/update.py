@@ -145,7 +145,9 @@ class Update:
         todo = {path: stamp for path, stamp in todo.items() if path not in left}
         self.put_off = len(left)
         with contextlib.ExitStack() as stack:
-            self.embedder = stack.enter_context(ThreadPoolExecutor(AT_ONCE, "embedding"))
+            # Of torch's GPUs only CUDA's take work from two threads; on a Mac's, that ends the process.
+            threads = AT_ONCE if str(self.model.device).startswith("cuda") else 1
+            self.embedder = stack.enter_context(ThreadPoolExecutor(threads, "embedding"))
             self.writer = stack.enter_context(ThreadPoolExecutor(1, "writing"))
             if elsewhere is None:
                 ahead = self._read_here(todo, workers, stack)
