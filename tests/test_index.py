@@ -14,6 +14,7 @@ import lancedb
 import numpy as np
 import pytest
 import soundfile
+import torch
 from fake_retriever import RATE, FakeRetriever, as_the_last_version_wrote_it, contents, tone, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
@@ -507,6 +508,41 @@ def test_a_gpu_has_two_batches_at_a_time_after_the_first(tmp_path, monkeypatch, 
     model.device = device
     FolderIndex(tmp_path / "clips").update(model)
     assert max(at_work) == at_once
+
+
+@pytest.mark.parametrize("room", [1, 0])
+def test_a_gpu_without_room_for_two_batches_has_one_at_a_time(tmp_path, monkeypatch, room):
+    monkeypatch.setattr(module, "GPU_BATCH", 1)
+    lock, refused = threading.Lock(), []
+
+    class Small(OnGPU):
+        now = 0
+
+        def embed_audio(self, waveforms):
+            with lock:
+                self.now += 1
+                full = self.embedded > 1 and self.now > room
+            try:
+                time.sleep(0.05)
+                if full:
+                    refused.append(len(waveforms))
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return super().embed_audio(waveforms)
+            finally:
+                with lock:
+                    self.now -= 1
+
+    for number in range(8):
+        write_tone(tmp_path / "clips" / f"{number}.wav", 300 + number, 1, seed=number)
+    here, there = FolderIndex(tmp_path / "clips", tmp_path / "here"), FolderIndex(tmp_path / "clips", tmp_path / "there")
+    if not room:
+        with pytest.raises(torch.OutOfMemoryError):
+            there.update(Small())
+        return
+    there.update(Small())
+    here.update(FakeRetriever())
+    assert contents(here) == contents(there)
+    assert 0 < len(refused) <= module.AT_ONCE + 1  # which were given to it before the first was refused
 
 
 def test_windows_are_gathered_while_a_gpu_is_at_work(tmp_path, monkeypatch):

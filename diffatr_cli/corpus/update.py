@@ -11,10 +11,10 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,14 @@ class _Part:
     @property
     def windows(self) -> ContentWindows:
         return ContentWindows(np.array(self.spans), np.stack(self.vectors))
+
+
+class _Begun(NamedTuple):
+    """Windows that a GPU is at work on, the parts that they are of, and what comes of them."""
+
+    parts: Sequence[_Part]
+    windows: Sequence[Window | Vector]
+    found: Future[Vectors]
 
 
 class Update:
@@ -110,8 +118,9 @@ class Update:
         self.waiting: list[tuple[_Part, Window | Vector]] = []  # and their windows, or what came of these elsewhere
         self.on_gpu = str(model.device) != "cpu"
         self.batch = GPU_BATCH if self.on_gpu else BATCH
-        self.begun = deque[tuple[list[_Part], Future[Vectors]]]()  # whose windows a GPU is at work on
-        self.at_once = 0  # batches that it may be at work on when the next windows are gathered: from the second one on
+        self.begun = deque[_Begun]()  # whose windows a GPU is at work on
+        self.at_once = 0  # batches that it may be at work on when the next windows are gathered,
+        self.most = AT_ONCE  # from the second one on
         self.writing: Future[None] | None = None  # of what was taken in before
         self.uncommitted = 0  # windows of `parts`
         self.committed = time.monotonic()
@@ -270,9 +279,9 @@ class Update:
         for first in range(0, len(self.waiting), self.batch):
             parts, windows = zip(*self.waiting[first : first + self.batch], strict=True)
             if ahead:
-                self.begun.append((list(parts), self.embedder.submit(self._vectors, windows)))
+                self.begun.append(_Begun(parts, windows, self.embedder.submit(self._vectors, windows)))
                 self._end_begun(self.at_once)
-                self.at_once = AT_ONCE
+                self.at_once = self.most
             else:
                 self._end_begun()
                 self._keep(parts, *self._vectors(windows))
@@ -283,8 +292,17 @@ class Update:
     def _end_begun(self, but: int = 0) -> None:
         """Wait for the windows that a GPU is at work on, but for so many batches, the last ones."""
         while len(self.begun) > but:
-            parts, begun = self.begun.popleft()
-            self._keep(parts, *begun.result())
+            first = self.begun.popleft()
+            try:
+                found = first.found.result()
+            except RuntimeError as error:
+                if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for this
+                    raise
+                # It has no room for two batches, but perhaps for one at a time.
+                self.most = self.at_once = but = 0
+                wait(each.found for each in self.begun)
+                found = self._vectors(first.windows)
+            self._keep(first.parts, *found)
 
     def _keep(self, parts: Sequence[_Part], vectors: np.ndarray, frames: Sequence[np.ndarray | None]) -> None:
         """Keep the vectors, and frames, of windows of some parts."""
@@ -314,7 +332,7 @@ class Update:
         """
         if not ahead:
             self._embed_waiting()
-        embedding = {id(part) for part, _ in self.waiting}.union(id(part) for parts, _ in self.begun for part in parts)
+        embedding = {id(part) for part, _ in self.waiting}.union(id(part) for each in self.begun for part in each.parts)
         later = {content: part for content, part in self.parts.items() if id(part) in embedding}
         parts = {content: part for content, part in self.parts.items() if content not in later}
         rows = {path: row for path, row in self.new_rows.items() if row.content not in later}
