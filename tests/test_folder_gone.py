@@ -253,7 +253,7 @@ class Leaving(FakeRetriever):
 @pytest.mark.parametrize("command", ["query", "index", "tag"])
 @pytest.mark.parametrize("leaves", ["nothing", "a mount point"])
 def test_a_folder_that_goes_while_it_is_indexed(drive, tmp_path, monkeypatch, command, place, leaves):
-    monkeypatch.setattr("diffatr_cli.corpus.update.BATCH", 4)
+    monkeypatch.setattr("diffatr_cli.corpus.batches.BATCH", 4)
     monkeypatch.setattr("diffatr_cli.corpus.update._COMMIT_SECONDS", 0.0)
     monkeypatch.setattr("diffatr_cli.corpus.update.READ_AHEAD", 1)  # files are opened one by one
     (tmp_path / "labels.txt").write_text("300 Hz\n900 Hz\n")
@@ -289,7 +289,7 @@ def test_a_part_of_an_indexed_folder_that_goes_while_it_is_indexed(drive, tmp_pa
     (tmp_path / "mp").rename(tmp_path / ".later")
     drive.embeds("index", ".")
     (tmp_path / ".later").rename(tmp_path / "mp")
-    monkeypatch.setattr("diffatr_cli.corpus.update.BATCH", 4)
+    monkeypatch.setattr("diffatr_cli.corpus.batches.BATCH", 4)
     model = Leaving(lambda: drive.root.rename(tmp_path / ".drive"))
     monkeypatch.setattr("diffatr_cli.cli.query.load_model", lambda *_: model)
     result = typed(["query", "900 Hz", "--corpus", "mp"])

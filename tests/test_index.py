@@ -19,7 +19,7 @@ from fake_retriever import RATE, FakeRetriever, as_the_last_version_wrote_it, co
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffatr_cli.corpus import examine, windows
+from diffatr_cli.corpus import batches, examine, windows
 from diffatr_cli.corpus import update as module
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex, Recordings, spans
 from diffatr_cli.data.audio import load_audio
@@ -320,7 +320,7 @@ def test_kill_9(tmp_path):
 
 def test_a_second_update_is_refused_while_one_runs_and_reading_goes_on(corpus, monkeypatch):
     monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(module, "BATCH", 1)
+    monkeypatch.setattr(batches, "BATCH", 1)
     index, model, seen = FolderIndex(corpus), FakeRetriever(), []
     write_tone(corpus / "zero.wav", 123, 1)
     index.update(model)
@@ -423,7 +423,7 @@ class OnGPU(FakeRetriever):
 def test_an_index_of_a_gpu_is_that_of_the_processor(corpus, tmp_path, monkeypatch, batch):
     (corpus / "broken.wav").write_bytes(b"RIFF")
     write_tone(corpus / "long.wav", 500, 35)
-    monkeypatch.setattr(module, "GPU_BATCH", batch)
+    monkeypatch.setattr(batches, "GPU_BATCH", batch)
     here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
     reports = here.update(FakeRetriever()), there.update(OnGPU())
     assert contents(here) == contents(there)
@@ -439,7 +439,7 @@ def test_what_is_written_while_a_gpu_is_at_work_is_whole(corpus, tmp_path, monke
     here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
     here.update(FakeRetriever())
     whole = as_dict(here.read("model-a"))
-    monkeypatch.setattr(module, "GPU_BATCH", batch)
+    monkeypatch.setattr(batches, "GPU_BATCH", batch)
     monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
     write, counts, threads = module.Update._write, [], set()
 
@@ -480,7 +480,7 @@ def test_what_cannot_be_written_while_a_gpu_is_at_work_is_told(corpus, monkeypat
 @pytest.mark.parametrize(("device", "at_once"), [("cuda", 2), ("cuda:1", 2), ("mps", 1)])
 def test_a_gpu_has_two_batches_at_a_time_after_the_first(tmp_path, monkeypatch, device, at_once):
     """Where it can have them: a Mac's takes work from one thread at a time, or ends the process."""
-    monkeypatch.setattr(module, "GPU_BATCH", 1)
+    monkeypatch.setattr(batches, "GPU_BATCH", 1)
     lock, second, pair, at_work = threading.Lock(), threading.Event(), threading.Barrier(at_once), []
 
     class Counting(OnGPU):
@@ -512,7 +512,7 @@ def test_a_gpu_has_two_batches_at_a_time_after_the_first(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("room", [1, 0])
 def test_a_gpu_without_room_for_two_batches_has_one_at_a_time(tmp_path, monkeypatch, room):
-    monkeypatch.setattr(module, "GPU_BATCH", 1)
+    monkeypatch.setattr(batches, "GPU_BATCH", 1)
     lock, refused = threading.Lock(), []
 
     class Small(OnGPU):
@@ -542,11 +542,11 @@ def test_a_gpu_without_room_for_two_batches_has_one_at_a_time(tmp_path, monkeypa
     there.update(Small())
     here.update(FakeRetriever())
     assert contents(here) == contents(there)
-    assert 0 < len(refused) <= module.AT_ONCE + 1  # which were given to it before the first was refused
+    assert 0 < len(refused) <= batches.AT_ONCE + 1  # which were given to it before the first was refused
 
 
 def test_windows_are_gathered_while_a_gpu_is_at_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "GPU_BATCH", 1)
+    monkeypatch.setattr(batches, "GPU_BATCH", 1)
     taken, gathered = [], threading.Event()
     take = module.Update._take
 

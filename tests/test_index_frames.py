@@ -18,8 +18,8 @@ from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.core.windows import mean_direction, spans
+from diffatr_cli.corpus import batches, store, update
 from diffatr_cli.corpus import frames as module
-from diffatr_cli.corpus import store, update
 from diffatr_cli.corpus.describe import describe
 from diffatr_cli.corpus.frames import FrameTable
 from diffatr_cli.corpus.index import FolderIndex, Recordings
@@ -159,7 +159,7 @@ def test_frames_by_a_gpu_are_those_of_the_windows(corpus, monkeypatch, batch):
     """Windows wait there while others are embedded, and commits come between them."""
     for number in range(8):
         write_tone(corpus / f"more {number}.wav", 300 + number, 0.5 if number % 2 else 21, seed=number)
-    monkeypatch.setattr(update, "GPU_BATCH", batch)
+    monkeypatch.setattr(batches, "GPU_BATCH", batch)
     monkeypatch.setattr(update, "_COMMIT_SECONDS", 0.0)
     model = FramedRetriever()
     model.device = "cuda"
@@ -325,7 +325,7 @@ def test_frames_of_files_that_are_gone_stay_for_searches_that_run_and_go_later(c
 
 
 def test_a_file_that_fails_after_its_first_windows_leaves_no_frames(corpus, monkeypatch):
-    monkeypatch.setattr(update, "BATCH", 1)
+    monkeypatch.setattr(batches, "BATCH", 1)
     examine = update.examine
 
     def fails(path, *rest):
@@ -350,7 +350,7 @@ class _Killed(BaseException):
 
 
 def test_a_kill_between_any_two_writes_is_healed_by_the_next_update(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(update, "BATCH", 2)
+    monkeypatch.setattr(batches, "BATCH", 2)
     monkeypatch.setattr(update, "_COMMIT_WINDOWS", 3)
     writes = [(FrameTable, name) for name in ("add", "complete", "keep", "_write_anew")]
     writes += [(store.WindowTable, "add"), (store.FileTable, "put")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_retriever import RATE, FakeRetriever, tone, write_tone
 
-from diffatr_cli.corpus import update, windows
+from diffatr_cli.corpus import batches, update, windows
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
 from diffatr_cli.corpus.place import Folder
 from diffatr_cli.corpus.report import Damaged
@@ -74,7 +74,7 @@ def test_a_file_that_fails_in_its_middle_leaves_nothing(corpus, monkeypatch):
     """Some of its windows are embedded by then, some wait."""
     write_tone(corpus / "3.wav", 1234, 60)
     write_tone(corpus / "5.wav", 4321, 60)
-    monkeypatch.setattr(update, "BATCH", 4)
+    monkeypatch.setattr(batches, "BATCH", 4)
     real = windows.windows_of
 
     def windows_of(path, windowing):
@@ -149,7 +149,7 @@ def test_what_is_decoded_ahead_is_counted_in_samples(tmp_path, monkeypatch):
 
     monkeypatch.setattr(windows, "cut", cut)
     monkeypatch.setattr(update, "READ_AHEAD", 4 * windows.OURS.length * 4)  # four windows
-    monkeypatch.setattr(update, "BATCH", 1)
+    monkeypatch.setattr(batches, "BATCH", 1)
     FolderIndex(tmp_path).update(Slow(), workers=3)
     assert len(made) == len(embedded) == 8 * 11
     assert max(most) <= 4 + 3 + 2  # those that may wait, one in the hands of each worker, and one on its way to the model

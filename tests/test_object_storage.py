@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_retriever import FakeRetriever, write_tone
 
-from diffatr_cli.corpus import update, vector_index
+from diffatr_cli.corpus import batches, update, vector_index
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
 from diffatr_cli.corpus.object_storage import ObjectStorage
 from diffatr_cli.corpus.place import Folder, place_of
@@ -184,7 +184,7 @@ def test_a_bad_line(corpus, tmp_path, uri, storage):
 @pytest.mark.slow
 def test_what_is_committed_stays_where_the_line_is_lost(corpus, tmp_path, uri, storage, monkeypatch):
     monkeypatch.setattr(update, "_COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(update, "BATCH", 1)
+    monkeypatch.setattr(batches, "BATCH", 1)
 
     class Cutting(FakeRetriever):
         def embed_audio(self, waveforms):

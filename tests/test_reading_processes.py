@@ -350,7 +350,7 @@ def test_processes_read_for_a_gpu_where_there_are_many_files_and_cores(tmp_path,
 UPDATE = """
 import sys, time
 from pathlib import Path
-from diffatr_cli.corpus import update
+from diffatr_cli.corpus import batches, update
 from diffatr_cli.corpus.index import FolderIndex
 from fake_retriever import FakeRetriever
 
@@ -364,7 +364,7 @@ class Slow(FakeRetriever):
         time.sleep(0.3)
         return super().embed_audio(waveforms)
 
-update.GPU_BATCH = 1
+batches.GPU_BATCH = 1
 FolderIndex(Path(sys.argv[1])).update(Slow(), workers=2)
 """
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..progress import Progress, duration
+from .batches import Batches, Vectors
 from .contents import ContentWindows
-from .embedding import AT_ONCE, BATCH, GPU_BATCH, READ_AHEAD, Elsewhere, embed, weight
+from .embedding import READ_AHEAD, Elsewhere, weight
 from .examine import Content, Failure, Finding, Vector, examine, reader
 from .frames import Frames
 from .gone import GoneContents
@@ -33,9 +33,6 @@ from .windows import Missing, Window
 
 if TYPE_CHECKING:
     from ..model import Retriever
-
-Vectors = tuple[np.ndarray, Sequence[np.ndarray | None]]
-"""Of windows: vectors (W, D), and their frames where they are wanted."""
 
 _COMMIT_WINDOWS = 4096
 _COMMIT_SECONDS = 5.0  # a kill loses about so much work
@@ -53,14 +50,6 @@ class _Part:
     @property
     def windows(self) -> ContentWindows:
         return ContentWindows(np.array(self.spans), np.stack(self.vectors))
-
-
-class _Begun(NamedTuple):
-    """Windows that a GPU is at work on, the parts that they are of, and what comes of them."""
-
-    parts: Sequence[_Part]
-    windows: Sequence[Window | Vector]
-    found: Future[Vectors]
 
 
 class Update:
@@ -115,12 +104,7 @@ class Update:
         self.rows: dict[bytes, FileRow] = {}  # what `files` is to hold in the end
         self.new_rows: dict[bytes, FileRow] = {}  # of those, what is to be committed next,
         self.parts: dict[str, _Part] = {}  # with the contents that go there as well,
-        self.waiting: list[tuple[_Part, Window | Vector]] = []  # and their windows, or what came of these elsewhere
-        self.on_gpu = str(model.device) != "cpu"
-        self.batch = GPU_BATCH if self.on_gpu else BATCH
-        self.begun = deque[_Begun]()  # whose windows a GPU is at work on
-        self.at_once = 0  # batches that it may be at work on when the next windows are gathered,
-        self.most = AT_ONCE  # from the second one on
+        self.batches = Batches[_Part](model, frames is not None, self._keep)  # and their windows
         self.writing: Future[None] | None = None  # of what was taken in before
         self.uncommitted = 0  # windows of `parts`
         self.committed = time.monotonic()
@@ -154,9 +138,7 @@ class Update:
         todo = {path: stamp for path, stamp in todo.items() if path not in left}
         self.put_off = len(left)
         with contextlib.ExitStack() as stack:
-            # Of torch's GPUs only CUDA's take work from two threads; on a Mac's, that ends the process.
-            threads = AT_ONCE if str(self.model.device).startswith("cuda") else 1
-            self.embedder = stack.enter_context(ThreadPoolExecutor(threads, "embedding"))
+            stack.enter_context(self.batches)
             self.writer = stack.enter_context(ThreadPoolExecutor(1, "writing"))
             if elsewhere is None:
                 ahead = self._read_here(todo, workers, stack)
@@ -198,7 +180,7 @@ class Update:
     def _read_here(self, todo: Mapping[bytes, Stamp], workers: int, stack: contextlib.ExitStack) -> Generator[Iterator[Finding]]:
         """What is found in each file: by threads, of which each has a process read where there is much to read for a GPU."""
         look = self._examined
-        if self.on_gpu and pay(len(todo), workers):
+        if self.batches.on_gpu and pay(len(todo), workers):
             look, workers = stack.enter_context(Readers(self.corpus, self.model.windowing)).examine, min(workers, MOST)
         makers = (partial(look, path, stamp, partial(self._is_settled, path)) for path, stamp in todo.items())
         return read_ahead(makers, weight, READ_AHEAD, workers)
@@ -232,16 +214,13 @@ class Update:
                         break
                 case Window() | Vector():
                     part.spans.append((finding.start / rate, finding.end / rate))
-                    self.waiting.append((part, finding))
-                    if len(self.waiting) >= self.batch:
-                        self._embed_waiting(ahead=self.on_gpu)
-                        if finding.end > _LONG * rate:
-                            tell(f"indexing, {duration(finding.end / rate)} into a recording")
+                    if self.batches.add(part, finding) and finding.end > _LONG * rate:
+                        tell(f"indexing, {duration(finding.end / rate)} into a recording")
                 case Missing():
                     missing = self.missing_of[content] = _text(finding.what)
                 case Failure():
                     reason, missing = _text(finding.reason), ""
-                    self.waiting = [each for each in self.waiting if each[0] is not part]
+                    self.batches.drop(part)
                     if not finding.lasting:
                         self.report.skipped.append(Skipped(os.fsdecode(path), reason))
                         self.report.newly_skipped += 1
@@ -263,49 +242,15 @@ class Update:
             self.report.repaired += 1
         if self.uncommitted >= _COMMIT_WINDOWS or time.monotonic() - self.committed > _COMMIT_SECONDS:
             # Frames are written as they come, by one thread.
-            self._commit(ahead=self.on_gpu and self.frames is None)
+            self._commit(ahead=self.batches.on_gpu and self.frames is None)
 
     def _has_lost_vectors(self, row: FileRow) -> bool:
         unreadable = self.windows.unreadable or (self.frames is not None and self.frames.unreadable)
         return not row.reason and (unreadable or row.content in self.damaged)
 
-    def _embed_waiting(self, *, ahead: bool = False) -> None:
-        """Give all waiting windows their vectors.
-
-        `ahead`: begin with it, and come back while a GPU is at work, so that the next windows are gathered meanwhile. On the
-        processor nothing would be won, and whoever interrupts it would wait for the batch. The first batch is waited for: with
-        it the model is loaded and its kernels are compiled.
-        """
-        for first in range(0, len(self.waiting), self.batch):
-            parts, windows = zip(*self.waiting[first : first + self.batch], strict=True)
-            if ahead:
-                self.begun.append(_Begun(parts, windows, self.embedder.submit(self._vectors, windows)))
-                self._end_begun(self.at_once)
-                self.at_once = self.most
-            else:
-                self._end_begun()
-                self._keep(parts, *self._vectors(windows))
-        self.waiting.clear()
-        if not ahead:
-            self._end_begun()
-
-    def _end_begun(self, but: int = 0) -> None:
-        """Wait for the windows that a GPU is at work on, but for so many batches, the last ones."""
-        while len(self.begun) > but:
-            first = self.begun.popleft()
-            try:
-                found = first.found.result()
-            except RuntimeError as error:
-                if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded for this
-                    raise
-                # It has no room for two batches, but perhaps for one at a time.
-                self.most = self.at_once = but = 0
-                wait(each.found for each in self.begun)
-                found = self._vectors(first.windows)
-            self._keep(first.parts, *found)
-
-    def _keep(self, parts: Sequence[_Part], vectors: np.ndarray, frames: Sequence[np.ndarray | None]) -> None:
+    def _keep(self, parts: Sequence[_Part], found: Vectors) -> None:
         """Keep the vectors, and frames, of windows of some parts."""
+        vectors, frames = found
         if self.frames is not None:
             by_part: dict[int, tuple[_Part, list[np.ndarray]]] = {}
             for part, each in zip(parts, frames, strict=True):
@@ -316,14 +261,6 @@ class Update:
         for part, vector in zip(parts, vectors.astype(np.float16), strict=True):
             part.vectors.append(vector)
 
-    def _vectors(self, windows: Sequence[Window | Vector]) -> Vectors:
-        """The vectors (W, D) of windows, and their frames where they are wanted; in an update all come from the same place."""
-        here = [window.samples for window in windows if isinstance(window, Window)]
-        if here:
-            return embed(self.model, here, frames=self.frames is not None)
-        elsewhere = [window for window in windows if isinstance(window, Vector)]
-        return np.stack([each.vector for each in elsewhere]), [each.frames for each in elsewhere]
-
     def _commit(self, *, ahead: bool = False) -> None:
         """Write what was taken in.
 
@@ -331,9 +268,9 @@ class Update:
         has windows to work on meanwhile.
         """
         if not ahead:
-            self._embed_waiting()
-        embedding = {id(part) for part, _ in self.waiting}.union(id(part) for each in self.begun for part in each.parts)
-        later = {content: part for content, part in self.parts.items() if id(part) in embedding}
+            self.batches.finish()
+        unfinished = self.batches.unfinished()
+        later = {content: part for content, part in self.parts.items() if id(part) in unfinished}
         parts = {content: part for content, part in self.parts.items() if content not in later}
         rows = {path: row for path, row in self.new_rows.items() if row.content not in later}
         self.parts, self.new_rows = later, {path: row for path, row in self.new_rows.items() if row.content in later}
