@@ -40,6 +40,31 @@ def row(uri):
     return only
 
 
+@pytest.mark.parametrize("refusals", [0, 1, 2, 3])
+def test_what_is_refused_for_another_s_sake_is_tried_again(tmp_path, monkeypatch, refusals):
+    lock, other, refused = StorageLock(lancedb.connect(tmp_path)), StorageLock(lancedb.connect(tmp_path)), []
+    update = lancedb.table.LanceTable.update
+
+    def refusing(self, *arguments, **named):
+        if len(refused) < refusals:
+            refused.append(self)
+            raise RuntimeError("lance error: Incompatible transaction")
+        return update(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lancedb.table.LanceTable, "update", refusing)
+        if refusals == 3:
+            with pytest.raises(RuntimeError, match="Incompatible"):
+                lock.take()
+            return
+        assert lock.take() is None
+    assert len(refused) == refusals
+    assert other.take().owner == lock._me == row(tmp_path)["owner"]
+    lock.release()
+    assert other.take() is None
+    other.release()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("there", [False, True])
 def test_of_many_at_once_one_takes_it(uri, there):

@@ -60,8 +60,15 @@ class StorageLock:
     def take(self) -> Holder | None:
         """Take the lock, and hold it until `release`; gives who holds it where it could not be taken."""
         self._table = self._open()
-        if (now := self._holder()).expires < time.time():
-            self._set(f"owner = '{now.owner}' AND expires < {time.time()!r}")
+        now = self._holder()
+        for last in (False, False, True):
+            if now.owner == self._me or now.expires >= time.time():
+                break
+            try:
+                self._set(f"owner = '{now.owner}' AND expires < {time.time()!r}")
+            except RuntimeError:  # where two write at once, LanceDB may refuse one, and say no more than this
+                if last:
+                    raise
             now = self._holder()  # by what is there it is known, whatever became of the answer
         if now.owner != self._me:
             return now
