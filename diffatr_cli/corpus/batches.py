@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from .embedding import AT_ONCE, BATCH, GPU_BATCH, embed
+from .embedding import BATCH, embed
 from .examine import Vector
 from .windows import Window
 
 if TYPE_CHECKING:
     from ..model import Retriever
+
+GPU_BATCH = 128
+"""Windows embedded in one call by a GPU."""
+AT_ONCE = 2
+"""Batches that a GPU has at a time: with one, it has nothing to do before the first of its windows is there and after the last is
+done."""
 
 Owner = TypeVar("Owner")
 Vectors = tuple[np.ndarray, Sequence[np.ndarray | None]]

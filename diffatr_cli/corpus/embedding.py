@@ -23,12 +23,7 @@ if TYPE_CHECKING:
     from ..model import Retriever
 
 BATCH = 64
-"""Windows embedded in one call,"""
-GPU_BATCH = 128
-"""and by a GPU,"""
-AT_ONCE = 2
-"""which is given so many batches at a time: with one, it has nothing to do before the first of its windows is there and after the
-last is done."""
+"""Windows embedded in one call."""
 READ_AHEAD = 128 << 20
 """Bytes of windows that are decoded and wait at a time."""
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.windows import Windowing
-from ..data.memory import keep_memory
+from ..data.worker_process import ONE_THREAD, interrupts_blocked, keep_memory
 from ..errors import DiffATRError
 from .examine import Content, Failure, Finding, examine
 from .scan import Stamp
@@ -134,24 +134,21 @@ class _Reader:
             self._line, other = (_roomy(each) for each in socket.socketpair())
         except OSError as error:
             raise _not_started(error.strerror) from error
-        environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
         # Not by PYTHONPATH: what lies beside a script would come before Python's own modules, already as Python starts.
         path = [each for each in sys.path if isinstance(each, str)]
-        # Ctrl-C goes to all processes of a terminal; this one is ended by who asks it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _START, *path],
-                stdin=other.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-            )
+            with interrupts_blocked():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", _START, *path],
+                    stdin=other.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env=os.environ | ONE_THREAD,
+                )
         except OSError as error:
             self._line.close()
             raise _not_started(error.strerror) from error
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             other.close()
         try:
             _send(self._line, (corpus, windowing))

@@ -23,7 +23,7 @@ from ..files import reason, replacing
 from ..interrupts import interrupts_wait
 from ..types import SAMPLE_RATE
 from . import audio
-from .memory import keep_memory
+from .worker_process import ONE_THREAD, interrupts_blocked, keep_memory
 from .write_wav import MOST_FRAMES, PcmCounter, stream_wav
 
 SHORTEST = 0.1
@@ -228,25 +228,18 @@ def _convert(converter: Converter, source: str, target: Path) -> Outcome:
 
 @contextlib.contextmanager
 def _inherited() -> Iterator[None]:
-    """What processes started inside find: one thread for products of matrices, and no Ctrl-C from their first moment on.
-
-    There is a process a core already, and threads of one that wait for work keep the cores from the others; it must be in the
-    environment before numpy is imported. Ctrl-C goes to all processes of a terminal, and the parent ends its own.
-    """
-    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if hasattr(signal, "pthread_sigmask") else None
-    os.environ.update(dict.fromkeys(names, "1"))
+    """What processes started inside find: one thread for products of matrices, and no Ctrl-C."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
     try:
-        yield
+        with interrupts_blocked():
+            yield
     finally:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-        if blocked is not None:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _start_worker() -> None:
