@@ -18,9 +18,10 @@ from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.core.windows import mean_direction, spans
-from diffatr_cli.corpus import batches, store, update
+from diffatr_cli.corpus import batches, findings, store, update
 from diffatr_cli.corpus import frames as module
 from diffatr_cli.corpus.describe import describe
+from diffatr_cli.corpus.examine import Failure
 from diffatr_cli.corpus.frames import FrameTable
 from diffatr_cli.corpus.index import FolderIndex, Recordings
 from diffatr_cli.corpus.report import CannotUpdate, Damaged
@@ -326,17 +327,17 @@ def test_frames_of_files_that_are_gone_stay_for_searches_that_run_and_go_later(c
 
 def test_a_file_that_fails_after_its_first_windows_leaves_no_frames(corpus, monkeypatch):
     monkeypatch.setattr(batches, "BATCH", 1)
-    examine = update.examine
+    examine = findings.examine
 
     def fails(path, *rest):
         for number, finding in enumerate(examine(path, *rest)):
             if path.name == "e.wav" and number == 3:
-                yield update.Failure("changed while it was read", lasting=False)
+                yield Failure("changed while it was read", lasting=False)
                 return
             yield finding
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(update, "examine", fails)
+        patch.setattr(findings, "examine", fails)
         index, model = indexed(corpus)
     assert len(index.read("model-a", frames=True)) == 5
     with sqlite3.connect(index._frame_table("model-a").path) as database:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_retriever import RATE, FakeRetriever, tone, write_tone
 
-from diffatr_cli.corpus import batches, update, windows
+from diffatr_cli.corpus import batches, findings, windows
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
 from diffatr_cli.corpus.place import Folder
 from diffatr_cli.corpus.report import Damaged
@@ -148,7 +148,7 @@ def test_what_is_decoded_ahead_is_counted_in_samples(tmp_path, monkeypatch):
             yield window
 
     monkeypatch.setattr(windows, "cut", cut)
-    monkeypatch.setattr(update, "READ_AHEAD", 4 * windows.OURS.length * 4)  # four windows
+    monkeypatch.setattr(findings, "READ_AHEAD", 4 * windows.OURS.length * 4)  # four windows
     monkeypatch.setattr(batches, "BATCH", 1)
     FolderIndex(tmp_path).update(Slow(), workers=3)
     assert len(made) == len(embedded) == 8 * 11

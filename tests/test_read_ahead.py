@@ -3,8 +3,10 @@
 import threading
 import time
 import tracemalloc
+from collections import Counter
 from contextlib import closing
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -20,38 +22,43 @@ def weight(item):
     return item[1]
 
 
+plans_of_makers = st.lists(st.lists(st.integers(0, 30), max_size=8), max_size=12)
+"""The weights of what each maker makes."""
+
+
+def items_of(plans):
+    return [[(number, heavy, place) for place, heavy in enumerate(plan)] for number, plan in enumerate(plans)]
+
+
+def nothing_runs():
+    return not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
 @settings(max_examples=60)
-@given(st.lists(st.lists(st.integers(0, 30), max_size=8), max_size=12), st.integers(0, 50), st.integers(1, 4), st.randoms())
-def test_everything_comes_in_order_and_what_waits_is_bounded(plans, limit, workers, random):
-    """`plans`: the weights of what each maker makes; the user leaves some makers early."""
-    lock = threading.Lock()
-    made = taken = peak = 0
+@given(plans_of_makers, st.integers(0, 50), st.integers(1, 4))
+def test_everything_comes_in_order(plans, limit, workers):
+    makers = [partial(iter, items) for items in items_of(plans)]
+    with closing(read_ahead(makers, weight, limit, workers)) as found:
+        got = list(found)
+    assert got == [(number, item) for number, items in enumerate(items_of(plans)) for item in [*items, None]]
+    assert nothing_runs()
 
-    def make(number):
-        nonlocal made, peak
-        for place, heavy in enumerate(plans[number]):
-            yield (number, heavy, place)
-            with lock:  # it was put by now
-                made += 1
 
-    got, left = [], []
-    with closing(read_ahead([partial(make, i) for i in range(len(plans))], weight, limit, workers)) as lanes:
-        for number, lane in enumerate(lanes):
-            stop = random.choice([None, None, 2])
-            for item in lane:
-                taken += 1
-                got.append(item)
-                if stop is not None and item[2] >= stop:
-                    left.append(number)
-                    break
-    want = [
-        (number, heavy, place)
-        for number, plan in enumerate(plans)
-        for place, heavy in enumerate(plan)
-        if number not in left or place <= 2
-    ]
-    assert got == want
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+@settings(max_examples=60)
+@given(plans_of_makers, st.integers(0, 50), st.integers(1, 4), st.data())
+def test_side_by_side_those_of_each_maker_come_in_order(plans, limit, workers, data):
+    at_once = data.draw(st.integers(1, workers))
+    makers = [partial(iter, items) for items in items_of(plans)]
+    got, begun, ended = [[] for _ in plans], set(), 0
+    with closing(read_ahead(makers, weight, limit, workers, at_once)) as found:
+        for number, item in found:
+            got[number].append(item)
+            begun.add(number)
+            ended += item is None
+            assert len(begun) - ended <= at_once
+            assert begun <= set(range(ended + at_once + 1))  # the first ones that have not ended
+    assert got == [[*items, None] for items in items_of(plans)]
+    assert nothing_runs()
 
 
 def test_no_more_is_made_ahead_than_the_limit_allows():
@@ -62,53 +69,81 @@ def test_no_more_is_made_ahead_than_the_limit_allows():
             yield (number, 1)
             put.append((number, place))  # the next one is asked for when this one was put
 
-    with closing(read_ahead([partial(make, i) for i in range(6)], weight, 5, 3)) as lanes:
-        first = next(lanes)
+    with closing(read_ahead([partial(make, i) for i in range(6)], weight, 5, 3)) as found:
+        assert next(found) == (0, (0, 1))
         time.sleep(0.3)
-        assert len(put) <= 5
-        assert [next(first) for _ in range(4)] == [(0, 1)] * 4
+        assert len(put) <= 6
+        assert [next(found) for _ in range(4)] == [(0, (0, 1))] * 4
         time.sleep(0.3)
-        assert len(put) <= 9
-        assert len(list(first)) == 6
-        for lane in lanes:
-            assert len(list(lane)) == 10
+        assert len(put) <= 10
+        assert [number for number, _ in found] == [0] * 6 + [number for number in range(1, 6) for _ in range(11)]
+
+
+def test_side_by_side_each_may_be_one_item_ahead_and_no_more():
+    put = []
+
+    def make(number):
+        for _ in range(10):
+            yield (number, 100)
+            put.append(number)
+
+    with closing(read_ahead([partial(make, i) for i in range(6)], weight, 5, 4, 3)) as found:
+        first, _ = next(found)
+        time.sleep(0.3)
+        assert sorted(put) == sorted([0, 1, 2, first])  # one that waits of each, and the one that was taken
+        assert Counter(number for number, _ in found) + Counter([first]) == dict.fromkeys(range(6), 11)
+
+
+def test_one_is_read_while_another_keeps_its_user_waiting():
+    """Whoever waits for the first alone, does so in vain."""
+    taken = threading.Event()
+
+    def waits():
+        assert taken.wait(60)
+        yield (0, 1)
+
+    with closing(read_ahead([waits, partial(iter, [(1, 1)])], weight, 10, 2, 2)) as found:
+        assert next(found) == (1, (1, 1))
+        assert next(found) == (1, None)
+        taken.set()
+        assert list(found) == [(0, (0, 1)), (0, None)]
 
 
 def test_one_heavy_item_at_a_time_gets_through():
     makers = [partial(iter, [(i, 1000), (i, 0), (i, 1000)]) for i in range(5)]
-    with closing(read_ahead(makers, weight, 1, 4)) as lanes:
-        assert [len(list(lane)) for lane in lanes] == [3] * 5
+    with closing(read_ahead(makers, weight, 1, 4)) as found:
+        assert len(list(found)) == 20
 
 
-def test_what_a_maker_raises_comes_out_of_its_own_iterator():
+def test_what_a_maker_raises_comes_out_after_its_items():
     def bad():
         yield (0, 0)
         raise KeyError("bad")
 
-    with closing(read_ahead([partial(iter, [(1, 0)]), bad, partial(iter, [(2, 0)])], weight, 10, 2)) as lanes:
-        assert list(next(lanes)) == [(1, 0)]
-        second = next(lanes)
-        assert next(second) == (0, 0)
+    with closing(read_ahead([partial(iter, [(1, 0)]), bad, partial(iter, [(2, 0)])], weight, 10, 2)) as found:
+        assert list(islice(found, 3)) == [(0, (1, 0)), (0, None), (1, (0, 0))]
         with pytest.raises(KeyError, match="bad"):
-            next(second)
-        assert list(next(lanes)) == [(2, 0)]
+            next(found)
+    assert nothing_runs()
 
 
-def test_closing_ends_the_makers():
-    closed = threading.Event()
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_closing_ends_the_makers(at_once):
+    closed = threading.Semaphore(0)
 
     def endless():
         try:
             while True:
                 yield (0, 1)
         finally:
-            closed.set()
+            closed.release()
 
-    lanes = read_ahead([endless, endless], weight, 10, 2)
-    assert next(next(lanes)) == (0, 1)
-    lanes.close()
-    assert closed.wait(10)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+    found = read_ahead([endless, endless], weight, 10, 2, at_once)
+    assert next(found)[1] == (0, 1)
+    found.close()
+    assert closed.acquire(timeout=10)
+    assert closed.acquire(timeout=10)
+    assert nothing_runs()
 
 
 def cuts(lengths):

@@ -15,6 +15,7 @@ import numpy as np
 from ..engines import Engine, ItemLost
 from ..errors import DiffATRError, UsageError
 from .examine import Failure, Finding, Vector, examine
+from .findings import READ_AHEAD, weight
 from .read_ahead import read_ahead
 from .scan import Stamp
 from .windows import Window
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 BATCH = 64
 """Windows embedded in one call."""
-READ_AHEAD = 128 << 20
-"""Bytes of windows that are decoded and wait at a time."""
 
 
 def embed(model: Retriever, waveforms: Sequence[np.ndarray], *, frames: bool) -> tuple[np.ndarray, Sequence[np.ndarray | None]]:
@@ -48,11 +47,6 @@ def embed(model: Retriever, waveforms: Sequence[np.ndarray], *, frames: bool) ->
     return vectors, found
 
 
-def weight(finding: Finding) -> int:
-    """Bytes of memory that its samples take."""
-    return finding.samples.nbytes if isinstance(finding, Window) else 0
-
-
 class Elsewhere(NamedTuple):
     """Where files are read and embedded, if not in this process.
 
@@ -71,8 +65,8 @@ class Elsewhere(NamedTuple):
         model: Retriever,
         embedded: set[str],
         reason_of: Callable[[bytes], str],
-    ) -> Generator[Iterator[Finding]]:
-        """What is found in each file: as `examine` finds it, but with vectors in the place of windows.
+    ) -> Generator[tuple[bytes, Finding | None]]:
+        """What is found in each file, as `read_files` gives it, but with vectors in the place of windows.
 
         Args:
             embedded: contents that need not be decoded.
@@ -93,15 +87,13 @@ class Elsewhere(NamedTuple):
             items[0],
         )
         with contextlib.closing(self.engine.map(work, items)) as lanes:
-            for lane in lanes:
-                yield _told(lane)
-
-
-def _told(findings: Iterator[Finding]) -> Iterator[Finding]:
-    try:
-        yield from findings
-    except ItemLost as lost:
-        yield Failure(f"cannot be decoded ({lost})", lasting=False)
+            for item, lane in zip(items, lanes, strict=True):
+                try:
+                    for finding in lane:
+                        yield item.path, finding
+                except ItemLost as lost:
+                    yield item.path, Failure(f"cannot be decoded ({lost})", lasting=False)
+                yield item.path, None
 
 
 class _File(NamedTuple):
@@ -157,14 +149,14 @@ class EmbedFiles:
         held: list[tuple[int, Finding]] = []
         windows = 0
         makers = (partial(self._examined, model, file) for file in files)
-        with contextlib.closing(read_ahead(makers, weight, READ_AHEAD, self.threads)) as lanes:
-            for place, lane in enumerate(lanes):
-                for finding in lane:
+        with contextlib.closing(read_ahead(makers, weight, READ_AHEAD, self.threads)) as found:
+            for place, finding in found:
+                if finding is not None:
                     held.append((place, finding))
-                    windows += isinstance(finding, Window)
-                    if windows == BATCH:
-                        yield from self._with_vectors(model, held)
-                        held, windows = [], 0
+                windows += isinstance(finding, Window)
+                if windows == BATCH:
+                    yield from self._with_vectors(model, held)
+                    held, windows = [], 0
         yield from self._with_vectors(model, held)
 
     def _examined(self, model: Retriever, file: _File) -> Iterator[Finding]:

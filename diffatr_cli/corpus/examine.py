@@ -56,7 +56,7 @@ def examine(path: Path, stamp: Stamp, windowing: Windowing, is_settled: Callable
 
     Args:
         windowing: how it is cut.
-        is_settled: whether a content, by hash, need not be decoded.
+        is_settled: whether a content, by hash, need not be decoded; asked when its Content was taken.
     """
     return look_into(path, stamp, is_settled, lambda: windows_of(path, windowing))
 
@@ -69,10 +69,9 @@ def look_into(
     try:
         with path.open("rb") as stream:
             content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        if is_settled(content):
-            yield Content(content)
-            return
         yield Content(content)
+        if is_settled(content):
+            return
         for finding in listen():
             heard = heard or not isinstance(finding, Missing)
             yield finding

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.fingerprint import RATE, Fingerprint, fingerprint
 from ..data.audio import open_sound
+from ..engines import by_item
 from ..files import replacing
 from ..progress import Progress, silent
 from .examine import Content, Failure, look_into, reader
@@ -105,8 +106,8 @@ def read_fingerprints(folder: FolderIndex, progress: Progress = silent, workers:
         for path, stamp in todo.items()
     )
     new, committed = dict[bytes, _File](), time.monotonic()
-    with contextlib.closing(read_ahead(makers, _weight, _READ_AHEAD, workers or os.cpu_count() or 1)) as findings:
-        for done, (path, of_file) in enumerate(zip(todo, findings, strict=True)):
+    with contextlib.closing(read_ahead(makers, _weight, _READ_AHEAD, workers or os.cpu_count() or 1)) as found:
+        for done, (path, of_file) in enumerate(zip(todo, by_item(found, len(todo)), strict=True)):
             progress(done, len(todo), "fingerprinting")
             content, heard, missing, failure = "", None, "", None
             for finding in of_file:
@@ -159,7 +160,7 @@ def _heard(corpus: Path, path: bytes) -> Iterator[Fingerprint | Missing]:
             yield Missing(sound.partial)
 
 
-def _weight(finding: Content | Fingerprint | Missing | Failure) -> int:
+def _weight(finding: Content | Fingerprint | Missing | Failure | None) -> int:
     return finding.bits.nbytes + finding.levels.nbytes if isinstance(finding, Fingerprint) else 0
 
 

@@ -1,4 +1,4 @@
-"""Making things in threads, a bounded weight of them ahead of the one who uses them in order."""
+"""Making things in threads, a bounded weight of them ahead of the one who uses them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ T = TypeVar("T")
 
 
 class _Lane(Generic[T]):
-    """The items of one maker on their way to the user. Both wait at conditions of their own: woken with all others, dozens of
-    threads would look each time whether it is their turn."""
+    """The items of one maker on their way to the user. It waits for room at a condition of its own: woken with all others, dozens
+    of threads would look each time whether it is their turn."""
 
-    def __init__(self, guard: threading.Lock) -> None:
+    def __init__(self, number: int, guard: threading.Lock) -> None:
+        self.number = number
         self.items: deque[tuple[T, int]] = deque()
         self.offered: int | None = None  # the weight of an item for which there was no room
         self.room = threading.Condition(guard)
-        self.arrival = threading.Condition(guard)
+        self.open = False  # whether its items are wanted now
         self.ended = False
         self.failure: BaseException | None = None
-        self.left = False  # whether nobody wants more of them
 
 
 class _Stop(BaseException):
@@ -31,31 +31,35 @@ class _Stop(BaseException):
 
 
 def read_ahead(
-    makers: Iterable[Callable[[], Iterator[T]]], weigh: Callable[[T], int], limit: int, workers: int
-) -> Generator[Iterator[T]]:
-    """Run makers in threads; give the items of each, in the makers' order, as an iterator.
+    makers: Iterable[Callable[[], Iterator[T]]], weigh: Callable[[T], int], limit: int, workers: int, at_once: int = 1
+) -> Generator[tuple[int, T | None]]:
+    """Run makers in threads; give what they make, each item with the number of its maker, and None at a maker's end.
 
-    What is made and not yet taken weighs at most `limit` together, but that the maker whose turn it is may always be one item
-    ahead: it is waited for. Whoever goes on to the next iterator ends the maker of the one before at its next item; whoever
-    closes the generator ends all.
+    What is made and not yet taken weighs at most `limit` together, but that each maker of which items are wanted may always be
+    one item ahead. What a maker raises comes out here, after its items. Whoever closes the generator ends all makers at their
+    next item.
 
     Args:
-        makers: each is called, and its iterator used, in a worker's thread. What it raises comes out of its iterator here.
+        makers: each is called, and its iterator used, in a worker's thread.
         weigh: of an item, such as its bytes.
         workers: threads.
+        at_once: of so many makers, the first ones that have not ended, items are given as they come; not more than `workers`.
+            With one, all come in the makers' order.
     """
     guard = threading.Lock()
-    lanes: deque[_Lane[T]] = deque()
+    news = threading.Condition(guard)  # of an open lane
+    lanes = deque[_Lane[T]]()
     weight = 0  # of all items in lanes
+    closed = False
 
     def fits(lane: _Lane[T], heavy: int) -> bool:
-        return weight + heavy <= limit or (bool(lanes) and lanes[0] is lane and not lane.items)
+        return weight + heavy <= limit or (lane.open and not lane.items)
 
     def admit() -> None:
         """Let those go on for which there is room now, in the order in which their items are wanted."""
         room = limit - weight
         for lane in lanes:
-            if lane.offered is not None and (fits(lane, lane.offered) if lane is lanes[0] else lane.offered <= room):
+            if lane.offered is not None and (lane.offered <= room or fits(lane, lane.offered)):
                 room -= lane.offered
                 lane.room.notify()
 
@@ -63,15 +67,16 @@ def read_ahead(
         nonlocal weight
         heavy = weigh(item)
         with guard:
-            while not lane.left and not fits(lane, heavy):
+            while not closed and not fits(lane, heavy):
                 lane.offered = heavy
                 lane.room.wait()
             lane.offered = None
-            if lane.left:
+            if closed:
                 raise _Stop
             lane.items.append((item, heavy))
             weight += heavy
-            lane.arrival.notify()
+            if lane.open:
+                news.notify()
 
     def run(lane: _Lane[T], make: Callable[[], Iterator[T]]) -> None:
         try:
@@ -83,47 +88,44 @@ def read_ahead(
             lane.failure = error
         with guard:
             lane.ended = True
-            lane.arrival.notify()
+            if lane.open:
+                news.notify()
 
-    def take(lane: _Lane[T]) -> Iterator[T]:
+    def take() -> tuple[int, T | None]:
+        """The next item, or end, of an open lane."""
         nonlocal weight
-        while True:
-            with guard:
-                lane.arrival.wait_for(lambda: bool(lane.items) or lane.ended or lane.left)
-                if lane.left or not lane.items:
-                    break
+        item = None
+        with guard:
+            while (lane := next((each for each in islice(lanes, at_once) if each.items or each.ended), None)) is None:
+                news.wait()
+            if lane.items:
                 item, heavy = lane.items.popleft()
                 weight -= heavy
-                admit()
-            yield item
-        if lane.failure and not lane.left:
+            else:
+                lanes.remove(lane)
+                for each in islice(lanes, at_once):
+                    each.open = True
+            admit()
+        if item is None and lane.failure:
             raise lane.failure
+        return lane.number, item
 
-    def leave(lane: _Lane[T]) -> None:
-        nonlocal weight
-        with guard:
-            lane.left = True
-            weight -= sum(heavy for _, heavy in lane.items)
-            lane.items.clear()
-            lane.room.notify()
-
-    waiting = iter(makers)
+    waiting = enumerate(makers)
     pool = ThreadPoolExecutor(workers, "read-ahead")
     try:
         while True:
-            for make in islice(waiting, 4 * workers - len(lanes)):
-                lane = _Lane[T](guard)
+            for number, make in islice(waiting, 4 * workers - len(lanes)):
+                lane = _Lane[T](number, guard)
                 with guard:
+                    lane.open = len(lanes) < at_once
                     lanes.append(lane)
                 pool.submit(run, lane, make)
             if not lanes:
                 return
-            yield take(lanes[0])
-            leave(lanes[0])
-            with guard:
-                lanes.popleft()
-                admit()  # it is the next one's turn
+            yield take()
     finally:
-        for lane in lanes:
-            leave(lane)
+        with guard:
+            closed = True
+            for lane in lanes:
+                lane.room.notify()
         pool.shutdown(cancel_futures=True)

@@ -3,9 +3,10 @@
 A thread that reads a clip needs Python's lock for a part of that time, so that threads read a bounded number of clips a second
 on however many cores. An encoder on the processor takes longer than that by far; a GPU does not.
 
-Asker and process speak over a socket, one file at a time. The process says that it has begun. It sends `_Ask` once it has a
-file's hash and is told whether its samples are wanted; then each finding, and before the next one it is told whether more are
-wanted; then None. The samples of a window follow its `_Samples`.
+Asker and process speak over a socket, about a group of files at a time, since each message costs the lock. The process says that
+it has begun. It gets a group, sends the first finding in each file, and is told of which files more is wanted. Then it sends all
+findings, file by file and in parcels, each a `_Told` and the samples of its windows. After each parcel but the last it is told
+whether more is wanted of the file with which the parcel ended; it reads on before it knows.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
-from functools import partial
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,38 +35,83 @@ from .scan import Stamp
 from .windows import Window
 
 _POSSIBLE = hasattr(signal, "pthread_sigmask") and hasattr(socket, "AF_UNIX") and hasattr(socket, "MSG_WAITALL")  # not Windows
-_FILES = 256  # with fewer the start of processes is not worth it,
+_FILES, _BYTES = 256, 256 << 20  # with less to read the start of processes is not worth it,
 _CORES = 4  # nor here, where threads do as well
 MOST = 32
 """Processes that read for one GPU at the most."""
+PARCEL = 8 << 20
+"""Bytes of samples that travel together, and a window more."""
+_GROUP, _GROUP_BYTES = 16, 16 << 20  # files, and bytes of them, of which the process is told together
+_AT_ONCE = 1000  # places into which the system receives with one call
 _BUFFER = 4 << 20  # bytes of a socket, so that a window or two fit
 _TRIES = 2  # of a file over which a process dies
 _PATIENCE = 5  # seconds for a process to end that has nobody to talk to
 _LENGTH = struct.Struct("<Q")
 _START = f"import sys; sys.path[:] = sys.argv[1:]; from {__name__} import serve; serve()"
 
-
-def pay(files: int, workers: int) -> bool:
-    """Whether processes feed a GPU faster than as many threads do, where there are so many files to read."""
-    return _POSSIBLE and bool(sys.executable) and files >= _FILES and workers >= _CORES  # embedded, Python may have none
-
-
-class _Ask(NamedTuple):
-    """Are the samples of this content wanted?"""
-
-    content: str
+File = tuple[bytes, Stamp]
+"""A path below the folder, and what is known of the file there."""
+Parcel = list[tuple[bytes, Finding | None]]
+"""Findings in files, by path, in their order; None at the end of a file."""
+Settled = Callable[[bytes, str], bool]
 
 
-class _Samples(NamedTuple):
-    """A window, from sample `start` to `end`, whose samples, so many, follow."""
+def pay(stamps: Iterable[Stamp], workers: int) -> bool:
+    """Whether processes feed a GPU faster than as many threads do, where these files are to be read."""
+    if not (_POSSIBLE and sys.executable and workers >= _CORES):  # embedded, Python may have none
+        return False
+    sizes = [stamp.size for stamp in stamps]
+    return len(sizes) >= _FILES or sum(sizes) >= _BYTES
+
+
+def in_groups(files: Mapping[bytes, Stamp], workers: int) -> Iterator[list[File]]:
+    """Files in groups for processes: small ones together, but so that there are a few groups for each of `workers`."""
+    most = max(1, min(_GROUP, len(files) // (4 * workers)))
+    group, size = list[File](), 0
+    for path, stamp in files.items():
+        if group and (len(group) == most or size + stamp.size > _GROUP_BYTES):
+            yield group
+            group, size = [], 0
+        group.append((path, stamp))
+        size += stamp.size
+    if group:
+        yield group
+
+
+class _Cut(NamedTuple):
+    """A window, from sample `start` to `end`, whose samples, so many, come after the parcel."""
 
     start: int
     end: int
     number: int
 
 
+class _Told(NamedTuple):
+    """What a parcel holds: findings, each with the place of its file in the group, and whether parcels follow."""
+
+    findings: Sequence[tuple[int, Finding | _Cut | None]]
+    more: bool
+
+
 class _Died(Exception):
     """The other side is gone."""
+
+
+class _Given:
+    """How much of some files whoever asked was given: `files` to their ends, and of the next one so many findings, of `content`
+    where its hash was among them."""
+
+    def __init__(self) -> None:
+        self.files = self.findings = 0
+        self.content = ""
+
+    def count(self, parcel: Parcel) -> None:
+        for _, finding in parcel:
+            self.findings += 1
+            if isinstance(finding, Content):
+                self.content = finding.hash
+            if finding is None:
+                self.files, self.findings, self.content = self.files + 1, 0, ""
 
 
 class Readers:
@@ -94,29 +140,64 @@ class Readers:
         for reader in self._all:
             reader.wait()
 
-    def examine(self, path: bytes, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
-        """As `examine.examine`, of a file by its path below the folder. One over which processes die costs itself alone."""
-        given, contents = 0, set[Content]()
-        for _ in range(_TRIES):
+    def examine(self, files: Sequence[File], is_settled: Settled) -> Iterator[Parcel]:
+        """What `examine.examine` finds in each file, and its end. A file over which processes die costs itself alone.
+
+        Args:
+            files: some, of which a process is told together.
+            is_settled: whether a file, by its path, need not be decoded with a content, by hash; asked again while it is.
+        """
+        given, tries = _Given(), _TRIES
+        try:
+            for parcel in self._parcels(files, is_settled):
+                given.count(parcel)
+                yield parcel
+            return
+        except _Died:
+            tries -= len(files) == 1  # of several, any may be the one
+        for path, stamp in files[given.files :]:
+            yield from self._alone(path, stamp, is_settled, given, tries)
+
+    def _alone(self, path: bytes, stamp: Stamp, is_settled: Settled, given: _Given, tries: int) -> Iterator[Parcel]:
+        """What was not given of a file."""
+        for _ in range(tries):
             try:
-                with contextlib.closing(self._own().examine(path, stamp, is_settled)) as findings:
-                    for place, finding in enumerate(findings):
-                        if isinstance(finding, Content):
-                            contents.add(finding)
-                        if len(contents) > 1:
-                            finding = Failure("changed while it was read", lasting=False)
-                        # The second time something else may be wrong, and what was given is not all then.
-                        if place >= given or isinstance(finding, Failure):
-                            given += 1
-                            yield finding
-                        if isinstance(finding, Failure):
-                            return
+                for finding in self._not_given(path, stamp, is_settled, given):
+                    parcel: Parcel = [(path, finding)]
+                    given.count(parcel)
+                    yield parcel
                 return
             except _Died:
-                self._of_thread.reader.hang_up()
-                self._of_thread.reader.wait()
-                del self._of_thread.reader
-        yield Failure("cannot be decoded (the process that worked on it died twice)", lasting=False)
+                continue
+        lost: Parcel = [
+            (path, Failure("cannot be decoded (the process that worked on it died twice)", lasting=False)),
+            (path, None),
+        ]
+        given.count(lost)
+        yield lost
+
+    def _not_given(self, path: bytes, stamp: Stamp, is_settled: Settled, given: _Given) -> Iterator[Finding | None]:
+        first, content = given.findings, given.content
+        with contextlib.closing(self._parcels([(path, stamp)], is_settled)) as parcels:
+            for place, (_, finding) in enumerate(chain.from_iterable(parcels)):
+                if isinstance(finding, Content) and content not in ("", finding.hash):
+                    finding = Failure("changed while it was read", lasting=False)
+                if isinstance(finding, Failure):  # something else may be wrong now, and what was given is not all then
+                    yield finding
+                    yield None
+                    return
+                if place >= first:
+                    yield finding
+
+    def _parcels(self, files: Sequence[File], is_settled: Settled) -> Generator[Parcel]:
+        """As `_Reader.examine`, by this thread's process, which is not asked again unless it told all."""
+        reader = self._own()
+        try:
+            yield from reader.examine(files, is_settled)
+        except BaseException:
+            reader.hang_up()
+            del self._of_thread.reader
+            raise
 
     def _own(self) -> _Reader:
         if not hasattr(self._of_thread, "reader"):
@@ -158,26 +239,27 @@ class _Reader:
             self.wait()
             raise _not_started(f"{sys.executable} ended with {self._process.returncode}") from None
 
-    def examine(self, path: bytes, stamp: Stamp, is_settled: Callable[[str], bool]) -> Generator[Finding, None, None]:
-        """As `examine.examine`. Raises _Died where the process does."""
-        _send(self._line, (path, *stamp))
-        while (said := _receive(self._line)) is not None:
-            match said:
-                case _Ask():
-                    _send(self._line, is_settled(said.content))
-                    continue
-                case _Samples():
-                    samples = np.empty(said.number, np.float32)
-                    _fill(self._line, samples.data.cast("B"))
-                    said = Window(said.start, said.end, samples)
-            try:
-                yield said
-            except GeneratorExit:
-                with contextlib.suppress(_Died):  # which whoever asks next finds
-                    _send(self._line, False)
-                    _receive(self._line)  # the end, and nothing before it
-                raise
-            _send(self._line, True)
+    def examine(self, files: Sequence[File], is_settled: Settled) -> Iterator[Parcel]:
+        """What is found in files, as `Readers.examine`. Raises _Died where the process does."""
+        _send(self._line, files)
+        hashes: list[str | None] = _receive(self._line)
+
+        def wanted(place: int) -> bool:
+            content = hashes[place]
+            return content is not None and not is_settled(files[place][0], content)
+
+        _send(self._line, [wanted(place) for place in range(len(files))])
+        more = True
+        while more:
+            told, more = _receive(self._line)
+            windows = [
+                Window(each.start, each.end, np.empty(each.number, np.float32)) for _, each in told if isinstance(each, _Cut)
+            ]
+            _fill(self._line, [window.samples.data.cast("B") for window in windows])
+            rest = iter(windows)
+            yield [(files[place][0], next(rest) if isinstance(each, _Cut) else each) for place, each in told]
+            if more:
+                _send(self._line, wanted(told[-1][0]))
 
     def hang_up(self) -> None:
         """Let the process end, also where a child of this one has the line too."""
@@ -219,42 +301,63 @@ def _send_bytes(line: socket.socket, values: bytes | memoryview) -> None:
 
 def _receive(line: socket.socket) -> Any:
     head = bytearray(_LENGTH.size)
-    _fill(line, memoryview(head))
+    _fill(line, [memoryview(head)])
     packed = bytearray(_LENGTH.unpack(head)[0])
-    _fill(line, memoryview(packed))
+    _fill(line, [memoryview(packed)])
     return pickle.loads(packed)
 
 
-def _fill(line: socket.socket, into: memoryview) -> None:
-    while len(into):  # it waits for all, but where a signal comes, or Ctrl-Z
+def _fill(line: socket.socket, into: list[memoryview]) -> None:
+    while into:  # it waits for all, but where a signal comes, or Ctrl-Z
         try:
-            came = line.recv_into(into, len(into), socket.MSG_WAITALL)
+            came = line.recvmsg_into(into[:_AT_ONCE], 0, socket.MSG_WAITALL)[0]
         except OSError as error:
             raise _Died from error
         if not came:
             raise _Died
-        into = into[came:]
+        while into and came >= len(into[0]):
+            came -= len(into.pop(0))
+        if came:
+            into[0] = into[0][came:]
 
 
 # --- the process -----------------------------------------------------------------------------------------------------
 
 
-def _asked(line: socket.socket, content: str) -> bool:
-    _send(line, _Ask(content))
-    return bool(_receive(line))
+def _tell(line: socket.socket, files: Sequence[Iterator[Finding]]) -> None:
+    """Send what is found in each file, as far as it is wanted."""
+    firsts = [next(each) for each in files]  # there is one in each
+    _send(line, [first.hash if isinstance(first, Content) else None for first in firsts])
+    parcel, sent = list[tuple[int, Finding | None]](), None  # and the place of the file with which the one before ended
+    size = 0
+    for place, (first, rest, is_wanted) in enumerate(zip(firsts, files, _receive(line), strict=True)):
+        for finding in chain([first], rest if is_wanted else ()):
+            parcel.append((place, finding))
+            size += finding.samples.nbytes if isinstance(finding, Window) else 0
+            if size >= PARCEL:
+                if sent is not None and not _receive(line) and sent == place:
+                    parcel, size, sent = [], 0, None
+                    break
+                _send_parcel(line, parcel, more=True)
+                parcel, size, sent = [], 0, place
+        parcel.append((place, None))
+    if sent is not None:
+        _receive(line)
+    _send_parcel(line, parcel, more=False)
 
 
-def _tell(line: socket.socket, findings: Iterator[Finding]) -> None:
-    """Send what is found while it is wanted. The next thing is found before it is known whether it is."""
-    for place, finding in enumerate(findings):
-        if place and not _receive(line):
-            return
-        if isinstance(finding, Window):
-            _send(line, _Samples(finding.start, finding.end, len(finding.samples)))
-            _send_bytes(line, np.ascontiguousarray(finding.samples, np.float32).data.cast("B"))
-        else:
-            _send(line, finding)
-    _receive(line)
+def _send_parcel(line: socket.socket, parcel: Sequence[tuple[int, Finding | None]], *, more: bool) -> None:
+    told = [
+        (place, _Cut(each.start, each.end, len(each.samples)) if isinstance(each, Window) else each) for place, each in parcel
+    ]
+    _send(line, _Told(told, more))
+    for _, each in parcel:
+        if isinstance(each, Window):
+            _send_bytes(line, np.ascontiguousarray(each.samples, np.float32).data.cast("B"))
+
+
+def _not_settled(content: str) -> bool:
+    return False
 
 
 def serve() -> None:
@@ -267,6 +370,5 @@ def serve() -> None:
         corpus, windowing = _receive(line)
         _send(line, None)
         while True:
-            path, *stamp = _receive(line)
-            _tell(line, examine(corpus / os.fsdecode(path), Stamp(*stamp), windowing, partial(_asked, line)))
-            _send(line, None)
+            files = _receive(line)
+            _tell(line, [examine(corpus / os.fsdecode(path), stamp, windowing, _not_settled) for path, stamp in files])

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,11 @@ import numpy as np
 from ..progress import Progress, duration
 from .batches import Batches, Vectors
 from .contents import ContentWindows
-from .embedding import READ_AHEAD, Elsewhere, weight
-from .examine import Content, Failure, Finding, Vector, examine, reader
+from .embedding import Elsewhere
+from .examine import Content, Failure, Finding, Vector, reader
+from .findings import read_files
 from .frames import Frames
 from .gone import GoneContents
-from .read_ahead import read_ahead
-from .reading_processes import MOST, Readers, pay
 from .report import IndexReport, Skipped
 from .scan import Listing, Stamp
 from .store import FileRow, FileTable, WindowTable
@@ -50,6 +48,23 @@ class _Part:
     @property
     def windows(self) -> ContentWindows:
         return ContentWindows(np.array(self.spans), np.stack(self.vectors))
+
+
+class _File:
+    """A file that is being taken in.
+
+    Attributes:
+        reason: why it cannot be used.
+        missing: what is missing of it.
+        settled: whether nothing more that is found in it is of use.
+        lost: whether it cannot be used for now, of which nothing is remembered.
+        again: whether another file has its content and is being taken in, so that it is to be looked into once more, later.
+    """
+
+    def __init__(self, stamp: Stamp) -> None:
+        self.stamp, self.part = stamp, _Part()
+        self.reason = self.missing = ""
+        self.settled = self.lost = self.again = False
 
 
 class Update:
@@ -101,6 +116,8 @@ class Update:
         self.put_off = 0
         self.reader = reader()
         self.missing_of = {row.content: row.missing for row in self.known.values() if row.missing}
+        self.open: dict[bytes, _File] = {}  # files that are being taken in,
+        self.taken: dict[str, _File] = {}  # and of them the one that has a content
         self.rows: dict[bytes, FileRow] = {}  # what `files` is to hold in the end
         self.new_rows: dict[bytes, FileRow] = {}  # of those, what is to be committed next,
         self.parts: dict[str, _Part] = {}  # with the contents that go there as well,
@@ -137,18 +154,13 @@ class Update:
         self.rows |= {path: self.known[path] for path in left if path in self.known}
         todo = {path: stamp for path, stamp in todo.items() if path not in left}
         self.put_off = len(left)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(self.batches)
-            self.writer = stack.enter_context(ThreadPoolExecutor(1, "writing"))
+        with self.batches, ThreadPoolExecutor(1, "writing") as self.writer:
             if elsewhere is None:
-                ahead = self._read_here(todo, workers, stack)
+                again = self._take_all(todo, self._read_here(todo, workers), progress, 0, len(todo))
+                self._take_all(again, self._read_here(again, 1), progress, len(todo) - len(again), len(todo))
             else:
-                ahead = elsewhere.findings(self.corpus, todo, self.model, self.embedded, self._unusable_content)
-            findings = stack.enter_context(contextlib.closing(ahead))
-            for done, (path, of_file) in enumerate(zip(todo, findings, strict=True)):
-                tell = partial(progress, done, len(todo))
-                tell("indexing")
-                self._take(path, todo[path], of_file, tell)
+                found = elsewhere.findings(self.corpus, todo, self.model, self.embedded, self._unusable_content)
+                self._take_all(todo, found, progress, 0, len(todo))
             self._commit()
         self.check()
         progress(len(todo), len(todo), "finishing the index" if todo else "indexing")
@@ -177,16 +189,8 @@ class Update:
                 todo[path] = stamp
         return todo
 
-    def _read_here(self, todo: Mapping[bytes, Stamp], workers: int, stack: contextlib.ExitStack) -> Generator[Iterator[Finding]]:
-        """What is found in each file: by threads, of which each has a process read where there is much to read for a GPU."""
-        look = self._examined
-        if self.batches.on_gpu and pay(len(todo), workers):
-            look, workers = stack.enter_context(Readers(self.corpus, self.model.windowing)).examine, min(workers, MOST)
-        makers = (partial(look, path, stamp, partial(self._is_settled, path)) for path, stamp in todo.items())
-        return read_ahead(makers, weight, READ_AHEAD, workers)
-
-    def _examined(self, path: bytes, stamp: Stamp, is_settled: Callable[[str], bool]) -> Iterator[Finding]:
-        return examine(self.corpus / os.fsdecode(path), stamp, self.model.windowing, is_settled)
+    def _read_here(self, todo: Mapping[bytes, Stamp], workers: int) -> Generator[tuple[bytes, Finding | None]]:
+        return read_files(self.corpus, todo, self.model.windowing, self._is_settled, workers, for_gpu=self.batches.on_gpu)
 
     def _is_settled(self, path: bytes, content: str) -> bool:
         """Whether a file with this content need not be decoded; called in threads."""
@@ -200,44 +204,81 @@ class Update:
         row = self.known.get(path)
         return row.content if row and row.reason and row.reader == self.reader else ""
 
-    def _take(self, path: bytes, stamp: Stamp, findings: Iterator[Finding], tell: Callable[[str], None]) -> None:
-        """Take in one file; of a long one `tell` gets how far it is."""
-        before = self.known.get(path)
-        content, reason, missing, part, rate = "", "", "", _Part(), self.model.windowing.rate
-        for finding in findings:
-            match finding:
-                case Content():
-                    content = part.content = finding.hash
-                    reason = self._known_reason(path, content)
-                    if reason or content in self.embedded:
-                        missing = self.missing_of.get(content, "")
-                        break
-                case Window() | Vector():
-                    part.spans.append((finding.start / rate, finding.end / rate))
-                    if self.batches.add(part, finding) and finding.end > _LONG * rate:
-                        tell(f"indexing, {duration(finding.end / rate)} into a recording")
-                case Missing():
-                    missing = self.missing_of[content] = _text(finding.what)
-                case Failure():
-                    reason, missing = _text(finding.reason), ""
-                    self.batches.drop(part)
-                    if not finding.lasting:
-                        self.report.skipped.append(Skipped(os.fsdecode(path), reason))
-                        self.report.newly_skipped += 1
-                        self.unsettled = True
-                        return
-        self.rows[path] = self.new_rows[path] = FileRow(stamp, content, reason, missing, self.reader if reason else "")
-        is_new = before is None or (before.content, before.reason, before.missing) != (content, reason, missing)
-        self.report.newly_partial += bool(missing) and is_new
-        if reason:
+    def _take_all(
+        self,
+        todo: Mapping[bytes, Stamp],
+        found: Generator[tuple[bytes, Finding | None]],
+        progress: Progress,
+        done: int,
+        total: int,
+    ) -> dict[bytes, Stamp]:
+        """Take in what is found in files, of which `done` are before them; return those that are to be looked into again."""
+        again = {}
+        with contextlib.closing(found):
+            for path, finding in found:
+                if path not in self.open:
+                    progress(done, total, "indexing")
+                    self.open[path] = _File(todo[path])
+                file = self.open[path]
+                if finding is not None:
+                    if self._take(path, file, finding):
+                        progress(done, total, f"indexing, {duration(file.part.spans[-1][1])} into a recording")
+                    continue
+                del self.open[path]
+                if file.again:
+                    again[path] = file.stamp
+                    continue
+                if self.taken.get(file.part.content) is file:
+                    del self.taken[file.part.content]
+                if not file.lost:
+                    self._keep_file(path, file)
+                done += 1
+        return again
+
+    def _take(self, path: bytes, file: _File, finding: Finding) -> bool:
+        """Take in what is found in a file; whether a batch was full with it, of a recording that is long."""
+        if file.settled:
+            return False
+        part, rate = file.part, self.model.windowing.rate
+        match finding:
+            case Content():
+                content = part.content = finding.hash
+                file.reason = self._known_reason(path, content)
+                if file.reason or content in self.embedded:
+                    file.missing, file.settled = self.missing_of.get(content, ""), True
+                else:
+                    file.again = file.settled = self.taken.setdefault(content, file) is not file
+            case Window() | Vector():
+                part.spans.append((finding.start / rate, finding.end / rate))
+                return self.batches.add(part, finding) and finding.end > _LONG * rate
+            case Missing():
+                file.missing = self.missing_of[part.content] = _text(finding.what)
+            case Failure():
+                file.reason, file.missing, file.settled = _text(finding.reason), "", True
+                self.batches.drop(part)
+                if not finding.lasting:
+                    self.report.skipped.append(Skipped(os.fsdecode(path), file.reason))
+                    self.report.newly_skipped += 1
+                    self.unsettled = file.lost = True
+        return False
+
+    def _keep_file(self, path: bytes, file: _File) -> None:
+        """Keep what was found in a file, and commit where that is due."""
+        before, content = self.known.get(path), file.part.content
+        self.rows[path] = self.new_rows[path] = FileRow(
+            file.stamp, content, file.reason, file.missing, self.reader if file.reason else ""
+        )
+        is_new = before is None or (before.content, before.reason, before.missing) != (content, file.reason, file.missing)
+        self.report.newly_partial += bool(file.missing) and is_new
+        if file.reason:
             self.report.newly_skipped += is_new
         elif content in self.embedded:
             self.report.reused += 1
         else:
             self.report.embedded += 1
             self.embedded.add(content)
-            self.parts[content] = part
-            self.uncommitted += len(part.spans)
+            self.parts[content] = file.part
+            self.uncommitted += len(file.part.spans)
         if self.files.unreadable or (before and self._has_lost_vectors(before)):
             self.report.repaired += 1
         if self.uncommitted >= _COMMIT_WINDOWS or time.monotonic() - self.committed > _COMMIT_SECONDS:
