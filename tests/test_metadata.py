@@ -9,7 +9,7 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffatr_cli.corpus.noting import note_of
+from diffatr_cli.corpus.examine import note_of
 from diffatr_cli.corpus.scan import Stamp
 from diffatr_cli.data.metadata import MOST_LETTERS, clean, read_metadata
 from diffatr_cli.data.riff import MOST_BYTES, chunks

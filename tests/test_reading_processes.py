@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,20 +14,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from audio_files import bad_files, shorten
 from command_line import ROOT, start
-from fake_retriever import FakeRetriever, contents, write_tone
+from fake_retriever import RATE, FakeRetriever, contents, tone, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 from test_cli_signals import nothing_is_left_of, session_of
 from test_engines import a_corpus
 
 from diffatr_cli.core.windows import OURS
-from diffatr_cli.corpus import findings
+from diffatr_cli.corpus import findings, noting
 from diffatr_cli.corpus import reading_processes as module
 from diffatr_cli.corpus.examine import Content, Failure, examine
 from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.corpus.note_table import NoteTable
+from diffatr_cli.corpus.notes import Note
 from diffatr_cli.corpus.reading_processes import Readers
+from diffatr_cli.corpus.report import Damaged
 from diffatr_cli.corpus.scan import Stamp, scan
 from diffatr_cli.corpus.windows import Missing, Window
 from diffatr_cli.errors import DiffATRError
@@ -75,6 +80,8 @@ def by_file(parcels, *names: str):
         assert path == os.fsencode(names[len(found) - 1])  # one file after the other
         if finding is None:
             found.append([])
+        elif isinstance(finding, Note):
+            assert isinstance(found[-1][-1], Content)
         else:
             found[-1].append(finding)
     assert found.pop() == []
@@ -317,7 +324,7 @@ with module.Readers(path.parent, OURS) as readers:
     print("begun", flush=True)
     for _ in range(4):
         parcels = readers.examine([(path.name.encode(), Stamp.of(path.stat()))], lambda path, content: False)
-        first, *rest, end = (finding for parcel in parcels for _, finding in parcel)
+        first, note, *rest, end = (finding for parcel in parcels for _, finding in parcel)
         assert isinstance(first, Content) and len(rest) > 90 and all(isinstance(each, Window) for each in rest) and end is None
     print(len(readers._all))
 """
@@ -411,6 +418,57 @@ def test_an_index_is_the_same(corpus, tmp_path, monkeypatch, workers):
     assert (reports[0].embedded, reports[0].reused) == (reports[1].embedded, reports[1].reused)
 
 
+def test_what_files_say_of_themselves_is_read_with_their_sound(corpus, tmp_path, monkeypatch):
+    """And once."""
+    soundfile.write(corpus / "told.wav", tone(500, 1), RATE)
+    with soundfile.SoundFile(corpus / "told.flac", "w", RATE, 1) as file:
+        file.title = "a hum of Wednesday"
+        file.write(tone(510, 1))
+    here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
+    expected = here.update(FakeRetriever())
+    monkeypatch.setattr(findings, "pay", always)
+    looked = []
+    real = noting.note_of
+    monkeypatch.setattr(noting, "note_of", lambda path, stamp: looked.append(path.name) or real(path, stamp))
+    report = there.update(OnGPU())
+    assert len(looked) == report.reused == expected.reused  # whose sound was not read
+    assert here._note_table().rows() == there._note_table().rows()
+    assert "a hum of Wednesday" in str(there._note_table().rows())
+    for each in here._note_table().rows():
+        (corpus / os.fsdecode(each)).touch()
+    looked.clear()
+    there.update(OnGPU())
+    assert len(looked) == report.files
+
+
+@pytest.mark.parametrize("fault", ["no table", "damaged", "refused once"])
+def test_notes_that_cannot_be_kept_at_first_are_read_again(corpus, tmp_path, monkeypatch, fault):
+    here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
+    (corpus / "long.flac").rename(corpus / "aside")
+    there.update(OnGPU())
+    (corpus / "aside").rename(corpus / "long.flac")
+    here.update(FakeRetriever())
+    monkeypatch.setattr(findings, "pay", always)
+    (table,) = there.folder.glob("notes-*.lance")
+    if fault == "no table":
+        shutil.rmtree(table)
+    if fault == "damaged":
+        for path in table.rglob("*.lance"):
+            path.write_bytes(b"")
+    if fault == "refused once":
+        real, tried = NoteTable.put, []
+
+        def put(self, rows):
+            tried.append(rows)
+            if len(tried) == 1:
+                raise Damaged(self._place)
+            real(self, rows)
+
+        monkeypatch.setattr(NoteTable, "put", put)
+    assert there.update(OnGPU()).embedded == 1
+    assert here._note_table().rows() == there._note_table().rows()
+
+
 @pytest.mark.parametrize(
     ("device", "files", "workers", "expected"),
     [("cuda", 3, 4, True), ("cuda", 2, 4, False), ("cuda", 3, 3, False), ("cpu", 3, 4, False)],
@@ -438,6 +496,7 @@ import sys, time
 from pathlib import Path
 from diffatr_cli.corpus import batches, findings, update
 from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.corpus.notes import Note
 from fake_retriever import FakeRetriever
 
 findings.pay, update._COMMIT_SECONDS = lambda *_: True, 0.0

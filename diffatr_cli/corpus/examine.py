@@ -1,9 +1,10 @@
-"""Looking into one file of a folder: its content's hash, and its windows where they are needed."""
+"""Looking into one file of a folder: its content's hash, its windows where they are needed, and what it says of itself."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -13,8 +14,12 @@ import numpy as np
 from .. import __version__
 from ..core.windows import Windowing
 from ..data.audio import AudioError
+from ..data.metadata import read_metadata
+from .notes import Note, day_of
 from .scan import Stamp
 from .windows import Missing, Window, windows_of
+
+_MOST_LETTERS = 16_000  # of all that is written in a file
 
 
 class Content(NamedTuple):
@@ -41,7 +46,7 @@ class Vector(NamedTuple):
 
 
 T = TypeVar("T")
-Finding = Content | Window | Vector | Missing | Failure
+Finding = Content | Window | Vector | Note | Missing | Failure
 
 
 def reader() -> str:
@@ -90,6 +95,18 @@ def look_into(
         failure = Failure(f"cannot be decoded ({type(error).__name__}: {told})", lasting=_is_as_it_was(path, stamp))
     if failure:
         yield failure
+
+
+def note_of(path: Path, stamp: Stamp) -> Note:
+    """What a file says of itself."""
+    told = read_metadata(path)
+    fields, letters = {}, 0
+    for name, text in told.fields.items():
+        letters += len(name) + len(text)
+        if letters > _MOST_LETTERS:
+            break
+        fields[name] = text
+    return Note(told.channels, told.rate, day_of(told.recorded, stamp.mtime_ns), json.dumps(fields) if fields else "")
 
 
 def _is_as_it_was(path: Path, stamp: Stamp) -> bool:

@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -281,12 +282,14 @@ class FolderIndex:
         from .store import FileTable, WindowTable
         from .update import Update
 
+        check = partial(self._check_there, state)
+
         def new_update(*, anew: bool = False) -> Update:
             files_name, windows_name = self._table_names(model.model_id)
             files, windows = FileTable(self.place, files_name), WindowTable(self.place, windows_name, model.dim)
             frames = self._frame_table(model.model_id) if model.sees_frames else None
             gone = GoneContents(FileTable(self.place, f"{GONE}{self._suffix}"))
-            return Update(self.corpus, files, windows, frames, model, gone, lambda: self._check_there(state), anew=anew)
+            return Update(self.corpus, files, windows, frames, self._note_table(), model, gone, check, anew=anew)
 
         update = new_update()
         if again := sum(row.content in update.without_frames for row in update.known.values()):
@@ -310,7 +313,7 @@ class FolderIndex:
         from .noting import update_notes
 
         usable = {path: row.stamp for path, row in update.rows.items() if not row.reason}
-        update_notes(self.corpus, self._note_table(), usable, progress, workers, lambda: self._check_there(state))
+        update_notes(self.corpus, self._note_table(), usable, progress, workers, check)
         # Where something is to be tried again, no state of the folder makes the next update needless.
         pending = state.seen.unlisted or update.unsettled or (update.put_off and unsettled)
         mark = None if pending else state.mark_below if update.put_off else state.mark

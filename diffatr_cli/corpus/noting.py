@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..data.metadata import read_metadata
 from ..progress import Progress
+from .examine import note_of
 from .note_table import NoteRow, NoteTable
-from .notes import Note, day_of
 from .report import Damaged
 from .scan import Stamp
 
 _TOGETHER = 256  # files that are read between two looks at the clock
 _COMMIT_SECONDS = 5.0
-_MOST_LETTERS = 16_000  # of all that is written in a file
 
 
 def update_notes(
@@ -81,15 +78,3 @@ def _update(
     if todo or gone or anew:
         table.tidy()
     table.seal()
-
-
-def note_of(path: Path, stamp: Stamp) -> Note:
-    """What a file says of itself."""
-    told = read_metadata(path)
-    fields, letters = {}, 0
-    for name, text in told.fields.items():
-        letters += len(name) + len(text)
-        if letters > _MOST_LETTERS:
-            break
-        fields[name] = text
-    return Note(told.channels, told.rate, day_of(told.recorded, stamp.mtime_ns), json.dumps(fields) if fields else "")

@@ -4,8 +4,8 @@ A thread that reads a clip needs Python's lock for a part of that time, so that 
 on however many cores. An encoder on the processor takes longer than that by far; a GPU does not.
 
 Asker and process speak over a socket, about a group of files at a time, since each message costs the lock. The process says that
-it has begun. It gets a group, sends the first finding in each file, and is told of which files more is wanted. Then it sends all
-findings, file by file and in parcels, each a `_Told` and the samples of its windows. After each parcel but the last it is told
+it has begun. It gets a group, sends the hashes of the contents, and is told of which files more is wanted. Then it sends what
+is found, file by file and in parcels, each a `_Told` and the samples of its windows. After each parcel but the last it is told
 whether more is wanted of the file with which the parcel ended; it reads on before it knows.
 """
 
@@ -30,7 +30,7 @@ import numpy as np
 from ..core.windows import Windowing
 from ..data.worker_process import ONE_THREAD, interrupts_blocked, keep_memory
 from ..errors import DiffATRError
-from .examine import Content, Failure, Finding, examine
+from .examine import Content, Failure, Finding, examine, note_of
 from .scan import Stamp
 from .windows import Window
 
@@ -141,7 +141,9 @@ class Readers:
             reader.wait()
 
     def examine(self, files: Sequence[File], is_settled: Settled) -> Iterator[Parcel]:
-        """What `examine.examine` finds in each file, and its end. A file over which processes die costs itself alone.
+        """What `examine.examine` finds in each file, the Note of one that is decoded, and its end.
+
+        A file over which processes die costs itself alone.
 
         Args:
             files: some, of which a process is told together.
@@ -356,6 +358,13 @@ def _send_parcel(line: socket.socket, parcel: Sequence[tuple[int, Finding | None
             _send_bytes(line, np.ascontiguousarray(each.samples, np.float32).data.cast("B"))
 
 
+def _found_in(path: Path, stamp: Stamp, windowing: Windowing) -> Iterator[Finding]:
+    for finding in examine(path, stamp, windowing, _not_settled):
+        yield finding
+        if isinstance(finding, Content):  # before it is seen whether the file has changed
+            yield note_of(path, stamp)
+
+
 def _not_settled(content: str) -> bool:
     return False
 
@@ -371,4 +380,4 @@ def serve() -> None:
         _send(line, None)
         while True:
             files = _receive(line)
-            _tell(line, [examine(corpus / os.fsdecode(path), stamp, windowing, _not_settled) for path, stamp in files])
+            _tell(line, [_found_in(corpus / os.fsdecode(path), stamp, windowing) for path, stamp in files])

@@ -24,7 +24,9 @@ from .examine import Content, Failure, Finding, Vector, reader
 from .findings import read_files
 from .frames import Frames
 from .gone import GoneContents
-from .report import IndexReport, Skipped
+from .note_table import NoteRow, NoteTable
+from .notes import Note
+from .report import Damaged, IndexReport, Skipped
 from .scan import Listing, Stamp
 from .store import FileRow, FileTable, WindowTable
 from .windows import Missing, Window
@@ -54,6 +56,7 @@ class _File:
     """A file that is being taken in.
 
     Attributes:
+        note: what it says of itself, where that was looked at too.
         reason: why it cannot be used.
         missing: what is missing of it.
         settled: whether nothing more that is found in it is of use.
@@ -63,6 +66,7 @@ class _File:
 
     def __init__(self, stamp: Stamp) -> None:
         self.stamp, self.part = stamp, _Part()
+        self.note: Note | None = None
         self.reason = self.missing = ""
         self.settled = self.lost = self.again = False
 
@@ -74,6 +78,7 @@ class Update:
         corpus: the folder of recordings.
         files, windows: the tables.
         frames: the table of frames, for a model that re-ranks by them; None for others.
+        notes: gets what files say of themselves, where that is read with their sound; `noting.update_notes` reads it of others.
         gone: keeps contents for a while whose files are gone many at once.
         check: raises FolderGone where the folder is.
         anew: write the tables anew, as far as they can be read, since changing them failed.
@@ -93,6 +98,7 @@ class Update:
         files: FileTable,
         windows: WindowTable,
         frames: Frames | None,
+        notes: NoteTable,
         model: Retriever,
         gone: GoneContents,
         check: Callable[[], None],
@@ -100,6 +106,8 @@ class Update:
         anew: bool = False,
     ) -> None:
         self.gone, self.check = gone, check
+        self.notes, self.can_note = notes, False
+        self.new_notes: dict[bytes, NoteRow] = {}
         self.corpus, self.files, self.windows, self.frames, self.model = corpus, files, windows, frames, model
         self.known, damaged_rows = files.mend(anew=anew)
         self.with_vectors, self.damaged = windows.mend(anew=anew)
@@ -251,6 +259,8 @@ class Update:
             case Window() | Vector():
                 part.spans.append((finding.start / rate, finding.end / rate))
                 return self.batches.add(part, finding) and finding.end > _LONG * rate
+            case Note():
+                file.note = finding
             case Missing():
                 file.missing = self.missing_of[part.content] = _text(finding.what)
             case Failure():
@@ -279,6 +289,8 @@ class Update:
             self.embedded.add(content)
             self.parts[content] = file.part
             self.uncommitted += len(file.part.spans)
+        if file.note is not None and not file.reason:
+            self.new_notes[path] = NoteRow(file.stamp, file.note)
         if self.files.unreadable or (before and self._has_lost_vectors(before)):
             self.report.repaired += 1
         if self.uncommitted >= _COMMIT_WINDOWS or time.monotonic() - self.committed > _COMMIT_SECONDS:
@@ -341,6 +353,13 @@ class Update:
         if rows:
             self.files.put(rows)
             self.changed = True
+        notes = {path: self.new_notes.pop(path) for path in rows if path in self.new_notes}
+        if notes:
+            with contextlib.suppress(Damaged):  # of which no other table is to blame; all notes can be read again
+                if not self.can_note:
+                    self.notes.mend()
+                    self.can_note = True
+                self.notes.put(notes)
 
     def _forget_gone(self, *, sure: bool) -> None:
         """Forget the files that are gone; `sure`: all that is there was seen."""
