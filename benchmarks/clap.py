@@ -15,7 +15,7 @@ import soundfile
 import soxr
 import torch
 
-from diffatr_cli.corpus.embedding import BATCH
+from diffatr_cli.corpus.batches import BATCH
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.two_tower import load_two_tower
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from diffatr_cli.cluster.engine import RayEngine
-from diffatr_cli.corpus.embedding import Elsewhere
+from diffatr_cli.corpus.elsewhere import Elsewhere
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.model import load_retriever
 

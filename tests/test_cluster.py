@@ -26,7 +26,7 @@ ray = pytest.importorskip("ray")
 
 import soundfile  # noqa: E402
 
-from diffatr_cli.corpus.embedding import Elsewhere  # noqa: E402
+from diffatr_cli.corpus.elsewhere import Elsewhere  # noqa: E402
 from diffatr_cli.corpus.index import FolderIndex  # noqa: E402
 from diffatr_cli.corpus.scan import Stamp  # noqa: E402
 from diffatr_cli.errors import UsageError  # noqa: E402

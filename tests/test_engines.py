@@ -12,6 +12,7 @@ import threading
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 from audio_files import bad_files, table
 from cluster_work import Count, loader
@@ -20,12 +21,17 @@ from fake_retriever import FakeRetriever, contents, write_tone
 from hypothesis import given
 from hypothesis import strategies as st
 from test_imports import loaded_after
+from test_index_frames import FramedRetriever
 
 from diffatr_cli import __version__
 from diffatr_cli.cluster import engine as engine_module
 from diffatr_cli.cluster import worker as worker_module
-from diffatr_cli.corpus.embedding import Elsewhere, EmbedFiles, _File
+from diffatr_cli.corpus import batches
+from diffatr_cli.corpus import elsewhere as elsewhere_module
+from diffatr_cli.corpus.elsewhere import Elsewhere, EmbedFiles, _File
+from diffatr_cli.corpus.examine import Vector
 from diffatr_cli.corpus.index import FolderIndex
+from diffatr_cli.corpus.windows import Missing, Window
 from diffatr_cli.data.convert import Conversion, Converter
 from diffatr_cli.data.folder import prepare_folder
 from diffatr_cli.engines import InProcess, ItemLost, by_item
@@ -223,6 +229,57 @@ def test_the_index_is_the_same(tmp_path):
         write_tone(clips / "x.flac", 800, 2)
 
 
+class OnGPU(FakeRetriever):
+    device = "cuda"
+
+
+class FramedOnGPU(FramedRetriever):
+    device = "cuda"
+
+
+@pytest.mark.parametrize("retriever", [OnGPU, FramedOnGPU])
+@pytest.mark.parametrize("processes", [False, True])
+def test_the_index_of_workers_with_gpus_is_the_same(tmp_path, monkeypatch, retriever, processes):
+    monkeypatch.setattr(elsewhere_module, "pay", lambda workers: processes)
+    monkeypatch.setattr(elsewhere_module, "_GPU_FILES", 5)
+    monkeypatch.setattr(batches, "GPU_BATCH", 3)
+    clips = a_corpus(tmp_path / "clips")
+    for number in range(3):
+        write_tone(clips / f"{number} long.flac", 500 + number, 90)
+    here, there = FolderIndex(clips, tmp_path / "here"), FolderIndex(clips, tmp_path / "there")
+    on_processor, made = retriever(), []
+    on_processor.device = "cpu"
+    engine = InProcess("cuda", 3)
+    elsewhere = Elsewhere(engine, lambda device: made.append(retriever()) or made[-1])
+    for _ in range(2):
+        assert as_rows(there.update(on_processor, elsewhere=elsewhere)) == as_rows(here.update(on_processor))
+        assert contents(there) == contents(here)
+        for path in clips.rglob("*.wav"):
+            path.touch()
+    assert made
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=5), max_size=6), st.randoms())
+def test_what_a_worker_tells_is_in_order_however_it_is_found(plan, random):
+    """`plan`: of the findings in each file, which are windows. Files are read side by side, and windows embedded in any order."""
+    window = Window(0, 1, np.zeros(1, np.float32))
+    told, got = elsewhere_module._Told(len(plan)), []
+    left = [[*kinds, None] for kinds in plan]
+    waiting = []
+    while any(left) or waiting:
+        if any(left) and random.random() < 0.6:
+            place = random.choice([place for place, each in enumerate(left) if each])
+            kind = left[place].pop(0)
+            each = told.add(place, None if kind is None else window if kind else Missing("all"))
+            if kind:
+                waiting.append(each)
+        elif waiting:
+            each = waiting.pop(random.randrange(len(waiting)))
+            elsewhere_module._embed([each], (np.ones((1, 4)), [None]))
+        got += [(place, type(finding)) for place, finding in told.ready()]
+    assert got == [(place, Vector if kind else Missing) for place, kinds in enumerate(plan) for kind in kinds]
+
+
 def test_what_is_known_is_not_embedded_again(tmp_path):
     clips, notes = a_corpus(tmp_path / "clips"), tmp_path / "notes"
     index, elsewhere = FolderIndex(clips), Elsewhere(InProcess(), loader(notes))
@@ -237,8 +294,6 @@ def test_what_is_known_is_not_embedded_again(tmp_path):
 
 
 def work(corpus, **changes):
-    import numpy as np
-
     fields = {"load": loader(), "model_id": "model-a", "device": "cpu", "threads": 1, "frames": False}
     first = _File(b"a.wav", 1, "")
     return EmbedFiles(corpus, **(fields | changes), settled=np.zeros(0, "S16"), first=first)

@@ -24,7 +24,7 @@ from test_cli_signals import nothing_is_left_of, session_of
 from test_engines import a_corpus
 
 from diffatr_cli.core.windows import OURS
-from diffatr_cli.corpus import findings, noting
+from diffatr_cli.corpus import noting, update
 from diffatr_cli.corpus import reading_processes as module
 from diffatr_cli.corpus.examine import Content, Failure, examine
 from diffatr_cli.corpus.index import FolderIndex
@@ -60,7 +60,7 @@ def not_settled(path: bytes, content: str) -> bool:
     return False
 
 
-def always(stamps, workers) -> bool:
+def always(workers, stamps=None) -> bool:
     return True
 
 
@@ -274,7 +274,7 @@ def test_a_file_that_is_another_one_the_second_time_is_told(corpus, deadly):
 
 
 def test_a_recording_over_which_processes_die_costs_itself(corpus, tmp_path, deadly, monkeypatch):
-    monkeypatch.setattr(findings, "pay", always)
+    monkeypatch.setattr(update, "pay", always)
     here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
     expected = here.update(FakeRetriever())
     write_tone(corpus / "deadly.wav", 700, 21)
@@ -384,14 +384,14 @@ def test_what_ends_before_it_has_begun_is_no_file_s_fault(corpus, tmp_path, monk
     other.write_text("#!/bin/sh\nexit 3\n")
     other.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(other))
-    monkeypatch.setattr(findings, "pay", always)
+    monkeypatch.setattr(update, "pay", always)
     with pytest.raises(DiffATRError, match="program ended with 3"):
         FolderIndex(corpus).update(OnGPU())
 
 
 def test_where_python_has_no_program_of_its_own_threads_read(monkeypatch):
     monkeypatch.setattr(sys, "executable", None)
-    assert not module.pay([Stamp(1, 0, 0, 0)] * 10_000, 64)
+    assert not module.pay(64, [Stamp(1, 0, 0, 0)] * 10_000)
 
 
 def test_a_process_finds_what_this_one_finds(corpus, tmp_path, monkeypatch):
@@ -408,7 +408,7 @@ def test_a_process_finds_what_this_one_finds(corpus, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_an_index_is_the_same(corpus, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(findings, "pay", always)
+    monkeypatch.setattr(update, "pay", always)
     (corpus / "again.flac").write_bytes((corpus / "long.flac").read_bytes())
     here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
     reports = [index.update(model, workers=workers) for index, model in ((here, FakeRetriever()), (there, OnGPU()))]
@@ -426,7 +426,7 @@ def test_what_files_say_of_themselves_is_read_with_their_sound(corpus, tmp_path,
         file.write(tone(510, 1))
     here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
     expected = here.update(FakeRetriever())
-    monkeypatch.setattr(findings, "pay", always)
+    monkeypatch.setattr(update, "pay", always)
     looked = []
     real = noting.note_of
     monkeypatch.setattr(noting, "note_of", lambda path, stamp: looked.append(path.name) or real(path, stamp))
@@ -448,7 +448,7 @@ def test_notes_that_cannot_be_kept_at_first_are_read_again(corpus, tmp_path, mon
     there.update(OnGPU())
     (corpus / "aside").rename(corpus / "long.flac")
     here.update(FakeRetriever())
-    monkeypatch.setattr(findings, "pay", always)
+    monkeypatch.setattr(update, "pay", always)
     (table,) = there.folder.glob("notes-*.lance")
     if fault == "no table":
         shutil.rmtree(table)
@@ -484,7 +484,7 @@ def test_processes_read_for_a_gpu_where_there_are_many_files_and_cores(tmp_path,
     for number in range(files):
         write_tone(tmp_path / "clips" / f"{number}.wav", 300 + number, 0.2, seed=number)
     monkeypatch.setattr(module, "_FILES", 3)
-    monkeypatch.setattr(findings, "Readers", Noted)
+    monkeypatch.setattr(update, "Readers", Noted)
     model = FakeRetriever()
     model.device = device
     assert FolderIndex(tmp_path / "clips").update(model, workers=workers).files == files
@@ -494,12 +494,12 @@ def test_processes_read_for_a_gpu_where_there_are_many_files_and_cores(tmp_path,
 UPDATE = """
 import sys, time
 from pathlib import Path
-from diffatr_cli.corpus import batches, findings, update
+from diffatr_cli.corpus import batches, update
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.notes import Note
 from fake_retriever import FakeRetriever
 
-findings.pay, update._COMMIT_SECONDS = lambda *_: True, 0.0
+update.pay, update._COMMIT_SECONDS = lambda *_: True, 0.0
 
 class Slow(FakeRetriever):
     device = "cuda"
@@ -532,8 +532,8 @@ def test_the_library_can_be_used_from_a_script_without_a_guard(corpus, tmp_path)
     """The processes do not run the script that asks for them."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from pathlib import Path\nfrom diffatr_cli.corpus import findings\nfrom diffatr_cli.corpus.index import FolderIndex\n"
-        "from fake_retriever import FakeRetriever\nfindings.pay = lambda *_: True\n"
+        "from pathlib import Path\nfrom diffatr_cli.corpus import update\nfrom diffatr_cli.corpus.index import FolderIndex\n"
+        "from fake_retriever import FakeRetriever\nupdate.pay = lambda *_: True\n"
         f"model = FakeRetriever()\nmodel.device = 'cuda'\nprint(FolderIndex(Path({str(corpus)!r})).update(model).files)\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}

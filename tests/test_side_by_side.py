@@ -53,7 +53,7 @@ def test_a_recording_is_read_beside_a_long_one(tmp_path, monkeypatch):
 @pytest.mark.parametrize("processes", [False, pytest.param(True, marks=BY_PROCESSES)])
 def test_a_content_is_taken_in_once(tmp_path, monkeypatch, retriever, processes):
     """However many files that are read side by side have it."""
-    monkeypatch.setattr(findings, "pay", lambda stamps, workers: processes)
+    monkeypatch.setattr(update, "pay", lambda workers, stamps: processes)
     for number in range(3):
         write_tone(tmp_path / f"clips/{number} a.wav", 300 + 50 * number, 200)
         for copy in "bcd":

@@ -14,7 +14,7 @@ from .console import progress_bar, say
 
 if TYPE_CHECKING:
     from ..core.sampling import Sampling
-    from ..corpus.embedding import Elsewhere
+    from ..corpus.elsewhere import Elsewhere
     from ..corpus.index import FolderIndex, IndexReport, Recordings
     from ..corpus.library import Library, Searched
     from ..corpus.search import Hit
@@ -138,7 +138,7 @@ def load_elsewhere(engine: Engine, run: Path | None, runs: Path | None, model: s
     """The model, for this process, which embeds nothing, and how the workers of an engine get theirs."""
     from functools import partial
 
-    from ..corpus.embedding import Elsewhere
+    from ..corpus.elsewhere import Elsewhere
     from ..runs import newest_run
     from ..two_tower import load_any
 

@@ -14,7 +14,7 @@ from .corpus import Approximate, IndexPlace, Model, NewestOf, Run, load_elsewher
 from .engine import Address, Engine, EngineName, engine_of
 
 if TYPE_CHECKING:
-    from ..corpus.embedding import Elsewhere
+    from ..corpus.elsewhere import Elsewhere
     from ..corpus.library import Folder, Searched
     from ..model import Retriever
 

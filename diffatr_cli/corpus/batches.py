@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from .embedding import BATCH, embed
+from ..errors import DiffATRError
 from .examine import Vector
 from .windows import Window
 
 if TYPE_CHECKING:
     from ..model import Retriever
 
+BATCH = 64
+"""Windows embedded in one call."""
 GPU_BATCH = 128
 """Windows embedded in one call by a GPU."""
 AT_ONCE = 2
@@ -126,3 +128,23 @@ class Batches(Generic[Owner]):
             return embed(self._model, here, frames=self._frames)
         elsewhere = [window for window in windows if isinstance(window, Vector)]
         return np.stack([each.vector for each in elsewhere]), [each.frames for each in elsewhere]
+
+
+def embed(model: Retriever, waveforms: Sequence[np.ndarray], *, frames: bool) -> tuple[np.ndarray, Sequence[np.ndarray | None]]:
+    """Vectors (W, D) float32 of windows, and of each its frames (T, F) float16 where they are wanted.
+
+    Raises:
+        DiffATRError: the vectors are not finite.
+    """
+    found: Sequence[np.ndarray | None]
+    if frames:
+        vectors, of_windows = model.embed_with_frames(waveforms)
+        found = [each.numpy() for each in of_windows]
+    else:
+        vectors, found = model.embed_audio(waveforms), [None] * len(waveforms)
+    if not np.isfinite(vectors).all():
+        raise DiffATRError(
+            f"{model.name}: its embeddings are not finite: its training diverged, or its weights are damaged. Use "
+            "another --run or --model."
+        )
+    return vectors, found

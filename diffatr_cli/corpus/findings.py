@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core.windows import Windowing
 from .examine import Content, Finding, examine
 from .read_ahead import read_ahead
-from .reading_processes import MOST, PARCEL, Parcel, Readers, in_groups, pay
+from .reading_processes import PARCEL, Parcel, Readers, Settled, in_groups
 from .scan import Stamp
 from .windows import Window
 
@@ -23,30 +23,37 @@ def read_files(
     corpus: Path,
     files: Mapping[bytes, Stamp],
     windowing: Windowing,
-    is_settled: Callable[[bytes, str], bool],
+    is_settled: Settled,
     workers: int,
     *,
-    for_gpu: bool,
+    side_by_side: bool = False,
+    readers: Readers | None = None,
 ) -> Generator[tuple[bytes, Finding | None]]:
-    """What `examine` finds in each file, with its path below the folder, and None at its end. Files come one after the other.
-
-    `for_gpu`: they come side by side, as fast as `workers` of them can be read: by processes where these pay.
+    """What `examine` finds in each file, with its path below the folder, and None at its end.
 
     Args:
         corpus: the folder.
         windowing: how the files are cut.
-        is_settled: whether a file with this content, by hash, need not be decoded; asked in threads, and again while it is.
-        workers: threads, or processes.
+        is_settled: whether a file, by its path, need not be decoded with a content, by hash; asked in threads, and again while
+            it is decoded.
+        workers: threads.
+        side_by_side: what is found in `workers` files at a time is given as it comes; otherwise one file comes after the other.
+        readers: processes that read in the place of the threads, and give the Note of a file that is decoded, too.
 
     Raises:
         DiffATRError: no process can be started.
     """
-    if for_gpu and pay(files.values(), workers):
-        yield from _by_processes(corpus, files, windowing, is_settled, min(workers, MOST))
+    at_once = workers if side_by_side else 1
+    if readers is not None:
+        groups = (partial(readers.examine, group, is_settled) for group in in_groups(files, workers))
+        limit = max(READ_AHEAD, 4 * PARCEL * workers)
+        with contextlib.closing(read_ahead(groups, _parcel_weight, limit, workers, at_once)) as parcels:
+            for _, parcel in parcels:
+                yield from parcel or ()
         return
     paths = list(files)
     makers = (partial(_examined, corpus, path, files[path], windowing, partial(is_settled, path)) for path in paths)
-    with contextlib.closing(read_ahead(makers, weight, READ_AHEAD, workers, workers if for_gpu else 1)) as found:
+    with contextlib.closing(read_ahead(makers, weight, READ_AHEAD, workers, at_once)) as found:
         for number, finding in found:
             yield paths[number], finding
 
@@ -61,17 +68,6 @@ def _examined(
             content = finding.hash
         elif is_settled(content):  # by now
             return
-
-
-def _by_processes(
-    corpus: Path, files: Mapping[bytes, Stamp], windowing: Windowing, is_settled: Callable[[bytes, str], bool], workers: int
-) -> Generator[tuple[bytes, Finding | None]]:
-    with Readers(corpus, windowing) as readers:
-        makers = (partial(readers.examine, group, is_settled) for group in in_groups(files, workers))
-        limit = max(READ_AHEAD, 4 * PARCEL * workers)
-        with contextlib.closing(read_ahead(makers, _parcel_weight, limit, workers, workers)) as found:
-            for _, parcel in found:
-                yield from parcel or ()
 
 
 def weight(finding: Finding | None) -> int:

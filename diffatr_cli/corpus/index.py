@@ -36,7 +36,7 @@ from .snapshot import Recordings, Snapshot, read_snapshot, report_below, write_s
 
 if TYPE_CHECKING:
     from ..model import Retriever
-    from .embedding import Elsewhere
+    from .elsewhere import Elsewhere
     from .frames import Frames
     from .nearest import StoredVectors
     from .note_table import NoteTable

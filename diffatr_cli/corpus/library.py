@@ -22,7 +22,7 @@ from .subfolder import Subfolder, through_ancestor
 if TYPE_CHECKING:
     from ..core.ragged import Ragged
     from ..model import Retriever
-    from .embedding import Elsewhere
+    from .elsewhere import Elsewhere
 
 
 Folder = FolderIndex | Subfolder

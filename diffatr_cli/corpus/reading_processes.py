@@ -19,7 +19,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -56,12 +55,16 @@ Parcel = list[tuple[bytes, Finding | None]]
 Settled = Callable[[bytes, str], bool]
 
 
-def pay(stamps: Iterable[Stamp], workers: int) -> bool:
-    """Whether processes feed a GPU faster than as many threads do, where these files are to be read."""
+def pay(workers: int, stamps: Iterable[Stamp] | None = None) -> bool:
+    """Whether so many processes feed a GPU faster than as many threads do.
+
+    Args:
+        stamps: of the files, where these are all that is to be read.
+    """
     if not (_POSSIBLE and sys.executable and workers >= _CORES):  # embedded, Python may have none
         return False
-    sizes = [stamp.size for stamp in stamps]
-    return len(sizes) >= _FILES or sum(sizes) >= _BYTES
+    sizes = None if stamps is None else [stamp.size for stamp in stamps]
+    return sizes is None or len(sizes) >= _FILES or sum(sizes) >= _BYTES
 
 
 def in_groups(files: Mapping[bytes, Stamp], workers: int) -> Iterator[list[File]]:
@@ -115,7 +118,8 @@ class _Given:
 
 
 class Readers:
-    """Processes that examine files: one for each thread that asks, from its first file until the end of the context.
+    """Processes that examine files: as many as are asked at a time, from the first file until the end of the context, or of this
+    process.
 
     Args:
         corpus: the folder of the files.
@@ -127,11 +131,11 @@ class Readers:
 
     def __init__(self, corpus: Path, windowing: Windowing) -> None:
         self._manner = corpus.absolute(), windowing
-        self._of_thread = threading.local()
         self._all: list[_Reader] = []
+        self._idle: list[_Reader] = []
+        keep_memory()  # here too: windows are of one size
 
     def __enter__(self) -> Readers:
-        keep_memory()  # here too: windows are of one size
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,21 +196,18 @@ class Readers:
                     yield finding
 
     def _parcels(self, files: Sequence[File], is_settled: Settled) -> Generator[Parcel]:
-        """As `_Reader.examine`, by this thread's process, which is not asked again unless it told all."""
-        reader = self._own()
+        """As `_Reader.examine`, by a process that is not asked again unless it told all."""
+        try:
+            reader = self._idle.pop()
+        except IndexError:  # asked in many threads
+            reader = _Reader(*self._manner)
+            self._all.append(reader)
         try:
             yield from reader.examine(files, is_settled)
         except BaseException:
             reader.hang_up()
-            del self._of_thread.reader
             raise
-
-    def _own(self) -> _Reader:
-        if not hasattr(self._of_thread, "reader"):
-            self._of_thread.reader = _Reader(*self._manner)
-            self._all.append(self._of_thread.reader)
-        reader: _Reader = self._of_thread.reader
-        return reader
+        self._idle.append(reader)
 
 
 class _Reader:

@@ -20,7 +20,7 @@ from .snapshot import VectorStore
 
 if TYPE_CHECKING:
     from ..model import Retriever
-    from .embedding import Elsewhere
+    from .elsewhere import Elsewhere
 
 
 class Subfolder:

@@ -19,13 +19,14 @@ import numpy as np
 from ..progress import Progress, duration
 from .batches import Batches, Vectors
 from .contents import ContentWindows
-from .embedding import Elsewhere
+from .elsewhere import Elsewhere
 from .examine import Content, Failure, Finding, Vector, reader
 from .findings import read_files
 from .frames import Frames
 from .gone import GoneContents
 from .note_table import NoteRow, NoteTable
 from .notes import Note
+from .reading_processes import MOST, Readers, pay
 from .report import Damaged, IndexReport, Skipped
 from .scan import Listing, Stamp
 from .store import FileRow, FileTable, WindowTable
@@ -198,7 +199,13 @@ class Update:
         return todo
 
     def _read_here(self, todo: Mapping[bytes, Stamp], workers: int) -> Generator[tuple[bytes, Finding | None]]:
-        return read_files(self.corpus, todo, self.model.windowing, self._is_settled, workers, for_gpu=self.batches.on_gpu)
+        windowing, for_gpu = self.model.windowing, self.batches.on_gpu
+        with contextlib.ExitStack() as stack:
+            readers = None
+            if for_gpu and pay(workers, todo.values()):
+                readers, workers = stack.enter_context(Readers(self.corpus, windowing)), min(workers, MOST)
+            settled = self._is_settled
+            yield from read_files(self.corpus, todo, windowing, settled, workers, side_by_side=for_gpu, readers=readers)
 
     def _is_settled(self, path: bytes, content: str) -> bool:
         """Whether a file with this content need not be decoded; called in threads."""

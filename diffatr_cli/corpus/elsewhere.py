@@ -1,9 +1,10 @@
-"""Windows to vectors: here, batch by batch, or where an engine's workers read the files."""
+"""Files that are read and embedded by an engine's workers, in the place of this process."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,38 +14,18 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..engines import Engine, ItemLost
-from ..errors import DiffATRError, UsageError
-from .examine import Failure, Finding, Vector, examine
-from .findings import READ_AHEAD, weight
-from .read_ahead import read_ahead
+from ..errors import UsageError
+from .batches import Batches, Vectors
+from .examine import Failure, Finding, Vector
+from .findings import read_files
+from .reading_processes import Readers, pay
 from .scan import Stamp
 from .windows import Window
 
 if TYPE_CHECKING:
     from ..model import Retriever
 
-BATCH = 64
-"""Windows embedded in one call."""
-
-
-def embed(model: Retriever, waveforms: Sequence[np.ndarray], *, frames: bool) -> tuple[np.ndarray, Sequence[np.ndarray | None]]:
-    """Vectors (W, D) float32 of windows, and of each its frames (T, F) float16 where they are wanted.
-
-    Raises:
-        DiffATRError: the vectors are not finite.
-    """
-    found: Sequence[np.ndarray | None]
-    if frames:
-        vectors, of_windows = model.embed_with_frames(waveforms)
-        found = [each.numpy() for each in of_windows]
-    else:
-        vectors, found = model.embed_audio(waveforms), [None] * len(waveforms)
-    if not np.isfinite(vectors).all():
-        raise DiffATRError(
-            f"{model.name}: its embeddings are not finite: its training diverged, or its weights are damaged. Use "
-            "another --run or --model."
-        )
-    return vectors, found
+_FILES, _GPU_FILES = 16, 256  # that a worker gets together, by what it computes on; one that dies loses its work on them
 
 
 class Elsewhere(NamedTuple):
@@ -125,7 +106,15 @@ class EmbedFiles:
     frames: bool
     settled: np.ndarray
     first: _File
-    batch: int = 16
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    @property
+    def batch(self) -> int:
+        """As `engines.Work`: how much work a worker loses that dies."""
+        return _GPU_FILES if self._on_gpu else _FILES
 
     def open(self) -> Callable[[Sequence[_File]], Iterator[tuple[int, Finding]]]:
         """As `engines.Work`. Raises where the files or the model are not there."""
@@ -136,7 +125,9 @@ class EmbedFiles:
             )
         from ..model import load_the_same
 
-        return partial(self._embedded, load_the_same(self.load, self.device, self.model_id))
+        model = load_the_same(self.load, self.device, self.model_id)
+        by_processes = self._on_gpu and pay(self.threads)
+        return partial(self._embedded, model, Readers(self.corpus, model.windowing) if by_processes else None)
 
     def _sees_files(self) -> bool:
         """Whether this machine has the recordings. A place where a drive is not mounted is an empty folder."""
@@ -145,40 +136,86 @@ class EmbedFiles:
         except OSError:
             return False
 
-    def _embedded(self, model: Retriever, files: Sequence[_File]) -> Iterator[tuple[int, Finding]]:
-        held: list[tuple[int, Finding]] = []
-        windows = 0
-        makers = (partial(self._examined, model, file) for file in files)
-        with contextlib.closing(read_ahead(makers, weight, READ_AHEAD, self.threads)) as found:
-            for place, finding in found:
-                if finding is not None:
-                    held.append((place, finding))
-                windows += isinstance(finding, Window)
-                if windows == BATCH:
-                    yield from self._with_vectors(model, held)
-                    held, windows = [], 0
-        yield from self._with_vectors(model, held)
+    def _embedded(self, model: Retriever, readers: Readers | None, files: Sequence[_File]) -> Generator[tuple[int, Finding]]:
+        places = {file.path: place for place, file in enumerate(files)}
+        told = _Told(len(files))
+        stamps = dict[bytes, Stamp]()
+        for file in files:
+            there = self._looked_at(file)
+            if isinstance(there, Failure):
+                told.add(places[file.path], there)
+                told.add(places[file.path], None)
+            else:
+                stamps[file.path] = there
 
-    def _examined(self, model: Retriever, file: _File) -> Iterator[Finding]:
-        path = self.corpus / os.fsdecode(file.path)
+        def is_settled(path: bytes, content: str) -> bool:
+            return content == files[places[path]].unusable or self._is_settled(content)
+
+        # Frames are large, so that they are not kept until what comes before is told.
+        found = read_files(
+            self.corpus,
+            stamps,
+            model.windowing,
+            is_settled,
+            self.threads,
+            side_by_side=self._on_gpu and not self.frames,
+            readers=readers,
+        )
+        with Batches[_Waiting](model, self.frames, _embed) as batches, contextlib.closing(found):
+            for path, finding in found:
+                waiting = told.add(places[path], finding)
+                if isinstance(finding, Window):
+                    batches.add(waiting, finding)
+                yield from told.ready()
+            batches.finish()
+            yield from told.ready()
+
+    def _looked_at(self, file: _File) -> Stamp | Failure:
+        """What this machine's system says of a file, unless it is another one here than there."""
         try:
             # Numbers of files and times of changes are another machine's own matter: what counts is that they stay.
-            stamp = Stamp.of(path.stat())
+            stamp = Stamp.of((self.corpus / os.fsdecode(file.path)).stat())
         except OSError as error:
-            yield Failure(f"cannot be read ({error.strerror or type(error).__name__})", lasting=False)
-            return
-        if stamp.size != file.size:
-            yield Failure("changed while it was read", lasting=False)
-            return
-        yield from examine(path, stamp, model.windowing, lambda content: content == file.unusable or self._is_settled(content))
+            return Failure(f"cannot be read ({error.strerror or type(error).__name__})", lasting=False)
+        return stamp if stamp.size == file.size else Failure("changed while it was read", lasting=False)
 
     def _is_settled(self, content: str) -> bool:
         place = int(np.searchsorted(self.settled, np.array(bytes.fromhex(content), "S16")))
         return place < len(self.settled) and bool(self.settled[place] == np.array(bytes.fromhex(content), "S16"))
 
-    def _with_vectors(self, model: Retriever, held: list[tuple[int, Finding]]) -> Iterator[tuple[int, Finding]]:
-        waveforms = [finding.samples for _, finding in held if isinstance(finding, Window)]
-        vectors, frames = embed(model, waveforms, frames=self.frames) if waveforms else (np.zeros(0), [])
-        made = iter(zip(vectors, frames, strict=True))
-        for place, finding in held:
-            yield place, Vector(finding.start, finding.end, *next(made)) if isinstance(finding, Window) else finding
+
+class _Waiting:
+    """A finding, or an end, that is told after what comes before it; a window as the Vector that comes of it."""
+
+    def __init__(self, finding: Finding | None) -> None:
+        self.finding = finding
+
+
+class _Told:
+    """What is found in some files, in the order of the files, as far as the windows before it are embedded."""
+
+    def __init__(self, files: int) -> None:
+        self._lanes = [deque[_Waiting]() for _ in range(files)]
+        self._next = 0
+
+    def add(self, place: int, finding: Finding | None) -> _Waiting:
+        waiting = _Waiting(finding)
+        self._lanes[place].append(waiting)
+        return waiting
+
+    def ready(self) -> Iterator[tuple[int, Finding]]:
+        """What can be told and was not."""
+        while self._next < len(self._lanes) and (lane := self._lanes[self._next]):
+            if isinstance(lane[0].finding, Window):
+                return
+            finding = lane.popleft().finding
+            if finding is None:
+                self._next += 1
+            else:
+                yield self._next, finding
+
+
+def _embed(waiting: Sequence[_Waiting], found: Vectors) -> None:
+    for each, vector, frames in zip(waiting, *found, strict=True):
+        assert isinstance(each.finding, Window)
+        each.finding = Vector(each.finding.start, each.finding.end, vector, frames)
