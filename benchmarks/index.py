@@ -169,6 +169,7 @@ def elsewhere(size: Size) -> list[Row]:
         for what, files, length, form in (
             ("clips", count, pick(size, 1.0, 10.0, 10.0), "wav"),
             *(("recordings", few, minute, form) for form in ("wav", "flac", "ogg")),
+            ("long recordings", max(2, few // 20), 20 * minute, "flac"),
         ):
             folder = _noise(Path(name) / f"{what} in {form}", files, length, form)
             rates, own = [], []
