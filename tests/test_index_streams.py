@@ -14,7 +14,7 @@ import soundfile
 from fake_retriever import RATE, FakeRetriever, tone, write_tone
 
 from diffatr_cli.core.windows import spans
-from diffatr_cli.corpus import update
+from diffatr_cli.corpus import findings
 from diffatr_cli.corpus.index import FolderIndex
 
 GENERATOR = Path(__file__).parents[2] / "shared" / "cases" / "odd_audio.py"
@@ -36,7 +36,7 @@ def test_the_windows_of_a_stream_are_those_of_the_whole(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(update, "READ_AHEAD", 8 << 20)  # what may wait is bounded too
+    monkeypatch.setattr(findings, "READ_AHEAD", 8 << 20)  # what may wait is bounded too
 
     told: list[str] = []
 
