@@ -42,8 +42,9 @@ def begun(notes: Path) -> set[str]:
 
 
 def load(notes: Path | None, seconds: float, together: int, device: str) -> Embedder:
-    assert device == "cpu"
-    return Embedder(notes, seconds, together)
+    model = Embedder(notes, seconds, together)
+    model.device = device
+    return model
 
 
 def loader(notes: Path | None = None, seconds: float = 0.0, together: int = 0):

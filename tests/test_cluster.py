@@ -134,6 +134,48 @@ def test_a_lost_machine_changes_nothing_and_one_that_cannot_see_the_files_is_nam
         machines.shutdown()
 
 
+def reading():
+    """The processes that read for a GPU, by their numbers."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [path.parent.name] if b"reading_processes import serve" in path.read_bytes() else []
+    return found
+
+
+def test_a_worker_with_a_gpu_has_processes_that_read_and_that_end_with_it(tmp_path):
+    """Ray takes this machine's word for its GPU."""
+    from ray.cluster_utils import Cluster
+
+    clips, notes = many(tmp_path / "clips", 600), tmp_path / "notes"
+    for number in range(4):
+        write_tone(clips / f"{number} long.flac", 300 + number, 200)
+    here, there = FolderIndex(clips, tmp_path / "here"), FolderIndex(clips, tmp_path / "there")
+    options = {"num_cpus": 4, "num_gpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False}
+    machine = Cluster(initialize_head=True, head_node_args=options)
+    seen, killed = set(), []
+
+    def kill():
+        wait_for(lambda: seen.update(reading()) or (seen and begun(notes)))
+        killed.append(int(next(iter(begun(notes)))))
+        os.kill(killed[0], signal.SIGKILL)
+        wait_for(lambda: not seen & set(reading()))
+
+    killer = threading.Thread(target=kill, daemon=True)
+    try:
+        killer.start()
+        with engine_module.RayEngine(machine.address) as engine:
+            assert (engine.device, engine.threads) == ("cuda", 4)
+            report = there.update(FakeRetriever(), elsewhere=Elsewhere(engine, loader(notes, 0.002)))
+        killer.join(60)
+    finally:
+        machine.shutdown()
+    assert killed
+    assert len(begun(notes)) == 2
+    same(there, here, report, here.update(FakeRetriever()))
+    wait_for(lambda: not reading())
+
+
 def command(clips, index, *more):
     return [*DIFFATR, "index", clips, "--index", index, "--device", "cpu", "--json", *more]
 

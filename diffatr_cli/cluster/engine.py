@@ -198,7 +198,7 @@ class RayEngine:
         return ray.data.from_items(batches, override_num_blocks=len(batches)).map_batches(
             Worker,
             fn_constructor_args=(ray.put(work), notes, __version__),
-            batch_size=None,
+            batch_size=1,  # of our batches; Ray wants a number where workers have GPUs
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(workers.number, len(batches)), max_tasks_in_flight_per_actor=2),
             num_cpus=workers.threads,
