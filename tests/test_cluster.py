@@ -20,8 +20,9 @@ from test_cli_signals import LINE, nothing_is_left_of
 from test_engines import a_corpus, as_rows
 
 from diffatr_cli.cluster import engine as engine_module
+from diffatr_cli.cluster.driver import ENVIRONMENT
 
-os.environ.update(engine_module._ENVIRONMENT)  # before Ray is loaded
+os.environ.update(ENVIRONMENT)  # before Ray is loaded
 ray = pytest.importorskip("ray")
 
 import soundfile  # noqa: E402
@@ -195,8 +196,7 @@ def test_the_command_killed_and_interrupted(tmp_path):
     has_begun(first)
     first.kill()
     first.communicate(timeout=120)
-    wait_for(lambda: not any(name in processes_of(first) for name in ("raylet", "gcs_server", "MapWorker", "IDLE")))
-    end_agents_of(first)
+    wait_for(lambda: nothing_is_left_of(first), 60)
     second = start(there)
     has_begun(second)
     ended = second.poll() is not None
@@ -214,10 +214,36 @@ def test_the_command_killed_and_interrupted(tmp_path):
     assert nothing_is_left_of(last)
 
 
-def end_agents_of(process):
-    """Two small processes of Ray's own, without a model, outlive a killed command by a minute or so."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+@pytest.mark.parametrize("name", ["raylet/raylet ", "cluster.driver import serve", "gcs_server "])
+def test_where_ray_itself_ends_it_is_started_anew(tmp_path, name):
+    """As where memory is short. It ends the process that has loaded it, without a word."""
+    clips = many(tmp_path / "clips", 300)
+    here, there = FolderIndex(clips, tmp_path / "here"), FolderIndex(clips, tmp_path / "there")
+    expected = here.update(FakeRetriever())
+    killed = []
+
+    def kill():
+        wait_for(lambda: begun(tmp_path / "notes"))
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if name in path.read_text().replace("\0", " ") and session_of_file(path) == os.getsid(0):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+                    killed.append(path)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    with engine_module.RayEngine(workers=2, device="cpu") as engine:
+        folders = []
+        report = there.update(FakeRetriever(), elsewhere=Elsewhere(engine, loader(tmp_path / "notes", 0.02)))
+        folders.append(engine._driver.folder)
+    killer.join(60)
+    assert killed
+    same(there, here, report, expected)
+    assert not any(folder.exists() for folder in folders)
+
+
+def session_of_file(path):
+    return int((path.parent / "stat").read_text().rpartition(") ")[2].split()[3])
 
 
 def processes_of(process):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import pickle
 import shutil
 import subprocess
 import sys
-import threading
 from itertools import islice
 from pathlib import Path
 
@@ -96,7 +94,7 @@ def test_each_piece_comes_once_whatever_workers_are_lost(engine, items, data):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "_round", a_round)
-        patch.setattr(engine, "_reconnect", lambda: None)
+        patch.setattr(engine, "_part", lambda: None)
         got = [list(lane) for lane in engine.map(Count(), items)]
     assert got == [[(item, piece) for piece in range(item)] for item in items]
 
@@ -106,12 +104,12 @@ def test_rounds_of_which_nothing_comes_are_an_end(engine, monkeypatch):
         raise engine_module._Gone("one of two machines")
         yield
 
-    reconnected = []
+    parted = []
     monkeypatch.setattr(engine, "_round", a_round)
-    monkeypatch.setattr(engine, "_reconnect", lambda: reconnected.append(1))
+    monkeypatch.setattr(engine, "_part", lambda: parted.append(1))
     with pytest.raises(DiffATRError, match=r"do not stay alive: one of two machines\. The same command continues"):
         list(engine.map(Count(), [1, 2]))
-    assert len(reconnected) == 2
+    assert len(parted) == 2
 
 
 # --- a worker --------------------------------------------------------------------------------------------------------
@@ -159,7 +157,7 @@ def test_an_item_that_ends_processes_costs_itself_alone(monkeypatch):
     rows = None
     while rows is None:
         lives += 1
-        worker = worker_module.Worker(Fragile({12, 16}), notes, __version__)
+        worker = worker_module.Worker(pickle.dumps(Fragile({12, 16})), notes, __version__)
         monkeypatch.setattr(worker, "_note", lambda what, number: getattr(notes, what).remote(number))
         try:
             rows = list(worker._rows(100, items))
@@ -172,28 +170,28 @@ def test_an_item_that_ends_processes_costs_itself_alone(monkeypatch):
     assert len(kinds) == 8
 
 
-def test_what_the_work_raises_travels(monkeypatch):
+class Cannot:
+    batch = 1
+
+    def __init__(self, error):
+        self.error = error
+
+    def open(self):
+        raise self.error
+
+
+def test_what_the_work_raises_travels():
     pytest.importorskip("ray")
-
-    class Cannot:
-        batch = 1
-
-        def __init__(self, error):
-            self.error = error
-
-        def open(self):
-            raise self.error
-
     for error, kind, told in (
         (UsageError("no such folder"), UsageError, "no such folder"),
         (DiffATRError("disk full", "more"), DiffATRError, "disk full\nmore"),
         (ValueError("odd\nthing"), DiffATRError, "unexpected ValueError: odd thing"),
     ):
-        (row,) = worker_module.Worker(Cannot(error), Notes(), __version__)._rows(0, [1])
+        (row,) = worker_module.Worker(pickle.dumps(Cannot(error)), Notes(), __version__)._rows(0, [1])
         raised = worker_module.failure(pickle.loads(pickle.dumps(row)).value)
         assert type(raised) is kind
         assert told in str(raised)
-    (row,) = worker_module.Worker(Cannot(None), Notes(), "0.0.1")._rows(0, [1])
+    (row,) = worker_module.Worker(pickle.dumps(Cannot(None)), Notes(), "0.0.1")._rows(0, [1])
     assert "0.0.1 here. Install the same" in row.value[1][0]
 
 
@@ -405,14 +403,3 @@ def test_the_command_with_workers_of_threads(tmp_path):
     write_tone(tmp_path / "a.wav", 300, 1)
     result = typed(["index", tmp_path, "--workers", "1", "--json", "--device", "cpu"])
     assert (result.code, json.loads(result.out)["embedded"]) == (0, 1)
-
-
-def test_what_the_process_says_is_heard_beside_ray_and_what_other_threads_say_is_not(capsys):
-    """Ray prints from a thread of its own; the results of commands come from the one that began."""
-    with contextlib.redirect_stdout(engine_module._OfOneThread(sys.stdout)):  # type: ignore[type-var]
-        other = threading.Thread(target=print, args=("a worker died",))
-        other.start()
-        other.join()
-        print("files: 3")
-    print("the end")
-    assert capsys.readouterr().out == "files: 3\nthe end\n"

@@ -68,10 +68,10 @@ class Worker:
         try:
             if version != __version__:
                 raise DiffATRError(f"diffatr {__version__} is installed there, and {version} here. Install the same everywhere.")
-            work = ray.get(work) if isinstance(work, ray.ObjectRef) else work
+            work = pickle.loads(ray.get(work) if isinstance(work, ray.ObjectRef) else work)
             self._function: Callable[[Sequence[Any]], Iterator[tuple[int, Any]]] = work.open()
         except Exception as error:  # raised here, it would come out as one of Ray's
-            self._failure = _packed(error, at_open=True)
+            self._failure = packed(error, _here(), tell=True)
 
     def __call__(self, batches: Any) -> Iterator[Any]:
         import pyarrow as pa
@@ -103,7 +103,7 @@ class Worker:
                 yield from _numbered(self._function(items), first, len(items))
             self._note("end", first)
         except Exception as error:
-            yield Row(-1, 0, "failed", _packed(error))
+            yield Row(-1, 0, "failed", packed(error, _here()))
 
     def _note(self, what: str, number: int) -> Any:
         return self._ray.get(getattr(self._notes, what).remote(number))
@@ -118,6 +118,10 @@ def _numbered(pieces: Iterator[tuple[int, Any]], first: int, count: int) -> Iter
         yield Row(first + place, number + 1, "end", None)
 
 
+def _here() -> str:
+    return f"a worker on {socket.gethostname()}"
+
+
 def _bytes(value: Any) -> int:
     """About how many a piece takes."""
     if isinstance(value, (list, tuple)):
@@ -125,16 +129,20 @@ def _bytes(value: Any) -> int:
     return int(getattr(value, "nbytes", 100))
 
 
-def _packed(error: Exception, at_open: bool = False) -> tuple[type[DiffATRError], tuple[str, ...]]:
-    """An error as it travels: with the machine's name where the work could not even begin there."""
+Packed = tuple[type[DiffATRError], tuple[str, ...]]
+
+
+def packed(error: Exception, where: str, *, tell: bool = False) -> Packed:
+    """An error as it travels: with `where`, if it is an unexpected one, or if that is to be told."""
     if not isinstance(error, DiffATRError):
         told = " ".join(str(error).split())
-        return DiffATRError, (f"a worker on {socket.gethostname()}: unexpected {type(error).__name__}: {told}",)
+        return DiffATRError, (f"{where}: unexpected {type(error).__name__}: {told}",)
     kind = UsageError if isinstance(error, UsageError) else DiffATRError
     first, *more = map(str, error.args)
-    return kind, (f"a worker on {socket.gethostname()}: {first}" if at_open else first, *more)
+    return kind, (f"{where}: {first}" if tell else first, *more)
 
 
-def failure(packed: tuple[type[DiffATRError], tuple[str, ...]]) -> DiffATRError:
+def failure(packed: Packed) -> DiffATRError:
+    """The error that it was."""
     kind, words = packed
     return kind(*words)
