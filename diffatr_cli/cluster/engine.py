@@ -17,14 +17,13 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data.worker_process import interrupts_blocked
+from ..data.worker_process import started
 from ..engines import ItemLost, Work, by_item
 from ..errors import DiffATRError, UsageError
 from ..interrupts import interrupts_wait
@@ -40,7 +39,6 @@ _TRIES = 3  # rounds in a row of which nothing comes, before it is given up
 _SOCKETS = 70  # letters that Ray adds to the folder of its sockets, whose names may have 107
 _LEAVE = 30  # seconds for the driver to leave Ray
 _REMEDY = "The same command continues where this one stopped; `ray status` and the logs of the cluster tell more."
-_START = f"import sys; sys.path[:] = sys.argv[1:]; from {Connect.__module__} import serve; serve()"
 
 
 class _Gone(Exception):
@@ -48,8 +46,8 @@ class _Gone(Exception):
 
 
 class RayEngine:
-    """As `engines.Engine`. A context manager: Ray is started or joined when the first work comes, and left at
-    the end.
+    """As `engines.Engine`. A context manager: Ray is started or joined when the first work comes, and left at the
+    end.
 
     Args:
         address: of a running cluster, HOST:PORT, or "auto" for the one that this machine is part of; None starts workers here.
@@ -72,7 +70,7 @@ class RayEngine:
         if device.partition(":")[0] not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--device: the workers of --engine ray compute on cpu or cuda, not on {device}.")
         self._asked = address, workers, device.partition(":")[0]
-        self._driver: _Driver | None = None
+        self._driver: _DriverProcess | None = None
         self._workers: Workers | None = None
 
     def __enter__(self) -> RayEngine:
@@ -97,12 +95,14 @@ class RayEngine:
             if self._workers is not None:
                 return self._workers
             with interrupts_wait():
-                self._driver = driver = _Driver()
+                self._driver = driver = _DriverProcess()
             driver.ask(Connect(*self._asked, _STORE, str(driver.folder)))
             try:
                 self._workers = driver.answer()
-            except _Gone:
+            except BaseException as error:
                 self._part()
+                if not isinstance(error, _Gone):
+                    raise
         raise DiffATRError(f"Ray cannot be started: the process that has it ended {_TRIES} times.")
 
     def _part(self) -> None:
@@ -162,7 +162,7 @@ class RayEngine:
                 self._part()
 
 
-class _Driver:
+class _DriverProcess:
     """The process that has Ray.
 
     Attributes:
@@ -171,16 +171,8 @@ class _Driver:
 
     def __init__(self) -> None:
         self.folder = _short_folder()
-        path = [each for each in sys.path if isinstance(each, str)]
         try:
-            with interrupts_blocked():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _START, *path],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    env=ENVIRONMENT | os.environ,
-                )
+            self._process = started(Connect.__module__, subprocess.PIPE, subprocess.PIPE, ENVIRONMENT | os.environ)
         except OSError as error:
             raise DiffATRError(f"Ray cannot be started: {error.strerror}") from error
         assert self._process.stdin is not None

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.windows import Windowing
-from ..data.worker_process import ONE_THREAD, interrupts_blocked, keep_memory
+from ..data.worker_process import ONE_THREAD, keep_memory, started
 from ..errors import DiffATRError
 from .examine import Content, Failure, Finding, examine, note_of
 from .scan import Stamp
@@ -46,7 +46,6 @@ _BUFFER = 4 << 20  # bytes of a socket, so that a window or two fit
 _TRIES = 2  # of a file over which a process dies
 _PATIENCE = 5  # seconds for a process to end that has nobody to talk to
 _LENGTH = struct.Struct("<Q")
-_START = f"import sys; sys.path[:] = sys.argv[1:]; from {__name__} import serve; serve()"
 
 File = tuple[bytes, Stamp]
 """A path below the folder, and what is known of the file there."""
@@ -218,17 +217,8 @@ class _Reader:
             self._line, other = (_roomy(each) for each in socket.socketpair())
         except OSError as error:
             raise _not_started(error.strerror) from error
-        # Not by PYTHONPATH: what lies beside a script would come before Python's own modules, already as Python starts.
-        path = [each for each in sys.path if isinstance(each, str)]
         try:
-            with interrupts_blocked():
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _START, *path],
-                    stdin=other.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env=os.environ | ONE_THREAD,
-                )
+            self._process = started(__name__, other.fileno(), subprocess.DEVNULL, os.environ | ONE_THREAD)
         except OSError as error:
             self._line.close()
             raise _not_started(error.strerror) from error

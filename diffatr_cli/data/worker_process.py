@@ -1,11 +1,13 @@
-"""What processes have in common that read and decode for another one."""
+"""What processes have in common that work for another one."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"), "1")
 """For the environment of such a process, before it loads numpy: there is one a core, and threads of one that wait for work keep
@@ -22,6 +24,28 @@ def interrupts_blocked() -> Iterator[None]:
     finally:
         if blocked is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def started(module: str, stdin: int, stdout: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A process of Python that calls `serve` of a module, and finds the modules that this one finds. It says nothing on stderr.
+
+    Args:
+        stdin, stdout: as of `subprocess.Popen`.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    # Not by PYTHONPATH: what lies beside a script would come before Python's own modules, already as Python starts.
+    path = [each for each in sys.path if isinstance(each, str)]
+    code = f"import sys; sys.path[:] = sys.argv[1:]; from {module} import serve; serve()"
+    with interrupts_blocked():
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", code, *path],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
 
 
 def keep_memory() -> None:
