@@ -126,7 +126,7 @@ if __name__ == "__main__":  # a process for the tests to kill: python fake_retri
     import time
 
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from diffatr_cli.corpus import batches, update
+    from diffatr_cli.corpus import batches, commits
     from diffatr_cli.corpus.index import FolderIndex
 
     class Slow(FakeRetriever):
@@ -134,7 +134,7 @@ if __name__ == "__main__":  # a process for the tests to kill: python fake_retri
             time.sleep(0.005)
             return super().embed_audio(waveforms)
 
-    update._COMMIT_SECONDS, batches.BATCH = 0.0, 1
+    commits._COMMIT_SECONDS, batches.BATCH = 0.0, 1
     corpus, folder = map(Path, sys.argv[1:])
     folder_index = FolderIndex(corpus, folder)
     print("ready", flush=True)

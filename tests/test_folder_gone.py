@@ -254,7 +254,7 @@ class Leaving(FakeRetriever):
 @pytest.mark.parametrize("leaves", ["nothing", "a mount point"])
 def test_a_folder_that_goes_while_it_is_indexed(drive, tmp_path, monkeypatch, command, place, leaves):
     monkeypatch.setattr("diffatr_cli.corpus.batches.BATCH", 4)
-    monkeypatch.setattr("diffatr_cli.corpus.update._COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr("diffatr_cli.corpus.commits._COMMIT_SECONDS", 0.0)
     monkeypatch.setattr("diffatr_cli.corpus.findings.READ_AHEAD", 1)  # files are opened one by one
     (tmp_path / "labels.txt").write_text("300 Hz\n900 Hz\n")
 

@@ -28,6 +28,7 @@ FOUNDATION = {
     "launched",
     "interrupts",
     "engines",
+    "worker_process",
     "__init__",
 }
 OTHERS = {"device", "processes", "pretrained", "encoders"}

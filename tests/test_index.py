@@ -19,7 +19,7 @@ from fake_retriever import RATE, FakeRetriever, as_the_last_version_wrote_it, co
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffatr_cli.corpus import batches, examine, windows
+from diffatr_cli.corpus import batches, commits, examine, windows
 from diffatr_cli.corpus import update as module
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex, Recordings, spans
 from diffatr_cli.data.audio import load_audio
@@ -243,7 +243,7 @@ class Crash(BaseException):
 @pytest.mark.parametrize("form", ["present", "of the last version"])
 def test_a_crash_before_or_after_any_write_is_healed_by_the_next_update(corpus, tmp_path, monkeypatch, form):
     """Every write of Lance is atomic, so these are all the states that a kill can leave."""
-    monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(commits, "_COMMIT_SECONDS", 0.0)
     model = FakeRetriever()
     old = tmp_path / "old"
     shutil.copytree(corpus, old)
@@ -319,7 +319,7 @@ def test_kill_9(tmp_path):
 
 
 def test_a_second_update_is_refused_while_one_runs_and_reading_goes_on(corpus, monkeypatch):
-    monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(commits, "_COMMIT_SECONDS", 0.0)
     monkeypatch.setattr(batches, "BATCH", 1)
     index, model, seen = FolderIndex(corpus), FakeRetriever(), []
     write_tone(corpus / "zero.wav", 123, 1)
@@ -440,19 +440,19 @@ def test_what_is_written_while_a_gpu_is_at_work_is_whole(corpus, tmp_path, monke
     here.update(FakeRetriever())
     whole = as_dict(here.read("model-a"))
     monkeypatch.setattr(batches, "GPU_BATCH", batch)
-    monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
-    write, counts, threads = module.Update._write, [], set()
+    monkeypatch.setattr(commits, "_COMMIT_SECONDS", 0.0)
+    write, counts, threads = commits.Commits._write, [], set()
 
     def written(self, parts, rows):
         write(self, parts, rows)
         threads.add(threading.current_thread().name.split("_")[0])
         # What is not there is left out of what is read, so this is looked at by itself.
-        assert {row.content for row in self.files.rows().values()} <= self.windows.counts().keys()
+        assert {row.content for row in self._files.rows().values()} <= self._windows.counts().keys()
         found = as_dict(there.read("model-a"))
         assert_same(found, {path: whole[path] for path in found})
         counts.append(len(found))
 
-    monkeypatch.setattr(module.Update, "_write", written)
+    monkeypatch.setattr(commits.Commits, "_write", written)
     there.update(OnGPU(), workers=3)
     assert counts == sorted(counts)
     assert len(set(counts)) > (4 if batch < 256 else 0)
@@ -462,7 +462,7 @@ def test_what_is_written_while_a_gpu_is_at_work_is_whole(corpus, tmp_path, monke
 
 @pytest.mark.parametrize("first_alone", [False, True])
 def test_what_cannot_be_written_while_a_gpu_is_at_work_is_told(corpus, monkeypatch, first_alone):
-    write, tried = module.Update._write, []
+    write, tried = commits.Commits._write, []
 
     def full(self, parts, rows):
         tried.append(rows)
@@ -471,8 +471,8 @@ def test_what_cannot_be_written_while_a_gpu_is_at_work_is_told(corpus, monkeypat
         else:
             raise CannotUpdate("the disk is full")
 
-    monkeypatch.setattr(module, "_COMMIT_SECONDS", 0.0)
-    monkeypatch.setattr(module.Update, "_write", full)
+    monkeypatch.setattr(commits, "_COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(commits.Commits, "_write", full)
     with pytest.raises(CannotUpdate, match="the disk is full"):
         FolderIndex(corpus).update(OnGPU())
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_retriever import FakeRetriever, write_tone
 
-from diffatr_cli.corpus import checksums, salvage, snapshot, store, update
+from diffatr_cli.corpus import checksums, commits, salvage, snapshot, store
 from diffatr_cli.corpus import table as stored_table
 from diffatr_cli.corpus.index import FolderIndex, IndexReport, Recordings
 from diffatr_cli.corpus.place import Folder
@@ -116,7 +116,7 @@ def check_damage(used, work, seed):
         (corpus / "01.wav").unlink()
     if rng.random() < 0.3:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(update, "_COMMIT_SECONDS", 0.0)
+            patch.setattr(commits, "_COMMIT_SECONDS", 0.0)
             index.update(FakeRetriever())
     else:
         index.update(FakeRetriever())

@@ -18,7 +18,7 @@ from diffatr_cli.core.sampler import ddim_sample
 from diffatr_cli.core.sampling import Sampling
 from diffatr_cli.core.scoring import Reranker
 from diffatr_cli.core.windows import mean_direction, spans
-from diffatr_cli.corpus import batches, findings, store, update
+from diffatr_cli.corpus import batches, commits, findings, store
 from diffatr_cli.corpus import frames as module
 from diffatr_cli.corpus.describe import describe
 from diffatr_cli.corpus.examine import Failure
@@ -161,7 +161,7 @@ def test_frames_by_a_gpu_are_those_of_the_windows(corpus, monkeypatch, batch):
     for number in range(8):
         write_tone(corpus / f"more {number}.wav", 300 + number, 0.5 if number % 2 else 21, seed=number)
     monkeypatch.setattr(batches, "GPU_BATCH", batch)
-    monkeypatch.setattr(update, "_COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(commits, "_COMMIT_SECONDS", 0.0)
     model = FramedRetriever()
     model.device = "cuda"
     recordings = indexed(corpus, model)[0].read("model-a", frames=True)
@@ -352,7 +352,7 @@ class _Killed(BaseException):
 
 def test_a_kill_between_any_two_writes_is_healed_by_the_next_update(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(batches, "BATCH", 2)
-    monkeypatch.setattr(update, "_COMMIT_WINDOWS", 3)
+    monkeypatch.setattr(commits, "_COMMIT_WINDOWS", 3)
     writes = [(FrameTable, name) for name in ("add", "complete", "keep", "_write_anew")]
     writes += [(store.WindowTable, "add"), (store.FileTable, "put")]
     fresh = contents(indexed(corpus, folder=tmp_path / "fresh")[0])

@@ -200,9 +200,9 @@ FULL = """
 import subprocess, sys
 from pathlib import Path
 from fake_retriever import FakeRetriever
-from diffatr_cli.corpus import update
+from diffatr_cli.corpus import commits
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
-update._COMMIT_SECONDS = 0.0
+commits._COMMIT_SECONDS = 0.0
 disk, corpus = map(Path, sys.argv[1:])
 model, searchable = FakeRetriever(), []
 for size in range(8, 400, 12):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_retriever import FakeRetriever, write_tone
 
-from diffatr_cli.corpus import batches, update, vector_index
+from diffatr_cli.corpus import batches, commits, vector_index
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
 from diffatr_cli.corpus.object_storage import ObjectStorage
 from diffatr_cli.corpus.place import Folder, place_of
@@ -183,7 +183,7 @@ def test_a_bad_line(corpus, tmp_path, uri, storage):
 
 @pytest.mark.slow
 def test_what_is_committed_stays_where_the_line_is_lost(corpus, tmp_path, uri, storage, monkeypatch):
-    monkeypatch.setattr(update, "_COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(commits, "_COMMIT_SECONDS", 0.0)
     monkeypatch.setattr(batches, "BATCH", 1)
 
     class Cutting(FakeRetriever):
@@ -271,7 +271,7 @@ def test_a_reader_that_a_whole_update_overtakes_sees_one_state(corpus, tmp_path,
 
 @pytest.mark.slow
 def test_two_readers_during_a_write_see_each_file_as_it_was_or_as_it_is(corpus, tmp_path, uri, monkeypatch):
-    monkeypatch.setattr(update, "_COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(commits, "_COMMIT_SECONDS", 0.0)
     FolderIndex(corpus, uri).update(FakeRetriever())
     before = of_a_folder(corpus, tmp_path)
     for i in range(6):

@@ -494,12 +494,12 @@ def test_processes_read_for_a_gpu_where_there_are_many_files_and_cores(tmp_path,
 UPDATE = """
 import sys, time
 from pathlib import Path
-from diffatr_cli.corpus import batches, update
+from diffatr_cli.corpus import batches, commits, update
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.notes import Note
 from fake_retriever import FakeRetriever
 
-update.pay, update._COMMIT_SECONDS = lambda *_: True, 0.0
+update.pay, commits._COMMIT_SECONDS = lambda *_: True, 0.0
 
 class Slow(FakeRetriever):
     device = "cuda"

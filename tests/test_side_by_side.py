@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_index_frames import FramedRetriever
 
-from diffatr_cli.corpus import batches, findings, reading_processes, update
+from diffatr_cli.corpus import batches, commits, findings, reading_processes, update
 from diffatr_cli.corpus.examine import Failure, examine
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.windows import Window
@@ -128,7 +128,7 @@ def test_whatever_fails_and_whatever_are_copies(tmp_path_factory, plan):
     here, there = FolderIndex(folder / "clips", folder / "here"), FolderIndex(folder / "clips", folder / "there")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "GPU_BATCH", 2)
-        patch.setattr(update, "_COMMIT_SECONDS", 0.0)
+        patch.setattr(commits, "_COMMIT_SECONDS", 0.0)
         patched(patch, change)
         report = there.update(OnGPU(), workers=3)
         whole = {content for content, end in plan if end == "whole"}

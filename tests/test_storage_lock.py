@@ -12,7 +12,7 @@ import pytest
 from command_line import ROOT
 from fake_retriever import FakeRetriever, write_tone
 
-from diffatr_cli.corpus import batches, object_storage, storage_lock, update
+from diffatr_cli.corpus import batches, commits, object_storage, storage_lock
 from diffatr_cli.corpus.index import CannotUpdate, FolderIndex
 from diffatr_cli.corpus.storage_lock import StorageLock
 
@@ -156,7 +156,7 @@ def test_who_does_not_wait_is_refused_and_who_waits_goes_on(corpus, uri, quick):
 @pytest.mark.slow
 def test_a_writer_that_has_lost_the_lock_writes_no_more(corpus, uri, quick, monkeypatch):
     monkeypatch.setattr(batches, "BATCH", 1)
-    monkeypatch.setattr(update, "_COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(commits, "_COMMIT_SECONDS", 0.0)
 
     class Robbed(FakeRetriever):
         def embed_audio(self, waveforms):

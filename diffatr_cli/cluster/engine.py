@@ -23,10 +23,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data.worker_process import started
 from ..engines import ItemLost, Work, by_item
 from ..errors import DiffATRError, UsageError
 from ..interrupts import interrupts_wait
+from ..worker_process import started
 from .driver import ENVIRONMENT, Connect, Failed, Gone, Round, Workers
 from .worker import Row, failure
 

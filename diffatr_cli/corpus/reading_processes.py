@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..core.windows import Windowing
-from ..data.worker_process import ONE_THREAD, keep_memory, started
 from ..errors import DiffATRError
+from ..worker_process import ONE_THREAD, keep_memory, started
 from .examine import Content, Failure, Finding, examine, note_of
 from .scan import Stamp
 from .windows import Window

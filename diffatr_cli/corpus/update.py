@@ -1,33 +1,24 @@
-"""Bringing the tables of an index up to date with its folder.
-
-Frames are committed before the windows that they are of, and windows before the files that need them, so a kill at any moment
-leaves contents without a file, which the next update uses or removes, never a file that passes for done and is not.
-"""
+"""Bringing the tables of an index up to date with its folder."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..progress import Progress, duration
-from .batches import Batches, Vectors
-from .contents import ContentWindows
+from .commits import Commits, Part
 from .elsewhere import Elsewhere
 from .examine import Content, Failure, Finding, Vector, reader
 from .findings import read_files
 from .frames import Frames
 from .gone import GoneContents
-from .note_table import NoteRow, NoteTable
+from .note_table import NoteTable
 from .notes import Note
 from .reading_processes import MOST, Readers, pay
-from .report import Damaged, IndexReport, Skipped
+from .report import IndexReport, Skipped
 from .scan import Listing, Stamp
 from .store import FileRow, FileTable, WindowTable
 from .windows import Missing, Window
@@ -35,22 +26,7 @@ from .windows import Missing, Window
 if TYPE_CHECKING:
     from ..model import Retriever
 
-_COMMIT_WINDOWS = 4096
-_COMMIT_SECONDS = 5.0  # a kill loses about so much work
 _LONG = 600  # seconds; within a longer recording too it is told how far it is
-
-
-class _Part:
-    """A content on its way into the tables: its windows so far, some of them with their vectors (and stored frames)."""
-
-    def __init__(self) -> None:
-        self.content = ""
-        self.spans: list[tuple[float, float]] = []
-        self.vectors: list[np.ndarray] = []
-
-    @property
-    def windows(self) -> ContentWindows:
-        return ContentWindows(np.array(self.spans), np.stack(self.vectors))
 
 
 class _File:
@@ -66,7 +42,7 @@ class _File:
     """
 
     def __init__(self, stamp: Stamp) -> None:
-        self.stamp, self.part = stamp, _Part()
+        self.stamp, self.part = stamp, Part()
         self.note: Note | None = None
         self.reason = self.missing = ""
         self.settled = self.lost = self.again = False
@@ -107,8 +83,6 @@ class Update:
         anew: bool = False,
     ) -> None:
         self.gone, self.check = gone, check
-        self.notes, self.can_note = notes, False
-        self.new_notes: dict[bytes, NoteRow] = {}
         self.corpus, self.files, self.windows, self.frames, self.model = corpus, files, windows, frames, model
         self.known, damaged_rows = files.mend(anew=anew)
         self.with_vectors, self.damaged = windows.mend(anew=anew)
@@ -128,12 +102,7 @@ class Update:
         self.open: dict[bytes, _File] = {}  # files that are being taken in,
         self.taken: dict[str, _File] = {}  # and of them the one that has a content
         self.rows: dict[bytes, FileRow] = {}  # what `files` is to hold in the end
-        self.new_rows: dict[bytes, FileRow] = {}  # of those, what is to be committed next,
-        self.parts: dict[str, _Part] = {}  # with the contents that go there as well,
-        self.batches = Batches[_Part](model, frames is not None, self._keep)  # and their windows
-        self.writing: Future[None] | None = None  # of what was taken in before
-        self.uncommitted = 0  # windows of `parts`
-        self.committed = time.monotonic()
+        self.commits = Commits(files, windows, frames, notes, model, self.with_vectors)
 
     def run(
         self,
@@ -163,14 +132,15 @@ class Update:
         self.rows |= {path: self.known[path] for path in left if path in self.known}
         todo = {path: stamp for path, stamp in todo.items() if path not in left}
         self.put_off = len(left)
-        with self.batches, ThreadPoolExecutor(1, "writing") as self.writer:
+        with self.commits:
             if elsewhere is None:
                 again = self._take_all(todo, self._read_here(todo, workers), progress, 0, len(todo))
                 self._take_all(again, self._read_here(again, 1), progress, len(todo) - len(again), len(todo))
             else:
                 found = elsewhere.findings(self.corpus, todo, self.model, self.embedded, self._unusable_content)
                 self._take_all(todo, found, progress, 0, len(todo))
-            self._commit()
+            self.commits.commit()
+        self.changed |= self.commits.changed
         self.check()
         progress(len(todo), len(todo), "finishing the index" if todo else "indexing")
         self._forget_gone(sure=not (seen.unlisted or self.unsettled))
@@ -199,7 +169,7 @@ class Update:
         return todo
 
     def _read_here(self, todo: Mapping[bytes, Stamp], workers: int) -> Generator[tuple[bytes, Finding | None]]:
-        windowing, for_gpu = self.model.windowing, self.batches.on_gpu
+        windowing, for_gpu = self.model.windowing, self.commits.batches.on_gpu
         with contextlib.ExitStack() as stack:
             readers = None
             if for_gpu and pay(workers, todo.values()):
@@ -265,14 +235,14 @@ class Update:
                     file.again = file.settled = self.taken.setdefault(content, file) is not file
             case Window() | Vector():
                 part.spans.append((finding.start / rate, finding.end / rate))
-                return self.batches.add(part, finding) and finding.end > _LONG * rate
+                return self.commits.batches.add(part, finding) and finding.end > _LONG * rate
             case Note():
                 file.note = finding
             case Missing():
                 file.missing = self.missing_of[part.content] = _text(finding.what)
             case Failure():
                 file.reason, file.missing, file.settled = _text(finding.reason), "", True
-                self.batches.drop(part)
+                self.commits.batches.drop(part)
                 if not finding.lasting:
                     self.report.skipped.append(Skipped(os.fsdecode(path), file.reason))
                     self.report.newly_skipped += 1
@@ -280,13 +250,13 @@ class Update:
         return False
 
     def _keep_file(self, path: bytes, file: _File) -> None:
-        """Keep what was found in a file, and commit where that is due."""
+        """Keep what was found in a file."""
         before, content = self.known.get(path), file.part.content
-        self.rows[path] = self.new_rows[path] = FileRow(
-            file.stamp, content, file.reason, file.missing, self.reader if file.reason else ""
-        )
+        row = FileRow(file.stamp, content, file.reason, file.missing, self.reader if file.reason else "")
+        self.rows[path] = row
         is_new = before is None or (before.content, before.reason, before.missing) != (content, file.reason, file.missing)
         self.report.newly_partial += bool(file.missing) and is_new
+        part = None
         if file.reason:
             self.report.newly_skipped += is_new
         elif content in self.embedded:
@@ -294,79 +264,14 @@ class Update:
         else:
             self.report.embedded += 1
             self.embedded.add(content)
-            self.parts[content] = file.part
-            self.uncommitted += len(file.part.spans)
-        if file.note is not None and not file.reason:
-            self.new_notes[path] = NoteRow(file.stamp, file.note)
+            part = file.part
         if self.files.unreadable or (before and self._has_lost_vectors(before)):
             self.report.repaired += 1
-        if self.uncommitted >= _COMMIT_WINDOWS or time.monotonic() - self.committed > _COMMIT_SECONDS:
-            # Frames are written as they come, by one thread.
-            self._commit(ahead=self.batches.on_gpu and self.frames is None)
+        self.commits.add(path, row, part, None if file.reason else file.note)
 
     def _has_lost_vectors(self, row: FileRow) -> bool:
         unreadable = self.windows.unreadable or (self.frames is not None and self.frames.unreadable)
         return not row.reason and (unreadable or row.content in self.damaged)
-
-    def _keep(self, parts: Sequence[_Part], found: Vectors) -> None:
-        """Keep the vectors, and frames, of windows of some parts."""
-        vectors, frames = found
-        if self.frames is not None:
-            by_part: dict[int, tuple[_Part, list[np.ndarray]]] = {}
-            for part, each in zip(parts, frames, strict=True):
-                if each is not None:
-                    by_part.setdefault(id(part), (part, []))[1].append(each)
-            for part, own in by_part.values():
-                self.frames.add(part.content, len(part.vectors), own)
-        for part, vector in zip(parts, vectors.astype(np.float16), strict=True):
-            part.vectors.append(vector)
-
-    def _commit(self, *, ahead: bool = False) -> None:
-        """Write what was taken in.
-
-        `ahead`: leave out what a GPU has not embedded yet, and come back when what was written before is there, so that the GPU
-        has windows to work on meanwhile.
-        """
-        if not ahead:
-            self.batches.finish()
-        unfinished = self.batches.unfinished()
-        later = {content: part for content, part in self.parts.items() if id(part) in unfinished}
-        parts = {content: part for content, part in self.parts.items() if content not in later}
-        rows = {path: row for path, row in self.new_rows.items() if row.content not in later}
-        self.parts, self.new_rows = later, {path: row for path, row in self.new_rows.items() if row.content in later}
-        self.uncommitted = sum(len(part.spans) for part in later.values())
-        self._end_writing()
-        if ahead:
-            self.writing = self.writer.submit(self._write, parts, rows)
-        else:
-            self._write(parts, rows)
-        self.committed = time.monotonic()
-
-    def _end_writing(self) -> None:
-        """Wait for what is being written, if anything."""
-        if self.writing is not None:
-            writing, self.writing = self.writing, None
-            writing.result()
-
-    def _write(self, parts: Mapping[str, _Part], rows: Mapping[bytes, FileRow]) -> None:
-        """Put contents, and the files that have them, into the tables."""
-        if parts:
-            if self.frames is not None:
-                self.frames.complete({content: len(part.spans) for content, part in parts.items()})
-            new = {content: part.windows for content, part in parts.items() if content not in self.with_vectors}
-            if new:
-                self.windows.add(new)
-                self.with_vectors |= new.keys()
-        if rows:
-            self.files.put(rows)
-            self.changed = True
-        notes = {path: self.new_notes.pop(path) for path in rows if path in self.new_notes}
-        if notes:
-            with contextlib.suppress(Damaged):  # of which no other table is to blame; all notes can be read again
-                if not self.can_note:
-                    self.notes.mend()
-                    self.can_note = True
-                self.notes.put(notes)
 
     def _forget_gone(self, *, sure: bool) -> None:
         """Forget the files that are gone; `sure`: all that is there was seen."""

@@ -22,8 +22,8 @@ from ..errors import DiffATRError, UsageError
 from ..files import reason, replacing
 from ..interrupts import interrupts_wait
 from ..types import SAMPLE_RATE
+from ..worker_process import ONE_THREAD, interrupts_blocked, keep_memory
 from . import audio
-from .worker_process import ONE_THREAD, interrupts_blocked, keep_memory
 from .write_wav import MOST_FRAMES, PcmCounter, stream_wav
 
 SHORTEST = 0.1
