@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ def started(module: str, stdin: int, stdout: int, environment: Mapping[str, str]
     Raises:
         OSError: it cannot be started.
     """
+    if not sys.executable:
+        raise FileNotFoundError(errno.ENOENT, "Python is embedded here, without a program of its own")
     # Not by PYTHONPATH: what lies beside a script would come before Python's own modules, already as Python starts.
     path = [each for each in sys.path if isinstance(each, str)]
     code = f"import sys; sys.path[:] = sys.argv[1:]; from {module} import serve; serve()"

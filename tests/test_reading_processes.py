@@ -26,7 +26,7 @@ from test_engines import a_corpus
 from diffatr_cli.core.windows import OURS
 from diffatr_cli.corpus import noting, update
 from diffatr_cli.corpus import reading_processes as module
-from diffatr_cli.corpus.examine import Content, Failure, examine
+from diffatr_cli.corpus.examine import Content, Failure, Left, examine
 from diffatr_cli.corpus.index import FolderIndex
 from diffatr_cli.corpus.note_table import NoteTable
 from diffatr_cli.corpus.notes import Note
@@ -150,7 +150,8 @@ def test_what_is_settled_meanwhile_is_left(corpus, parcels):
 
     with Readers(corpus, OURS) as readers:
         for _ in range(2):
-            first, second = there(readers, corpus, "an hour.wav", "long.flac", is_settled=settled)
+            (*first, left), second = there(readers, corpus, "an hour.wav", "long.flac", is_settled=settled)
+            assert left == Left()
             assert first == whole[: len(first)]
             assert parcels * module.PARCEL / 2 < sum(len(each[2]) for each in first[1:]) < (parcels + 2) * module.PARCEL
             assert second == here(corpus, "long.flac")
@@ -273,6 +274,24 @@ def test_a_file_that_is_another_one_the_second_time_is_told(corpus, deadly):
     assert (last[1], end[1]) == (Failure("changed while it was read", lasting=False), None)
 
 
+@pytest.mark.parametrize("names", [("deadly.wav",), ("x.flac", "deadly.wav", "long.flac"), ("deadly.wav", "part.mp3")])
+def test_what_is_settled_when_it_is_begun_again_has_an_end(corpus, deadly, names):
+    """As where a copy was embedded meanwhile."""
+    deaths = deadly(150, 1)
+    write_tone(corpus / "deadly.wav", 400, 900)
+    whole = here(corpus, "deadly.wav")
+
+    def settled(path: bytes, content: str) -> bool:
+        return path == b"deadly.wav" and deaths.exists()
+
+    with Readers(corpus, OURS) as readers:
+        found = dict(zip(names, there(readers, corpus, *names, is_settled=settled), strict=True))
+    some = found.pop("deadly.wav")
+    assert 5 < len(some) < len(whole)
+    assert some == whole[: len(some)]
+    assert list(found.values()) == [here(corpus, name) for name in found]
+
+
 def test_a_recording_over_which_processes_die_costs_itself(corpus, tmp_path, deadly, monkeypatch):
     monkeypatch.setattr(update, "pay", always)
     here, there = FolderIndex(corpus, tmp_path / "here"), FolderIndex(corpus, tmp_path / "there")
@@ -304,10 +323,13 @@ def test_several_over_which_processes_die_cost_themselves(corpus, deadly):
 def test_a_process_that_is_killed_between_two_files_is_replaced(corpus):
     with Readers(corpus, OURS) as readers:
         first = there(readers, corpus, "long.flac")
-        readers._all[0]._process.kill()
-        os.waitid(os.P_PID, readers._all[0]._process.pid, os.WEXITED | os.WNOWAIT)
+        (dead,) = readers._all
+        dead._process.kill()
+        os.waitid(os.P_PID, dead._process.pid, os.WEXITED | os.WNOWAIT)
         assert there(readers, corpus, "long.flac") == first
-    assert [each._process.returncode is None for each in readers._all] == [False, False]  # the one that died was reaped
+        assert dead._process.returncode == -signal.SIGKILL  # it was reaped
+        assert dead not in readers._all
+        assert len(readers._all) == 1
 
 
 STOPPED = """

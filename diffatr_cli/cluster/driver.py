@@ -5,7 +5,7 @@ and since Ray tells things on stdout, takes signals for itself, and brings libra
 
 It reads pickled questions on stdin, and answers on stdout:
 
-- `Connect`: once; the answer is `Workers`.
+- `Connect`: once; the answer is `Workers`, or a `Gone` where Ray does not start.
 - `Round`: any number of lists of pickled rows, each list a block of Ray; then None, or a `Gone` where workers were lost in such a
   way that what is not finished has to be begun anew.
 
@@ -116,11 +116,12 @@ class _Driver:
         self._workers: Workers | None = None
 
     def connect(self, asked: Connect) -> Workers:
-        """Start or join Ray. Raises DiffATRError where that cannot be."""
+        """Start or join Ray. Raises _Lost where it does not start, and DiffATRError where there is none to join."""
         import ray
 
         options: dict[str, Any] = {"address": asked.address}
         if asked.address is None:
+            self._folder = asked.folder
             options = {
                 "address": "local",
                 "include_dashboard": False,
@@ -130,9 +131,9 @@ class _Driver:
         try:
             ray.init(**options, log_to_driver=False, logging_level=logging.CRITICAL)
         except Exception as error:
-            here = asked.address is None
-            where = "Ray cannot be started" if here else f"--address: {asked.address}: no cluster answers there"
-            raise DiffATRError(f"{where}: {_told(error)}") from error
+            if asked.address is None:
+                raise _Lost(_told(error)) from error
+            raise DiffATRError(f"--address: {asked.address}: no cluster answers there: {_told(error)}") from error
         import ray.data
 
         for name in ("ray", "ray.data"):
@@ -276,7 +277,7 @@ def _listen(questions: BinaryIO, asked: queue.Queue[Any], given_up: threading.Ev
     try:
         while True:
             asked.put(pickle.load(questions))
-    except (EOFError, OSError):
+    except (EOFError, OSError, pickle.UnpicklingError):  # whoever asks may end in the midst of a question
         given_up.set()
         asked.put(None)
     time.sleep(_LEAVE)

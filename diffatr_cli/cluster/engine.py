@@ -46,8 +46,9 @@ class _Gone(Exception):
 
 
 class RayEngine:
-    """As `engines.Engine`. A context manager: Ray is started or joined when the first work comes, and left at the
-    end.
+    """As `engines.Engine`, for one `map` at a time.
+
+    A context manager: Ray is started or joined when the first work comes, and left at the end.
 
     Args:
         address: of a running cluster, HOST:PORT, or "auto" for the one that this machine is part of; None starts workers here.
@@ -91,6 +92,7 @@ class RayEngine:
 
     def _with_workers(self) -> Workers:
         """Start or join Ray when the first work comes."""
+        why = ""
         for _ in range(_TRIES):
             if self._workers is not None:
                 return self._workers
@@ -99,18 +101,20 @@ class RayEngine:
             driver.ask(Connect(*self._asked, _STORE, str(driver.folder)))
             try:
                 self._workers = driver.answer()
-            except BaseException as error:
+            except _Gone as gone:
+                why = str(gone)
                 self._part()
-                if not isinstance(error, _Gone):
-                    raise
-        raise DiffATRError(f"Ray cannot be started: the process that has it ended {_TRIES} times.")
+            except BaseException:
+                self._part()
+                raise
+        raise DiffATRError(f"Ray cannot be started: {why}")
 
     def _part(self) -> None:
         """Rid of all workers and of what they are at."""
-        driver, self._driver, self._workers = self._driver, None, None
+        driver, workers, self._driver, self._workers = self._driver, self._workers, None, None
         if driver is not None:
             with interrupts_wait():
-                driver.end()
+                driver.end(_LEAVE if workers is not None else 0)  # while it connects it listens to nobody
 
     def map(self, work: Work[Item, Piece], items: Sequence[Item]) -> Generator[Iterator[Piece]]:
         """As `Engine.map`."""
@@ -150,9 +154,9 @@ class RayEngine:
         driver = self._driver
         assert driver is not None
         batches = [(first, pickle.dumps(items[first : min(end, first + work.batch)])) for first in range(start, end, work.batch)]
-        driver.ask(Round(pickle.dumps(work), batches))
         done = False
         try:
+            driver.ask(Round(pickle.dumps(work), batches))
             while (block := driver.answer()) is not None:
                 for packed in block:
                     yield from pickle.loads(packed)
@@ -174,6 +178,7 @@ class _DriverProcess:
         try:
             self._process = started(Connect.__module__, subprocess.PIPE, subprocess.PIPE, ENVIRONMENT | os.environ)
         except OSError as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise DiffATRError(f"Ray cannot be started: {error.strerror}") from error
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -189,7 +194,7 @@ class _DriverProcess:
         """The next one. Raises _Gone, also where there comes none, and what failed."""
         try:
             answer = pickle.load(self._answers)
-        except (EOFError, pickle.UnpicklingError):
+        except (EOFError, pickle.UnpicklingError, ValueError):  # of a closed stream, where another round was begun meanwhile
             raise _Gone("the process that has Ray ended") from None
         if isinstance(answer, Gone):
             raise _Gone(answer.why)
@@ -197,13 +202,13 @@ class _DriverProcess:
             raise failure(answer.error)
         return answer
 
-    def end(self) -> None:
-        """Have it leave Ray, and wait for its end."""
+    def end(self, patience: float) -> None:
+        """Have it leave Ray, and wait for its end, so many seconds; then it is ended, and Ray's own processes follow it."""
         with contextlib.suppress(BrokenPipeError):
             self._questions.close()
         self._answers.close()
         try:
-            self._process.wait(_LEAVE)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..model import Retriever
 
 _COMMIT_WINDOWS = 4096
-_COMMIT_SECONDS = 5.0  # a kill loses about so much work
+_COMMIT_SECONDS = 5.0  # a kill loses about so much work, and what was read of recordings without their ends
 
 
 class Part:

@@ -45,8 +45,12 @@ class Vector(NamedTuple):
     frames: np.ndarray | None
 
 
+class Left(NamedTuple):
+    """Reading was left off in the midst of a file, since nothing more of it was wanted by then."""
+
+
 T = TypeVar("T")
-Finding = Content | Window | Vector | Note | Missing | Failure
+Finding = Content | Window | Vector | Note | Missing | Failure | Left
 
 
 def reader() -> str:

@@ -9,14 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from ..core.windows import Windowing
-from .examine import Content, Finding, examine
+from .examine import Content, Finding, Left, examine
 from .read_ahead import read_ahead
 from .reading_processes import PARCEL, Parcel, Readers, Settled, in_groups
 from .scan import Stamp
 from .windows import Window
 
 READ_AHEAD = 128 << 20
-"""Bytes of windows that are decoded and wait at a time."""
+"""Bytes of windows that are decoded and wait at a time; where processes read, some parcels of each."""
+_PARCELS = 4
 
 
 def read_files(
@@ -34,8 +35,8 @@ def read_files(
     Args:
         corpus: the folder.
         windowing: how the files are cut.
-        is_settled: whether a file, by its path, need not be decoded with a content, by hash; asked in threads, and again while
-            it is decoded.
+        is_settled: whether a file, by its path, need not be decoded with a content, by hash: then nothing follows its Content.
+            Asked in threads, and again while it is decoded, which Left ends then.
         workers: threads.
         side_by_side: what is found in `workers` files at a time is given as it comes; otherwise one file comes after the other.
         readers: processes that read in the place of the threads, and give the Note of a file that is decoded, too.
@@ -46,7 +47,7 @@ def read_files(
     at_once = workers if side_by_side else 1
     if readers is not None:
         groups = (partial(readers.examine, group, is_settled) for group in in_groups(files, workers))
-        limit = max(READ_AHEAD, 4 * PARCEL * workers)
+        limit = max(READ_AHEAD, _PARCELS * PARCEL * workers)
         with contextlib.closing(read_ahead(groups, _parcel_weight, limit, workers, at_once)) as parcels:
             for _, parcel in parcels:
                 yield from parcel or ()
@@ -67,6 +68,7 @@ def _examined(
         if isinstance(finding, Content):
             content = finding.hash
         elif is_settled(content):  # by now
+            yield Left()
             return
 
 

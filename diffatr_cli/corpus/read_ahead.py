@@ -59,7 +59,7 @@ def read_ahead(
         """Let those go on for which there is room now, in the order in which their items are wanted."""
         room = limit - weight
         for lane in lanes:
-            if lane.offered is not None and (lane.offered <= room or fits(lane, lane.offered)):
+            if lane.offered is not None and (lane.offered <= room or (lane.open and not lane.items)):
                 room -= lane.offered
                 lane.room.notify()
 

@@ -29,7 +29,7 @@ import numpy as np
 from ..core.windows import Windowing
 from ..errors import DiffATRError
 from ..worker_process import ONE_THREAD, keep_memory, started
-from .examine import Content, Failure, Finding, examine, note_of
+from .examine import Content, Failure, Finding, Left, examine, note_of
 from .scan import Stamp
 from .windows import Window
 
@@ -191,7 +191,7 @@ class Readers:
                     yield finding
                     yield None
                     return
-                if place >= first:
+                if place >= first or finding is None:
                     yield finding
 
     def _parcels(self, files: Sequence[File], is_settled: Settled) -> Generator[Parcel]:
@@ -203,8 +203,11 @@ class Readers:
             self._all.append(reader)
         try:
             yield from reader.examine(files, is_settled)
-        except BaseException:
+        except BaseException as error:
             reader.hang_up()
+            if isinstance(error, _Died):
+                reader.wait()
+                self._all.remove(reader)
             raise
         self._idle.append(reader)
 
@@ -329,7 +332,7 @@ def _tell(line: socket.socket, files: Sequence[Iterator[Finding]]) -> None:
             size += finding.samples.nbytes if isinstance(finding, Window) else 0
             if size >= PARCEL:
                 if sent is not None and not _receive(line) and sent == place:
-                    parcel, size, sent = [], 0, None
+                    parcel, size, sent = [(place, Left())], 0, None
                     break
                 _send_parcel(line, parcel, more=True)
                 parcel, size, sent = [], 0, place

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..progress import Progress, duration
 from .commits import Commits, Part
 from .elsewhere import Elsewhere
-from .examine import Content, Failure, Finding, Vector, reader
+from .examine import Content, Failure, Finding, Left, Vector, reader
 from .findings import read_files
 from .frames import Frames
 from .gone import GoneContents
@@ -38,7 +38,7 @@ class _File:
         missing: what is missing of it.
         settled: whether nothing more that is found in it is of use.
         lost: whether it cannot be used for now, of which nothing is remembered.
-        again: whether another file has its content and is being taken in, so that it is to be looked into once more, later.
+        again: whether another file that has its content was being taken in, so that it is to be looked into once more, later.
     """
 
     def __init__(self, stamp: Stamp) -> None:
@@ -128,17 +128,20 @@ class Update:
         new = [*seen.unlisted, *(() if self.known else seen.unreadable)]
         report.newly_skipped += sum(not aside(os.path.join(os.fsencode(each.path), b"")) for each in new)
         todo = self._compare(seen.files)
-        left = {path for path in todo.keys() | (self.known.keys() - seen.files.keys()) if aside(path)}
-        self.rows |= {path: self.known[path] for path in left if path in self.known}
-        todo = {path: stamp for path, stamp in todo.items() if path not in left}
-        self.put_off = len(left)
+        put_off = {path for path in todo.keys() | (self.known.keys() - seen.files.keys()) if aside(path)}
+        self.rows |= {path: self.known[path] for path in put_off if path in self.known}
+        todo = {path: stamp for path, stamp in todo.items() if path not in put_off}
+        self.put_off = len(put_off)
         with self.commits:
             if elsewhere is None:
-                again = self._take_all(todo, self._read_here(todo, workers), progress, 0, len(todo))
-                self._take_all(again, self._read_here(again, 1), progress, len(todo) - len(again), len(todo))
+                found = self._read_here(todo, workers)
             else:
                 found = elsewhere.findings(self.corpus, todo, self.model, self.embedded, self._unusable_content)
-                self._take_all(todo, found, progress, 0, len(todo))
+            left, more = todo, True
+            while more:
+                before, left = len(left), self._take_all(left, found, progress, len(todo) - len(left), len(todo))
+                found, more = self._read_again(left, workers), 0 < len(left) < before
+            self.unsettled |= bool(left)
             self.commits.commit()
         self.changed |= self.commits.changed
         self.check()
@@ -177,9 +180,14 @@ class Update:
             settled = self._is_settled
             yield from read_files(self.corpus, todo, windowing, settled, workers, side_by_side=for_gpu, readers=readers)
 
+    def _read_again(self, todo: Mapping[bytes, Stamp], workers: int) -> Generator[tuple[bytes, Finding | None]]:
+        return read_files(self.corpus, todo, self.model.windowing, self._is_settled, workers)
+
     def _is_settled(self, path: bytes, content: str) -> bool:
-        """Whether a file with this content need not be decoded; called in threads."""
-        return content in self.embedded or bool(self._known_reason(path, content))
+        """Whether a file with this content need not be decoded, for now; called in threads."""
+        taking = self.taken.get(content)
+        of_another = taking is not None and taking is not self.open.get(path)
+        return of_another or content in self.embedded or bool(self._known_reason(path, content))
 
     def _known_reason(self, path: bytes, content: str) -> str:
         return self.known[path].reason if content and content == self._unusable_content(path) else ""
@@ -197,8 +205,9 @@ class Update:
         done: int,
         total: int,
     ) -> dict[bytes, Stamp]:
-        """Take in what is found in files, of which `done` are before them; return those that are to be looked into again."""
-        again = {}
+        """Take in what is found in files, of which `done` are before them; return those that are to be looked into again: another
+        file with the same content was being taken in."""
+        left = dict(todo)
         with contextlib.closing(found):
             for path, finding in found:
                 if path not in self.open:
@@ -210,15 +219,15 @@ class Update:
                         progress(done, total, f"indexing, {duration(file.part.spans[-1][1])} into a recording")
                     continue
                 del self.open[path]
-                if file.again:
-                    again[path] = file.stamp
-                    continue
                 if self.taken.get(file.part.content) is file:
                     del self.taken[file.part.content]
+                if file.again or not (file.settled or file.part.spans):
+                    continue
                 if not file.lost:
                     self._keep_file(path, file)
+                del left[path]
                 done += 1
-        return again
+        return left
 
     def _take(self, path: bytes, file: _File, finding: Finding) -> bool:
         """Take in what is found in a file; whether a batch was full with it, of a recording that is long."""
@@ -240,7 +249,12 @@ class Update:
                 file.note = finding
             case Missing():
                 file.missing = self.missing_of[part.content] = _text(finding.what)
+            case Left():
+                file.again = file.settled = True
+                self.commits.batches.drop(part)
             case Failure():
+                if file.missing:
+                    self.missing_of.pop(part.content, None)
                 file.reason, file.missing, file.settled = _text(finding.reason), "", True
                 self.commits.batches.drop(part)
                 if not finding.lasting:
