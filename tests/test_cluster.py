@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,7 +22,7 @@ from test_cli_signals import LINE, nothing_is_left_of
 from test_engines import a_corpus, as_rows
 
 from diffatr_cli.cluster import engine as engine_module
-from diffatr_cli.cluster.driver import ENVIRONMENT
+from diffatr_cli.cluster.driver import ENVIRONMENT, Connect
 
 os.environ.update(ENVIRONMENT)  # before Ray is loaded
 ray = pytest.importorskip("ray")
@@ -31,6 +33,7 @@ from diffatr_cli.corpus.elsewhere import Elsewhere  # noqa: E402
 from diffatr_cli.corpus.index import FolderIndex  # noqa: E402
 from diffatr_cli.corpus.scan import Stamp  # noqa: E402
 from diffatr_cli.errors import UsageError  # noqa: E402
+from diffatr_cli.worker_process import started  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -192,11 +195,14 @@ def test_the_command_killed_and_interrupted(tmp_path):
         wait_for(lambda: process.poll() is not None or "MapWorker" in processes_of(process))
         time.sleep(1)
 
-    first = start(there)
-    has_begun(first)
-    first.kill()
-    first.communicate(timeout=120)
-    wait_for(lambda: nothing_is_left_of(first), 60)
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as files:  # a short name, with room for those of Ray's sockets
+        first = start(there, env=os.environ | {"TMPDIR": files})
+        has_begun(first)
+        assert list(Path(files).glob("diffatr-*"))
+        first.kill()
+        first.communicate(timeout=120)
+        wait_for(lambda: nothing_is_left_of(first), 60)
+        assert not list(Path(files).glob("diffatr-*"))
     second = start(there)
     has_begun(second)
     ended = second.poll() is not None
@@ -212,6 +218,27 @@ def test_the_command_killed_and_interrupted(tmp_path):
         assert document[name] == expected[name]
     assert document["skipped"] == expected["skipped"]
     assert nothing_is_left_of(last)
+
+
+def test_a_question_that_is_cut_off_ends_the_process_that_has_ray():
+    """As where the command is killed while it asks."""
+    process = started("diffatr_cli.cluster.driver", subprocess.PIPE, subprocess.PIPE, os.environ)
+    process.stdin.write(pickle.dumps(Connect(None, 1, "cpu", 100 << 20, "/tmp/none"))[:20])
+    process.stdin.close()
+    assert process.wait(60) == 0
+    process.stdout.close()
+
+
+def test_ctrl_c_while_ray_starts_leaves_nothing(tmp_path):
+    many(tmp_path / "clips", 3)
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as files:
+        process = start(command(tmp_path / "clips", tmp_path / "index", "--engine", "ray"), env=os.environ | {"TMPDIR": files})
+        wait_for(lambda: process.poll() is not None or "raylet" in processes_of(process))
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out, err.splitlines()) == (130, "", [LINE])
+        wait_for(lambda: nothing_is_left_of(process), 60)
+        assert not list(Path(files).glob("diffatr-*"))
 
 
 @pytest.mark.parametrize("name", ["raylet/raylet ", "cluster.driver import serve", "gcs_server "])
@@ -233,13 +260,12 @@ def test_where_ray_itself_ends_it_is_started_anew(tmp_path, name):
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     with engine_module.RayEngine(workers=2, device="cpu") as engine:
-        folders = []
         report = there.update(FakeRetriever(), elsewhere=Elsewhere(engine, loader(tmp_path / "notes", 0.02)))
-        folders.append(engine._driver.folder)
+        folder = engine._driver.folder
     killer.join(60)
     assert killed
     same(there, here, report, expected)
-    assert not any(folder.exists() for folder in folders)
+    assert not folder.exists()
 
 
 def session_of_file(path):

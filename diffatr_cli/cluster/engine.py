@@ -37,7 +37,7 @@ _ROUND = 4096  # batches that Ray is told of at a time
 _STORE = 256 << 20  # bytes of shared memory for blocks on this machine, where no cluster is running
 _TRIES = 3  # rounds in a row of which nothing comes, before it is given up
 _SOCKETS = 70  # letters that Ray adds to the folder of its sockets, whose names may have 107
-_LEAVE = 30  # seconds for the driver to leave Ray
+_LEAVE = 45  # seconds for the driver to leave Ray, or to give up starting it, which takes 32
 _REMEDY = "The same command continues where this one stopped; `ray status` and the logs of the cluster tell more."
 
 
@@ -111,10 +111,10 @@ class RayEngine:
 
     def _part(self) -> None:
         """Rid of all workers and of what they are at."""
-        driver, workers, self._driver, self._workers = self._driver, self._workers, None, None
+        driver, self._driver, self._workers = self._driver, None, None
         if driver is not None:
             with interrupts_wait():
-                driver.end(_LEAVE if workers is not None else 0)  # while it connects it listens to nobody
+                driver.end()
 
     def map(self, work: Work[Item, Piece], items: Sequence[Item]) -> Generator[Iterator[Piece]]:
         """As `Engine.map`."""
@@ -202,13 +202,13 @@ class _DriverProcess:
             raise failure(answer.error)
         return answer
 
-    def end(self, patience: float) -> None:
-        """Have it leave Ray, and wait for its end, so many seconds; then it is ended, and Ray's own processes follow it."""
+    def end(self) -> None:
+        """Have it leave Ray, and wait for its end. While it starts Ray it listens to nobody; killed, it would leave some of Ray."""
         with contextlib.suppress(BrokenPipeError):
             self._questions.close()
         self._answers.close()
         try:
-            self._process.wait(patience)
+            self._process.wait(_LEAVE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
