@@ -203,7 +203,7 @@ class _DriverProcess:
         return answer
 
     def end(self) -> None:
-        """Have it leave Ray, and wait for its end. While it starts Ray it listens to nobody; killed, it would leave some of Ray."""
+        """Have it leave Ray, and wait for its end. It starts Ray to the end first: killed there, it would leave some of it."""
         with contextlib.suppress(BrokenPipeError):
             self._questions.close()
         self._answers.close()
