@@ -51,6 +51,15 @@ def started(module: str, stdin: int, stdout: int, environment: Mapping[str, str]
         )
 
 
+def wait_for_end(process: subprocess.Popen[bytes], patience: float) -> None:
+    """Wait for the end of a process that has nobody to work for; one that goes on for `patience` seconds is killed."""
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 def keep_memory() -> None:
     """Have glibc keep freed memory for the next clip; giving it back and faulting it in again took half of the time."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library

@@ -275,9 +275,8 @@ def session_of_file(path):
 def processes_of(process):
     """The names of the processes of a session."""
     found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            fields = status.read_text().rpartition(") ")[2].split()
-            if int(fields[3]) == process.pid:
-                found.append((status.parent / "cmdline").read_text())
+            if session_of_file(path) == process.pid:
+                found.append(path.read_text())
     return "\n".join(found)

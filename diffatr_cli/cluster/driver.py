@@ -206,7 +206,7 @@ class _Driver:
 def _chosen(resources: dict[str, float], asked: Connect) -> Workers:
     """What a worker has, and how many there are."""
     cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    if asked.device.startswith("cuda") and not gpus:
+    if asked.device == "cuda" and not gpus:
         raise UsageError("--device: no machine of the cluster has a CUDA GPU. Use cpu or auto.")
     if not cores:
         raise DiffATRError("the cluster has no cores for workers. Start its machines with --num-cpus of one at least.")

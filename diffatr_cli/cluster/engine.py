@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from ..engines import ItemLost, Work, by_item
 from ..errors import DiffATRError, UsageError
 from ..interrupts import interrupts_wait
-from ..worker_process import started
+from ..worker_process import started, wait_for_end
 from .driver import ENVIRONMENT, Connect, Failed, Gone, Round, Workers
 from .worker import Row, failure
 
@@ -207,11 +207,7 @@ class _DriverProcess:
         with contextlib.suppress(BrokenPipeError):
             self._questions.close()
         self._answers.close()
-        try:
-            self._process.wait(_LEAVE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        wait_for_end(self._process, _LEAVE)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

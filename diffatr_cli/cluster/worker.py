@@ -77,9 +77,9 @@ class Worker:
         import pyarrow as pa
 
         schema = pa.schema([("rows", pa.large_binary())])
-        for first, packed in zip(batches["first"].to_pylist(), batches["items"].to_pylist(), strict=True):
+        for first, items in zip(batches["first"].to_pylist(), batches["items"].to_pylist(), strict=True):
             rows, size = list[Row](), 0
-            for row in self._rows(first, pickle.loads(packed)):
+            for row in self._rows(first, pickle.loads(items)):
                 rows.append(row)
                 size += _bytes(row.value)
                 if size > _FLUSH:

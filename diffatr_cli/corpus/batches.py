@@ -125,12 +125,12 @@ class Batches(Generic[Owner]):
         """What comes of windows; in an update all come from the same place."""
         here = [window.samples for window in windows if isinstance(window, Window)]
         if here:
-            return embed(self._model, here, frames=self._frames)
+            return _embed(self._model, here, frames=self._frames)
         elsewhere = [window for window in windows if isinstance(window, Vector)]
         return np.stack([each.vector for each in elsewhere]), [each.frames for each in elsewhere]
 
 
-def embed(model: Retriever, waveforms: Sequence[np.ndarray], *, frames: bool) -> tuple[np.ndarray, Sequence[np.ndarray | None]]:
+def _embed(model: Retriever, waveforms: Sequence[np.ndarray], *, frames: bool) -> tuple[np.ndarray, Sequence[np.ndarray | None]]:
     """Vectors (W, D) float32 of windows, and of each its frames (T, F) float16 where they are wanted.
 
     Raises:

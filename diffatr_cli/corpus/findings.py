@@ -54,7 +54,7 @@ def read_files(
         return
     paths = list(files)
     makers = (partial(_examined, corpus, path, files[path], windowing, partial(is_settled, path)) for path in paths)
-    with contextlib.closing(read_ahead(makers, weight, READ_AHEAD, workers, at_once)) as found:
+    with contextlib.closing(read_ahead(makers, _weight, READ_AHEAD, workers, at_once)) as found:
         for number, finding in found:
             yield paths[number], finding
 
@@ -72,10 +72,10 @@ def _examined(
             return
 
 
-def weight(finding: Finding | None) -> int:
+def _weight(finding: Finding | None) -> int:
     """Bytes of memory that its samples take."""
     return finding.samples.nbytes if isinstance(finding, Window) else 0
 
 
 def _parcel_weight(parcel: Parcel | None) -> int:
-    return sum(weight(finding) for _, finding in parcel or ())
+    return sum(_weight(finding) for _, finding in parcel or ())

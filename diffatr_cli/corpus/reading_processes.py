@@ -28,7 +28,7 @@ import numpy as np
 
 from ..core.windows import Windowing
 from ..errors import DiffATRError
-from ..worker_process import ONE_THREAD, keep_memory, started
+from ..worker_process import ONE_THREAD, keep_memory, started, wait_for_end
 from .examine import Content, Failure, Finding, Left, examine, note_of
 from .scan import Stamp
 from .windows import Window
@@ -52,6 +52,7 @@ File = tuple[bytes, Stamp]
 Parcel = list[tuple[bytes, Finding | None]]
 """Findings in files, by path, in their order; None at the end of a file."""
 Settled = Callable[[bytes, str], bool]
+"""Whether a file, by its path, need not be decoded with a content, by hash."""
 
 
 def pay(workers: int, stamps: Iterable[Stamp] | None = None) -> bool:
@@ -265,11 +266,7 @@ class _Reader:
 
     def wait(self) -> None:
         """Wait for its end."""
-        try:
-            self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        wait_for_end(self._process, _PATIENCE)
 
 
 def _not_started(why: str | None) -> DiffATRError:

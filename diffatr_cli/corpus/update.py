@@ -139,7 +139,7 @@ class Update:
                 found = elsewhere.findings(self.corpus, todo, self.model, self.embedded, self._unusable_content)
             left, more = todo, True
             while more:
-                before, left = len(left), self._take_all(left, found, progress, len(todo) - len(left), len(todo))
+                before, left = len(left), self._take_all(left, found, progress, len(todo))
                 found, more = self._read_again(left, workers), 0 < len(left) < before
             self.unsettled |= bool(left)
             self.commits.commit()
@@ -202,21 +202,20 @@ class Update:
         todo: Mapping[bytes, Stamp],
         found: Generator[tuple[bytes, Finding | None]],
         progress: Progress,
-        done: int,
         total: int,
     ) -> dict[bytes, Stamp]:
-        """Take in what is found in files, of which `done` are before them; return those that are to be looked into again: another
-        file with the same content was being taken in."""
+        """Take in what is found in the last files of `total`; return those that are to be looked into again, since another file
+        with the same content was being taken in."""
         left = dict(todo)
         with contextlib.closing(found):
             for path, finding in found:
                 if path not in self.open:
-                    progress(done, total, "indexing")
+                    progress(total - len(left), total, "indexing")
                     self.open[path] = _File(todo[path])
                 file = self.open[path]
                 if finding is not None:
                     if self._take(path, file, finding):
-                        progress(done, total, f"indexing, {duration(file.part.spans[-1][1])} into a recording")
+                        progress(total - len(left), total, f"indexing, {duration(file.part.spans[-1][1])} into a recording")
                     continue
                 del self.open[path]
                 if self.taken.get(file.part.content) is file:
@@ -226,7 +225,6 @@ class Update:
                 if not file.lost:
                     self._keep_file(path, file)
                 del left[path]
-                done += 1
         return left
 
     def _take(self, path: bytes, file: _File, finding: Finding) -> bool:
